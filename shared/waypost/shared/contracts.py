@@ -1,0 +1,407 @@
+"""What travels: the documents that are signed, and the facts a decision is made from.
+
+Each is a frozen ``msgspec.Struct`` decoded strictly (no int from a string, no bool from an int,
+no NaN). Unknown fields are ignored, so that an old reader can read a newer document; a change
+an old reader must not ignore is named in ``must_understand``, and it refuses.
+
+Units are in the names: ``_ms`` milliseconds, ``_s`` seconds, ``_nusd`` nano-dollars; instants
+are Unix seconds.
+"""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+from msgspec.json import Decoder
+
+from waypost.shared.money import Nusd, Price, Tokens
+
+__all__ = [
+    "AUTO",
+    "CAPABILITIES",
+    "ENDPOINTS",
+    "SUPPORTED_FEATURES",
+    "Claims",
+    "Condition",
+    "Declared",
+    "Endpoint",
+    "Facts",
+    "Hint",
+    "Hints",
+    "HourBetween",
+    "Issuer",
+    "IssuerKey",
+    "Issuers",
+    "Limits",
+    "Measured",
+    "Model",
+    "Name",
+    "NumberBetween",
+    "OneOf",
+    "Policy",
+    "Proposal",
+    "Route",
+    "Signed",
+    "SpendLimit",
+    "TextHas",
+    "Weights",
+    "Window",
+    "YesNo",
+    "decode_hints",
+    "decode_issuers",
+    "decode_policy",
+]
+
+# What a caller writes in the body's ``model`` to leave the choice to Waypost.
+AUTO = "auto"
+
+# What a model may be able to do beyond text; a request's needs are drawn from the same list.
+CAPABILITIES = ("audio", "json", "tools", "vision")
+
+# Which API a request came by.
+ENDPOINTS = ("chat.completions", "completions", "embeddings", "messages", "responses")
+
+# ``must_understand`` entries this version honours. A document naming any other is refused.
+SUPPORTED_FEATURES: frozenset[str] = frozenset()
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}$")]
+Instant = Annotated[int, Meta(ge=0, le=2**40)]
+Version = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Millis = Annotated[int, Meta(ge=0, le=86_400_000)]
+Percent = Annotated[int, Meta(ge=0, le=100)]
+
+
+# ── the policy: which models exist, what they promise, who may use them ───────────────────────
+
+
+class Model(Struct, frozen=True, kw_only=True):
+    """One model at one provider in one region, with everything a decision needs.
+
+    Attributes:
+        id: our name for it, as proposals, records and rules say it.
+        name: the provider's name for it, as sent upstream.
+        tiers: who may use it.
+        promises: what the provider has promised in writing (``hipaa_baa``, ``no_training``,
+            ``zero_retention``, ``region:eu``, ``on_prem``, ``certification:…``).
+        quality: the operator's rating, 0 to 100.
+        context_tokens: prompt and answer together.
+        ttft_prior_ms: expected time to first token before anything was measured.
+        tokens_per_s_prior: expected speed of the answer, likewise.
+    """
+
+    id: Name
+    provider: Name
+    name: Annotated[str, Meta(min_length=1, max_length=200)]
+    price: Price
+    tiers: tuple[Name, ...]
+    context_tokens: Annotated[int, Meta(ge=1, le=2**31)]
+    max_output_tokens: Annotated[int, Meta(ge=1, le=2**31)]
+    region: Name = "global"
+    promises: tuple[Name, ...] = ()
+    capabilities: tuple[Name, ...] = ()
+    endpoints: tuple[Name, ...] = ("chat.completions",)
+    quality: Percent = 50
+    ttft_prior_ms: Annotated[int, Meta(ge=1, le=600_000)] = 800
+    tokens_per_s_prior: Annotated[int, Meta(ge=1, le=100_000)] = 60
+
+
+class NumberBetween(Struct, frozen=True, tag="number", tag_field="is"):
+    """``at_least ≤ field < below``; an absent bound does not bind."""
+
+    field: Literal["input_tokens", "messages", "weekday"]
+    at_least: int | None = None
+    below: int | None = None
+
+
+class HourBetween(Struct, frozen=True, tag="hour", tag_field="is"):
+    """UTC hour from ``start`` up to but not including ``end``; may wrap past midnight."""
+
+    start: Annotated[int, Meta(ge=0, le=23)]
+    end: Annotated[int, Meta(ge=0, le=24)]
+
+
+class OneOf(Struct, frozen=True, tag="one_of", tag_field="is"):
+    """The field's value is one of ``values``; an absent value is none of them."""
+
+    field: Literal["tier", "tenant", "region", "endpoint", "task"]
+    values: tuple[str, ...]
+
+
+class YesNo(Struct, frozen=True, tag="yes_no", tag_field="is"):
+    """A yes/no field has this value."""
+
+    field: Literal["interactive"]
+    value: bool
+
+
+class TextHas(Struct, frozen=True, tag="has", tag_field="is"):
+    """Sets: at least one of ``any_of``, every one of ``all_of``, none of ``none_of``.
+
+    ``keywords`` are whole words of the newest user message, case folded; ``tags`` are declared.
+    An empty tuple does not bind.
+    """
+
+    field: Literal["keywords", "tags"]
+    any_of: tuple[str, ...] = ()
+    all_of: tuple[str, ...] = ()
+    none_of: tuple[str, ...] = ()
+
+
+Condition = NumberBetween | HourBetween | OneOf | YesNo | TextHas
+
+
+class Weights(Struct, frozen=True, kw_only=True):
+    """What ``balanced`` weighs, in per cent of the whole; need not add up to 100."""
+
+    cost: Percent = 34
+    latency: Percent = 33
+    quality: Percent = 33
+
+
+class Route(Struct, frozen=True, kw_only=True):
+    """One row of the decision table: when it applies, and whom it prefers.
+
+    Attributes:
+        when: all must hold; empty means always (the default, which is the last row).
+        models: candidates, compared by ``optimize``.
+        fallback: tried in this order after the candidates.
+        min_quality: candidates rated lower step back behind the fallback.
+        max_cost_nusd: candidates whose estimate is dearer step back likewise.
+        max_ttft_ms: candidates expected slower step back likewise.
+        enforce: the models of this row are the whole set, not a preference. Its conditions may
+            then use signed and measured facts only.
+    """
+
+    name: Name
+    models: tuple[Name, ...]
+    when: tuple[Condition, ...] = ()
+    optimize: Literal["cost", "latency", "quality", "balanced"] = "cost"
+    weights: Weights = Weights()
+    fallback: tuple[Name, ...] = ()
+    min_quality: Percent = 0
+    max_cost_nusd: Nusd | None = None
+    max_ttft_ms: Millis | None = None
+    enforce: bool = False
+
+
+class Endpoint(Struct, frozen=True, kw_only=True):
+    """A validator that clients may send requests to."""
+
+    id: Name
+    url: Annotated[str, Meta(max_length=500)]
+    region: Name = "global"
+
+
+class Policy(Struct, frozen=True, kw_only=True):
+    """The routing manifest: target ``policy/<channel>.json`` of the signed repository.
+
+    Attributes:
+        version: grows with each publication.
+        data_classes: class of data → promises a provider must have made to see it. A class
+            that is not listed here is refused.
+        last_resort: ends each chain, as far as it is admissible.
+        default_output_tokens: expected answer length where nobody says.
+        projection: ``client`` leaves out what the operator marked private.
+    """
+
+    channel: Name
+    version: Version
+    issued_at: Instant
+    tiers: tuple[Name, ...]
+    models: tuple[Model, ...]
+    routes: tuple[Route, ...]
+    data_classes: dict[Name, tuple[Name, ...]] = {}
+    last_resort: tuple[Name, ...] = ()
+    endpoints: tuple[Endpoint, ...] = ()
+    default_output_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] = 300
+    projection: Literal["full", "client"] = "full"
+    kind: Literal["policy"] = "policy"
+    schema: Literal[1] = 1
+    must_understand: tuple[str, ...] = ()
+
+
+# ── hints: numbers from an online key, which may reorder and demote, never widen ───────────────
+
+
+class Hint(Struct, frozen=True, kw_only=True):
+    """What the fleet sees of one model lately. ``health`` is 0 (dead) to 100."""
+
+    model: Name
+    ttft_ms: Millis | None = None
+    tokens_per_s: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
+    health: Percent = 100
+    drain: bool = False
+
+
+class Hints(Struct, frozen=True, kw_only=True):
+    """Target ``hints/<channel>.json``, signed by a delegated online role."""
+
+    channel: Name
+    version: Version
+    issued_at: Instant
+    models: tuple[Hint, ...] = ()
+    kind: Literal["hints"] = "hints"
+    schema: Literal[1] = 1
+    must_understand: tuple[str, ...] = ()
+
+
+# ── issuers: whose access tokens hold ──────────────────────────────────────────────────────────
+
+
+class IssuerKey(Struct, frozen=True, kw_only=True):
+    """One public key of a token issuer, as RFC 7517 writes an OKP or EC key.
+
+    ``alg`` is the key's single algorithm (RFC 8725 §3.1): a token saying another is refused.
+    """
+
+    kid: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    alg: Literal["EdDSA", "ES256"]
+    x: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{43}$")]
+    y: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{43}$")] | None = None
+    status: Literal["active", "retiring", "revoked"] = "active"
+    not_before: Instant = 0
+    expires_at: Instant | None = None
+
+
+class Issuer(Struct, frozen=True, kw_only=True):
+    """One token issuer. ``min_iat`` revokes everything it issued before that instant."""
+
+    iss: Annotated[str, Meta(min_length=1, max_length=300)]
+    keys: tuple[IssuerKey, ...]
+    max_lifetime_s: Annotated[int, Meta(ge=1, le=86_400)] = 3_600
+    min_iat: Instant = 0
+
+
+class Issuers(Struct, frozen=True, kw_only=True):
+    """Target ``issuers/<channel>.json``: who may issue tokens, and which of them are revoked.
+
+    Attributes:
+        revoked_jtis: token ids, each as ``<iss> <jti>``.
+        min_iat_by_subject: subject, as ``<iss> <sub>`` → instant before which its tokens fall.
+    """
+
+    channel: Name
+    version: Version
+    issued_at: Instant
+    issuers: tuple[Issuer, ...] = ()
+    revoked_jtis: tuple[str, ...] = ()
+    min_iat_by_subject: dict[str, Instant] = {}
+    kind: Literal["issuers"] = "issuers"
+    schema: Literal[1] = 1
+    must_understand: tuple[str, ...] = ()
+
+
+decode_policy = Decoder(Policy).decode
+decode_hints = Decoder(Hints).decode
+decode_issuers = Decoder(Issuers).decode
+
+
+# ── the access token ───────────────────────────────────────────────────────────────────────────
+
+Window = Literal["request", "hour", "day", "month", "total"]
+
+
+class SpendLimit(Struct, frozen=True, kw_only=True):
+    """At most ``limit_nusd`` in each calendar ``window`` (UTC); ``total`` never resets."""
+
+    window: Window
+    limit_nusd: Nusd
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """The limits of one account, as ceilings: the lowest of several holds."""
+
+    account: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}$")]
+    limits: tuple[SpendLimit, ...] = ()
+
+
+class Claims(Struct, frozen=True, kw_only=True):
+    """An access token's claims: RFC 9068's, and ours. Grants are ceilings; the rest narrows.
+
+    Attributes:
+        tier: must be one of the policy's tiers.
+        budget: the account that pays, and ceilings for it. The ledger's own limits hold too.
+        data_classes: duties that always hold for this caller.
+        models: narrows the set; ``None`` leaves it as the tier has it.
+    """
+
+    iss: Annotated[str, Meta(min_length=1, max_length=300)]
+    aud: Annotated[str, Meta(min_length=1, max_length=300)]
+    sub: Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
+    exp: Instant
+    iat: Instant
+    jti: Annotated[str, Meta(min_length=16, max_length=128, pattern=r"^[\x21-\x7e]+$")]
+    client_id: Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
+    tier: Name
+    budget: Limits
+    nbf: Instant = 0
+    tenant: Name | None = None
+    region: Name | None = None
+    data_classes: tuple[Name, ...] = ()
+    models: tuple[Name, ...] | None = None
+
+
+# ── facts: what a decision is made from, by who vouches for them ───────────────────────────────
+
+
+class Signed(Struct, frozen=True, kw_only=True):
+    """Vouched for by the access token."""
+
+    tier: str
+    tenant: str | None = None
+    region: str | None = None
+    data_classes: tuple[str, ...] = ()
+    models: tuple[str, ...] | None = None
+
+
+class Measured(Struct, frozen=True, kw_only=True):
+    """Seen by whoever decides, in the request itself or in its own state.
+
+    Attributes:
+        input_tokens: estimate that rules compare and prices are compared by.
+        max_input_tokens: no tokenizer makes more of this prompt; bounds the cost.
+        max_output_tokens: per answer, as the caller asked; ``None``: the model's own limit.
+        choices: answers asked for (OpenAI's ``n``).
+        needs: capabilities the request uses.
+        keywords: words of the policy's vocabulary found in the newest user message.
+        affordable_nusd: what the account can still pay for this request; ``None`` unbounded.
+        out_of_service: models whose breaker is open.
+    """
+
+    endpoint: str = "chat.completions"
+    input_tokens: Tokens = 0
+    max_input_tokens: Tokens = 0
+    max_output_tokens: Tokens | None = None
+    choices: Tokens = 1
+    messages: Tokens = 1
+    needs: tuple[str, ...] = ()
+    keywords: tuple[str, ...] = ()
+    data_classes: tuple[str, ...] = ()
+    affordable_nusd: int | None = None
+    out_of_service: tuple[str, ...] = ()
+
+
+class Declared(Struct, frozen=True, kw_only=True):
+    """Said by the client. May add duties and steer preference; never widens the set."""
+
+    interactive: bool = True
+    task: str | None = None
+    tags: tuple[str, ...] = ()
+    data_classes: tuple[str, ...] = ()
+    expected_output_tokens: Tokens | None = None
+
+
+class Facts(Struct, frozen=True, kw_only=True):
+    """Everything a decision may depend on, time included, so that it can be replayed."""
+
+    now: Instant
+    signed: Signed
+    measured: Measured = Measured()
+    declared: Declared = Declared()
+
+
+class Proposal(Struct, frozen=True, kw_only=True):
+    """What the client would choose: a model, and how it came to it."""
+
+    model: str
+    route: str | None = None
+    manifest: int | None = None
