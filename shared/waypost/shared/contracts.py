@@ -167,8 +167,8 @@ class Route(Struct, frozen=True, kw_only=True):
         min_quality: candidates rated lower step back behind the fallback.
         max_cost_nusd: candidates whose estimate is dearer step back likewise.
         max_ttft_ms: candidates expected slower step back likewise.
-        enforce: the models of this row are the whole set, not a preference. Its conditions may
-            then use signed and measured facts only.
+        enforce: the models and fallback of this row are the whole set, not a preference. Its
+            conditions may then use signed and measured facts only.
     """
 
     name: Name

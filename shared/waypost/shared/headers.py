@@ -39,7 +39,9 @@ Item = str | int | bool
 Value = Item | tuple[Item, ...]
 
 _KEY = r"[a-z*][a-z0-9_.*-]*"
-_ITEM = r'"(?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*"|-?[0-9]{1,15}|\?[01]|[A-Za-z*][A-Za-z0-9!#$%&\'*+.^_`|~:/-]*'
+_STRING = r'"(?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*"'
+_TOKEN = r"[A-Za-z*][A-Za-z0-9!#$%&'*+.^_`|~:/-]*"  # noqa: S105 - the RFC's word for a symbol
+_ITEM = rf"{_STRING}|-?[0-9]{{1,15}}|\?[01]|{_TOKEN}"
 _PARAMS = rf"(?:;[ ]*{_KEY}(?:=(?:{_ITEM}))?)*"
 _MEMBER = re.compile(
     rf"({_KEY})(?:=(?:({_ITEM})|\(([ ]*(?:(?:{_ITEM}){_PARAMS}(?:[ ]+|(?=\))))*)\)))?{_PARAMS}"

@@ -1,7 +1,7 @@
 """The decision record: what happened to one request, in a form that can be decided again.
 
 A record names the manifest by version and digest and keeps the facts; it does not repeat what
-the manifest says, so exclusions and prices are derived again on reading (``waypost.shared.explain``).
+the manifest says: exclusions and prices are derived again on reading (``waypost.shared.explain``).
 It never holds prompt text, tokens or keys.
 """
 
@@ -56,6 +56,7 @@ class DecisionRecord(Struct, frozen=True, kw_only=True):
         at_ms: arrival, Unix milliseconds.
         subject: keyed pseudonym of the token's ``sub``; empty when no token held.
         facts: ``None`` when the request was refused before they were known.
+        chosen: the model that was decided on.
         model: the model that answered, or was last tried.
         reason: stable code behind the verdict; of an error, its code.
         steps_ms: time spent per pipeline step.
@@ -78,6 +79,7 @@ class DecisionRecord(Struct, frozen=True, kw_only=True):
     facts: Facts | None = None
     proposal: Proposal | None = None
     route: str | None = None
+    chosen: str | None = None
     model: str | None = None
     attempts: tuple[Attempt, ...] = ()
     steps_ms: dict[str, float] = {}

@@ -1,0 +1,1 @@
+"""What client, edge and validator share: contracts, the decision engine, manifest trust."""

@@ -1,0 +1,514 @@
+"""Which models may serve a request, and in which order to try them.
+
+Pure: no clock, no I/O, no randomness. Client, validator, ``explain`` and the tests all run this
+one function, so that they cannot disagree by accident.
+
+1. *Admissible set*: tier ∧ token's models ∧ duties ∧ API ∧ capabilities ∧ context ∧ in service
+   ∧ affordable. Each is a bit mask over models, compiled once per manifest.
+2. *Route*: the first row of the decision table that matches.
+3. *Order*: the row's candidates by its objective, then its fallback, then the last resort.
+4. *Verdict*: a proposal inside the set is accepted; one outside is overridden by the best
+   admissible model; an empty set is a refusal. The set is policy, the pick is performance.
+
+``exclusion`` says the same one model at a time, written for reading rather than speed; the
+tests hold the two against each other.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from msgspec import Struct
+
+from waypost.shared.contracts import (
+    SUPPORTED_FEATURES,
+    Facts,
+    Hint,
+    Hints,
+    Model,
+    Policy,
+    Proposal,
+    Route,
+)
+from waypost.shared.errors import PolicyError
+from waypost.shared.measure import Vocabulary
+from waypost.shared.money import Usage, bill, upper_bound
+from waypost.shared.records import Verdict
+from waypost.shared.rules import DECLARED_FIELDS, RuleTable, describe, field_of
+
+__all__ = [
+    "CompiledPolicy",
+    "Decision",
+    "Exclusion",
+    "ExclusionCode",
+    "affordable_output",
+    "compile_policy",
+    "cost_bound_nusd",
+    "cost_estimate_nusd",
+    "decide",
+    "exclusion",
+    "output_bound",
+]
+
+ExclusionCode = Literal[
+    "unknown_model",
+    "tier_not_allowed",
+    "not_in_token",
+    "duty_unmet",
+    "endpoint_unsupported",
+    "capability_missing",
+    "context_too_small",
+    "out_of_service",
+    "unaffordable",
+    "not_in_route",
+]
+
+# A hint moves an expectation no further than this from the operator's prior, so that a stolen
+# hints key can make things slower, never send everything one way for good.
+HINT_SHRINK = 4
+HINT_GROW = 16
+
+MEMO_ENTRIES = 4_096
+
+
+class Decision(Struct, frozen=True, kw_only=True):
+    """What is to happen with a request.
+
+    Attributes:
+        reason: ``proposal_admissible`` or ``no_proposal``; of an override, why the proposed
+            model is out; of a refusal, ``unknown_tier``, ``unknown_data_class``, or what
+            emptied the set.
+        model: ``None`` when refused.
+        route: name of the row that matched; ``None`` when refused before that.
+        candidates: the row's admissible models, best first; a client may pick any of them.
+        chain: what to try, ``model`` first; each of them is admissible.
+        proposed: what the client wanted.
+    """
+
+    verdict: Verdict
+    reason: str
+    model: str | None = None
+    route: str | None = None
+    candidates: tuple[str, ...] = ()
+    chain: tuple[str, ...] = ()
+    proposed: str | None = None
+
+
+class Exclusion(Struct, frozen=True):
+    """Why one model is out: a code, and a clause a person understands."""
+
+    code: ExclusionCode
+    detail: str
+
+
+# ── size and cost of an answer ─────────────────────────────────────────────────────────────────
+
+
+def output_bound(model: Model, facts: Facts) -> int:
+    """Return the most tokens one answer may have: as asked, within what the model can do."""
+    asked = facts.measured.max_output_tokens
+    room = max(1, min(model.max_output_tokens, model.context_tokens - facts.measured.input_tokens))
+    return room if asked is None else min(asked, room)
+
+
+def cost_bound_nusd(model: Model, facts: Facts) -> int:
+    """Return the most this request can cost on ``model``; what is reserved."""
+    return upper_bound(
+        model.price,
+        input_tokens=facts.measured.max_input_tokens,
+        output_tokens=output_bound(model, facts) * facts.measured.choices,
+    )
+
+
+def affordable_output(model: Model, facts: Facts, *, budget_nusd: int) -> int:
+    """Return how many tokens per answer ``budget_nusd`` surely pays for; 0 if not one."""
+    fixed = upper_bound(model.price, input_tokens=facts.measured.max_input_tokens, output_tokens=0)
+    left = budget_nusd - fixed
+    per_mtok = model.price.output_nusd_per_mtok * facts.measured.choices
+    if left <= 0:
+        return 0
+    bound = output_bound(model, facts)
+    return bound if per_mtok == 0 else min(bound, (left - 1) * 1_000_000 // per_mtok)
+
+
+def expected_output(policy: Policy, facts: Facts) -> int:
+    """Return how long an answer is likely to be, in tokens."""
+    expected = facts.declared.expected_output_tokens or policy.default_output_tokens
+    asked = facts.measured.max_output_tokens
+    return expected if asked is None else min(expected, asked)
+
+
+def cost_estimate_nusd(policy: Policy, model: Model, facts: Facts) -> int:
+    """Return what this request will probably cost on ``model``."""
+    return bill(
+        model.price,
+        Usage(
+            input_tokens=facts.measured.input_tokens,
+            output_tokens=expected_output(policy, facts) * facts.measured.choices,
+        ),
+    )
+
+
+def context_need(policy: Policy, facts: Facts) -> int:
+    """Return the context window this request needs: the prompt, and room for a usual answer."""
+    return facts.measured.input_tokens + min(
+        expected_output(policy, facts), policy.default_output_tokens
+    )
+
+
+# ── compiling ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _clamped(hint: int | None, prior: int) -> int:
+    return prior if not hint else min(max(hint, prior // HINT_SHRINK, 1), prior * HINT_GROW)
+
+
+class CompiledPolicy:
+    """A policy made ready for ``decide``. Immutable in meaning; one per manifest.
+
+    Attributes:
+        models: by id.
+        ttft_ms, tokens_per_s: expectation per model id, from hints within bounds, else priors.
+        vocabulary: the keywords its rules look for.
+    """
+
+    def __init__(self, policy: Policy, hints: Hints | None = None) -> None:
+        _check(policy)
+        self.policy = policy
+        self.models = {model.id: model for model in policy.models}
+        self.vocabulary = Vocabulary.of(policy)
+        self.rules = RuleTable(policy.routes)
+        self.bits = {model.id: 1 << place for place, model in enumerate(policy.models)}
+        self.all = (1 << len(policy.models)) - 1
+
+        hint_of = {hint.model: hint for hint in hints.models} if hints is not None else {}
+        none = Hint(model="none")
+        self.ttft_ms = {
+            m.id: _clamped(hint_of.get(m.id, none).ttft_ms, m.ttft_prior_ms) for m in policy.models
+        }
+        self.tokens_per_s = {
+            m.id: _clamped(hint_of.get(m.id, none).tokens_per_s, m.tokens_per_s_prior)
+            for m in policy.models
+        }
+        self._demoted = {
+            hint.model for hint in hint_of.values() if hint.drain or hint.health == 0
+        } & self.models.keys()
+
+        self.by_tier = {tier: self._mask(tier, "tiers") for tier in policy.tiers}
+        self.by_class = {
+            name: self._all_of(self._mask(promise, "promises") for promise in promises)
+            for name, promises in policy.data_classes.items()
+        }
+        self.by_need = {
+            need: self._mask(need, "capabilities")
+            for need in {need for model in policy.models for need in model.capabilities}
+        }
+        self.by_endpoint = {
+            endpoint: self._mask(endpoint, "endpoints")
+            for endpoint in {endpoint for model in policy.models for endpoint in model.endpoints}
+        }
+        # Sorted by window: models from a place onwards are those whose window is large enough.
+        windows = sorted((model.context_tokens, self.bits[model.id]) for model in policy.models)
+        self.windows = [window for window, _ in windows]
+        self.by_window = [sum(bit for _, bit in windows[i:]) for i in range(len(windows) + 1)]
+        self.by_row = [
+            sum(self.bits[name] for name in {*route.models, *route.fallback})
+            for route in policy.routes
+        ]
+        self._best = sorted(policy.models, key=lambda model: (-model.quality, model.id))
+        self._plans: dict[tuple[int, int, int, int], tuple[tuple[str, ...], tuple[str, ...]]] = {}
+
+    def _mask(self, name: str, attribute: str) -> int:
+        return sum(self.bits[m.id] for m in self.policy.models if name in getattr(m, attribute))
+
+    def _all_of(self, masks: Iterable[int]) -> int:
+        result = self.all
+        for mask in masks:
+            result &= mask
+        return result
+
+    def admissible(self, facts: Facts) -> tuple[int, str]:
+        """Return the set as bits, and what emptied it (``""`` if it is not empty)."""
+        signed, measured, declared = facts.signed, facts.measured, facts.declared
+        tier = self.by_tier.get(signed.tier)
+        if tier is None:
+            return 0, "unknown_tier"
+        # Before anything narrows the set: an unknown class is refused whoever asks.
+        duties = self.all
+        for source in (signed.data_classes, measured.data_classes, declared.data_classes):
+            for name in source:
+                duty = self.by_class.get(name)
+                if duty is None:
+                    return 0, "unknown_data_class"
+                duties &= duty
+        mask = tier
+        if not mask:
+            return 0, "tier_not_allowed"
+        if signed.models is not None:
+            named = 0
+            for name in signed.models:
+                named |= self.bits.get(name, 0)
+            mask &= named
+            if not mask:
+                return 0, "not_in_token"
+        mask &= duties
+        if not mask:
+            return 0, "duty_unmet"
+        mask &= self.by_endpoint.get(measured.endpoint, 0)
+        if not mask:
+            return 0, "endpoint_unsupported"
+        for need in measured.needs:
+            mask &= self.by_need.get(need, 0)
+        if not mask:
+            return 0, "capability_missing"
+        mask &= self.by_window[bisect_left(self.windows, context_need(self.policy, facts))]
+        if not mask:
+            return 0, "context_too_small"
+        for name in measured.out_of_service:
+            mask &= ~self.bits.get(name, 0)
+        if not mask:
+            return 0, "out_of_service"
+        if measured.affordable_nusd is not None:
+            for model in self.policy.models:
+                bit = self.bits[model.id]
+                if mask & bit and cost_bound_nusd(model, facts) > measured.affordable_nusd:
+                    mask &= ~bit
+            if not mask:
+                return 0, "unaffordable"
+        return mask, ""
+
+    def plan(self, mask: int, row: int, facts: Facts) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the row's candidates within ``mask``, best first, and the whole chain.
+
+        Sizes are compared as powers of two, so that few plans serve all requests of a manifest
+        and each is made once; two prices closer together than that are as good as equal.
+        """
+        route = self.policy.routes[row]
+        size_in = facts.measured.input_tokens.bit_length()
+        size_out = expected_output(self.policy, facts).bit_length()
+        if route.max_cost_nusd is not None:
+            return self._plan(mask, route, 1 << size_in, 1 << size_out, facts)
+        key = (mask, row, size_in, size_out)
+        plan = self._plans.get(key)
+        if plan is None:
+            if len(self._plans) >= MEMO_ENTRIES:
+                self._plans.clear()
+            plan = self._plans[key] = self._plan(mask, route, 1 << size_in, 1 << size_out, facts)
+        return plan
+
+    def _plan(
+        self, mask: int, route: Route, tokens_in: int, tokens_out: int, facts: Facts
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        listed = [self.models[name] for name in route.models if self.bits[name] & mask]
+        usage = Usage(input_tokens=tokens_in, output_tokens=tokens_out)
+        costs = {model.id: bill(model.price, usage) for model in listed}
+        waits = {
+            m.id: self.ttft_ms[m.id] + tokens_out * 1_000 // self.tokens_per_s[m.id] for m in listed
+        }
+
+        def rank(model: Model) -> tuple[object, ...]:
+            cost, wait = costs[model.id], waits[model.id]
+            match route.optimize:
+                case "cost":
+                    return (cost, wait, -model.quality)
+                case "latency":
+                    return (wait, cost, -model.quality)
+                case "quality":
+                    return (-model.quality, cost, wait)
+                case "balanced":
+                    weights = route.weights
+                    return (
+                        weights.cost * _scaled(cost, costs.values())
+                        + weights.latency * _scaled(wait, waits.values())
+                        - weights.quality * model.quality * 10,
+                        cost,
+                    )
+
+        def meets(model: Model) -> bool:
+            return (
+                model.quality >= route.min_quality
+                and (route.max_ttft_ms is None or self.ttft_ms[model.id] <= route.max_ttft_ms)
+                and (
+                    route.max_cost_nusd is None
+                    or cost_estimate_nusd(self.policy, model, facts) <= route.max_cost_nusd
+                )
+            )
+
+        # Ties go by id: the order of models in the file means nothing.
+        ranked = sorted(listed, key=lambda model: (*rank(model), model.id))
+        good = [m.id for m in ranked if meets(m) and m.id not in self._demoted]
+        # What misses a floor, or is being drained, still beats having nothing.
+        spare = [m.id for m in ranked if m.id not in good]
+        chain = [*good, *(name for name in route.fallback if self.bits[name] & mask), *spare]
+        chain += [name for name in self.policy.last_resort if self.bits[name] & mask]
+        if route.enforce:
+            inside = {*route.models, *route.fallback}
+            chain = [name for name in chain if name in inside]
+        elif not chain:
+            chain = [model.id for model in self._best if self.bits[model.id] & mask]
+        chain = sorted(dict.fromkeys(chain), key=lambda name: name in self._demoted)
+        return tuple(good or spare), tuple(chain)
+
+
+def _scaled(value: int, among: Iterable[int]) -> int:
+    """Return ``value`` within the range of ``among`` as 0 to 1,000."""
+    values = list(among)
+    low, high = min(values), max(values)
+    return 0 if low == high else (value - low) * 1_000 // (high - low)
+
+
+def compile_policy(policy: Policy, hints: Hints | None = None) -> CompiledPolicy:
+    """Return ``policy`` ready for ``decide``.
+
+    Hints reorder and demote what the policy contains; ids it does not contain are ignored.
+
+    Raises:
+        PolicyError: it names what does not exist, has no default, or needs a newer version.
+    """
+    return CompiledPolicy(policy, hints)
+
+
+def _check(policy: Policy) -> None:
+    unknown = set(policy.must_understand) - SUPPORTED_FEATURES
+    if unknown:
+        raise PolicyError(f"needs a newer version, for: {', '.join(sorted(unknown))}")
+    _unique("model", [model.id for model in policy.models])
+    _unique("route", [route.name for route in policy.routes])
+    known = {model.id for model in policy.models}
+    _known("last_resort", "model", policy.last_resort, known)
+    if not policy.routes or policy.routes[-1].when:
+        raise PolicyError("the last route must have no conditions, so that every request has one")
+    steered = ""
+    for place, route in enumerate(policy.routes):
+        where = f"route '{route.name}'"
+        _known(where, "model", (*route.models, *route.fallback), known)
+        if not route.when and place < len(policy.routes) - 1:
+            raise PolicyError(f"{where} matches everything, so what follows is never reached")
+        if not route.models and policy.projection == "full":
+            raise PolicyError(f"{where} lists no model")
+        for condition in route.when:
+            if field_of(condition) in DECLARED_FIELDS:
+                steered = steered or where
+                if route.enforce:
+                    raise PolicyError(
+                        f"{where} enforces on {describe(condition)}, which clients only declare"
+                    )
+        if route.enforce and steered:
+            raise PolicyError(f"{where} enforces, but clients can steer into {steered} before it")
+    for model in policy.models:
+        _known(f"model '{model.id}'", "tier", model.tiers, set(policy.tiers))
+
+
+def _unique(what: str, names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise PolicyError(f"there are two {what}s named '{name}'")
+
+
+def _known(where: str, what: str, names: Iterable[str], known: set[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise PolicyError(f"{where} names a {what} that does not exist: '{name}'")
+
+
+# ── deciding ───────────────────────────────────────────────────────────────────────────────────
+
+
+def decide(policy: CompiledPolicy, facts: Facts, proposal: Proposal | None = None) -> Decision:
+    """Return which model serves the request, what to fall back to, and why.
+
+    Deterministic: the same policy, hints, facts and proposal give the same decision anywhere.
+    """
+    proposed = None if proposal is None else proposal.model
+    mask, emptied = policy.admissible(facts)
+    if emptied:
+        return Decision(verdict="refused", reason=emptied, proposed=proposed)
+    row = policy.rules.first(facts)
+    route = policy.policy.routes[row]
+    if route.enforce:
+        mask &= policy.by_row[row]
+        if not mask:
+            return Decision(
+                verdict="refused", reason="not_in_route", route=route.name, proposed=proposed
+            )
+    candidates, chain = policy.plan(mask, row, facts)
+    if proposed is None:
+        return Decision(
+            verdict="decided",
+            reason="no_proposal",
+            model=chain[0],
+            route=route.name,
+            candidates=candidates,
+            chain=chain,
+        )
+    if policy.bits.get(proposed, 0) & mask:
+        if chain[0] != proposed:
+            chain = (proposed, *(name for name in chain if name != proposed))
+        return Decision(
+            verdict="accepted",
+            reason="proposal_admissible",
+            model=proposed,
+            route=route.name,
+            candidates=candidates,
+            chain=chain,
+            proposed=proposed,
+        )
+    why = exclusion(policy, proposed, facts)
+    return Decision(
+        verdict="overridden",
+        reason="unknown_model" if why is None else why.code,
+        model=chain[0],
+        route=route.name,
+        candidates=candidates,
+        chain=chain,
+        proposed=proposed,
+    )
+
+
+def exclusion(policy: CompiledPolicy, name: str, facts: Facts) -> Exclusion | None:
+    """Return why ``name`` may not serve this request, or ``None`` if it may."""
+    signed, measured, declared = facts.signed, facts.measured, facts.declared
+    model = policy.models.get(name)
+    if model is None:
+        return Exclusion("unknown_model", "the manifest has no such model")
+    if signed.tier not in model.tiers:
+        return Exclusion("tier_not_allowed", f"not open to tier {signed.tier}")
+    if signed.models is not None and name not in signed.models:
+        return Exclusion("not_in_token", "the access token does not include it")
+    for vouched, classes in (
+        ("token", signed.data_classes),
+        ("detected", measured.data_classes),
+        ("declared", declared.data_classes),
+    ):
+        for data_class in classes:
+            missing = [
+                promise
+                for promise in policy.policy.data_classes.get(data_class, ("a known data class",))
+                if promise not in model.promises
+            ]
+            if missing:
+                return Exclusion(
+                    "duty_unmet",
+                    f"{model.provider} has not promised {' or '.join(missing)},"
+                    f" which {data_class} data needs ({vouched})",
+                )
+    if measured.endpoint not in model.endpoints:
+        return Exclusion("endpoint_unsupported", f"does not serve {measured.endpoint}")
+    missing = [need for need in measured.needs if need not in model.capabilities]
+    if missing:
+        return Exclusion("capability_missing", f"cannot do {' and '.join(missing)}")
+    need = context_need(policy.policy, facts)
+    if model.context_tokens < need:
+        return Exclusion(
+            "context_too_small", f"holds {model.context_tokens} tokens, {need} are needed"
+        )
+    if name in measured.out_of_service:
+        return Exclusion("out_of_service", "its provider is failing at the moment")
+    if measured.affordable_nusd is not None:
+        bound = cost_bound_nusd(model, facts)
+        if bound > measured.affordable_nusd:
+            return Exclusion("unaffordable", "the account cannot cover what it may cost")
+    route = policy.policy.routes[policy.rules.first(facts)]
+    if route.enforce and name not in (*route.models, *route.fallback):
+        return Exclusion("not_in_route", f"route '{route.name}' allows only its own models")
+    return None
