@@ -1,0 +1,1 @@
+"""Where policy is written, signed, published and served."""
