@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 import msgspec
-from rich.console import Console
+from rich.console import Console, ConsoleRenderable
+from rich.markup import escape
 from rich.table import Table
 from waypost.shared.errors import WaypostError
 
@@ -26,13 +27,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
     for column in columns:
         made.add_column(column)
     for row in rows:
-        made.add_row(*(cell if hasattr(cell, "__rich_console__") else _plain(cell) for cell in row))
+        made.add_row(*map(_cell, row))
     return made
 
 
-def _plain(cell: object) -> str:
-    from rich.markup import escape
-
+def _cell(cell: object) -> ConsoleRenderable | str:
+    if isinstance(cell, ConsoleRenderable):
+        return cell
     return escape("" if cell is None else str(cell))
 
 

@@ -142,7 +142,6 @@ class _Words:
     def __init__(self, read: Callable[[Facts], Value], rows: dict[int, list[TextHas]]) -> None:
         self._read = read
         self._rows = rows
-        self._free = 0
         self.vocabulary: set[str] = set()
         for conditions in rows.values():
             for condition in conditions:
@@ -192,9 +191,9 @@ class RuleTable:
         match conditions[0]:
             case NumberBetween() | HourBetween():
                 cuts = sorted({cut for condition in conditions for cut in _cuts(condition)})
-                # A cell is one value wide in meaning: any value of it stands for all.
-                masks = [mask(value) for value in [*(cuts[:1] and [cuts[0] - 1]), *cuts]]
-                self._other.append(_Cells(read, cuts, masks))
+                # All values of a cell mean the same, so its first one stands for it.
+                firsts = [cuts[0] - 1 if cuts else 0, *cuts]
+                self._other.append(_Cells(read, cuts, [mask(first) for first in firsts]))
             case OneOf() | YesNo():
                 values: set[Value] = {True, False} if isinstance(conditions[0], YesNo) else set()
                 for condition in conditions:
