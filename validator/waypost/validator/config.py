@@ -1,0 +1,328 @@
+"""What the operator of a validator writes: ``validator.yaml``, read strictly.
+
+Secrets are never in it: ``api_key`` names an environment variable. Paths are relative to the
+file. What may be served to whom is not here either: that is the signed manifest's business.
+"""
+
+import contextlib
+import os
+import secrets
+import tempfile
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    HttpUrl,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from waypost.shared.contracts import SpendLimit, Window
+from waypost.shared.errors import StoreError, WaypostError
+from waypost.shared.money import NUSD_PER_USD
+
+__all__ = [
+    "Budgets",
+    "ConfigError",
+    "LedgerConfig",
+    "LimitsConfig",
+    "ManifestConfig",
+    "ProviderConfig",
+    "PseudonymConfig",
+    "RecordsConfig",
+    "SpendRule",
+    "ValidatorConfig",
+    "load_config",
+    "load_pseudonym_key",
+]
+
+MIB = 1_048_576
+PSEUDONYM_KEY_BYTES = 32
+
+
+class ConfigError(WaypostError):
+    """``validator.yaml`` cannot be used; the message names file, line, field and the mend."""
+
+    code = "config_invalid"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def _path(value: object) -> object:
+    return Path(value) if isinstance(value, str) and value else value
+
+
+def _usd(value: object) -> object:
+    # YAML reads 0.1 as a float; its shortest text is what the person wrote.
+    return Decimal(str(value)) if isinstance(value, int | float | str) else value
+
+
+FilePath = Annotated[Path, BeforeValidator(_path)]
+Usd = Annotated[
+    Decimal, BeforeValidator(_usd), Field(ge=0, le=9_000_000, decimal_places=9, allow_inf_nan=False)
+]
+EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+ProviderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}$")]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class ManifestConfig(_Section):
+    """Where the signed manifest comes from.
+
+    Attributes:
+        url: the edge's ``bundle.json``; without one, bundles come by ``PUT /admin/bundle``.
+        root: the trusted root this validator starts from.
+        cache: last good bundle, so that a restart needs no network.
+        refresh_s: how often to ask for a newer one; jittered by a fifth.
+        grace_s: how long an expired manifest is still served on.
+        admin: whether ``PUT /admin/bundle`` is answered; a bundle is its own authority.
+    """
+
+    url: str | None = None
+    root: FilePath
+    cache: FilePath = Path("state/manifest.json")
+    refresh_s: Seconds = 30.0
+    grace_s: Annotated[int, Field(ge=0, le=7 * 86_400)] = 3_600
+    admin: bool = False
+
+    @field_validator("url")
+    @classmethod
+    def _is_http(cls, url: str | None) -> str | None:
+        return None if url is None else str(HttpUrl(url))
+
+
+class ProviderConfig(_Section):
+    """One upstream, by the name that the manifest's models give as ``provider``.
+
+    Attributes:
+        base_url: up to and including the version, as SDKs want it: ``https://…/v1``.
+        api_key: name of the environment variable that holds the key; absent: no key is sent.
+        max_tokens_field: what the provider calls the answer's limit.
+        timeout_s: longest silence of the provider; of an unstreamed answer, its whole time.
+        simulated: a stand-in, which every table then says.
+    """
+
+    base_url: str
+    api_key: EnvName | None = None
+    dialect: Literal["openai"] = "openai"
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    timeout_s: Seconds = 60.0
+    connect_timeout_s: Seconds = 3.0
+    simulated: bool = False
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_plain_http(cls, url: str) -> str:
+        parsed = HttpUrl(url)
+        if parsed.username or parsed.password or parsed.query or parsed.fragment:
+            raise ValueError("give scheme, host and path only; keys belong in the environment")
+        return url.rstrip("/")
+
+
+class LedgerConfig(_Section):
+    """Where budgets are kept. ``full`` survives a power cut, ``normal`` a crash of the process."""
+
+    path: FilePath = Path("state/ledger.sqlite")
+    durability: Literal["full", "normal"] = "normal"
+
+
+class RecordsConfig(_Section):
+    """Where decision records are kept, and for how long."""
+
+    path: FilePath = Path("state/records.sqlite")
+    retain_days: Annotated[int, Field(ge=1, le=3_650)] = 30
+
+
+class SpendRule(_Section):
+    """At most so many dollars in each calendar window (UTC)."""
+
+    window: Window
+    limit_usd: Usd
+
+    @property
+    def limit(self) -> SpendLimit:
+        """The rule in nano-dollars."""
+        return SpendLimit(window=self.window, limit_nusd=int(self.limit_usd * NUSD_PER_USD))
+
+
+class Budgets(_Section):
+    """The ledger's own limits. A token may only lower them.
+
+    Attributes:
+        default: for an account that is not listed; empty: what the token says is all.
+        accounts: per account, instead of the default.
+    """
+
+    default: list[SpendRule] = []
+    accounts: dict[str, list[SpendRule]] = {}
+
+    def limits(self, account: str) -> tuple[SpendLimit, ...]:
+        """Return the limits of ``account``."""
+        return tuple(rule.limit for rule in self.accounts.get(account, self.default))
+
+
+class PseudonymConfig(_Section):
+    """The key that turns a token's subject into the pseudonym in records.
+
+    A file is generated when absent. Whoever holds the key can tell whether a record is about a
+    given subject; losing it only ends that.
+    """
+
+    path: FilePath | None = None
+    env: EnvName | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "PseudonymConfig":
+        if (self.path is None) == (self.env is None):
+            raise ValueError("give exactly one of path and env")
+        return self
+
+
+class LimitsConfig(_Section):
+    """What one request may take of this machine."""
+
+    body_bytes: Annotated[int, Field(ge=1_024, le=256 * MIB)] = 4 * MIB
+    body_timeout_s: Seconds = 30.0
+
+
+class ValidatorConfig(_Section):
+    """All of ``validator.yaml``.
+
+    Attributes:
+        audience: what a token's ``aud`` must be, exactly.
+        channel: which channel's manifest this validator obeys.
+    """
+
+    audience: Annotated[str, Field(min_length=1, max_length=300)]
+    channel: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "prod"
+    manifest: ManifestConfig
+    providers: Annotated[dict[ProviderName, ProviderConfig], Field(min_length=1)]
+    ledger: LedgerConfig = LedgerConfig()
+    records: RecordsConfig = RecordsConfig()
+    budgets: Budgets = Budgets()
+    pseudonym: PseudonymConfig = PseudonymConfig(path=Path("state/pseudonym.key"))
+    limits: LimitsConfig = LimitsConfig()
+
+    def below(self, folder: Path) -> "ValidatorConfig":
+        """Return the same with relative paths taken from ``folder``."""
+        manifest = self.manifest
+        return self.model_copy(
+            update={
+                "manifest": manifest.model_copy(
+                    update={"root": folder / manifest.root, "cache": folder / manifest.cache}
+                ),
+                "ledger": self.ledger.model_copy(update={"path": folder / self.ledger.path}),
+                "records": self.records.model_copy(update={"path": folder / self.records.path}),
+                "pseudonym": self.pseudonym.model_copy(
+                    update={"path": self.pseudonym.path and folder / self.pseudonym.path}
+                ),
+            }
+        )
+
+
+def load_config(path: Path) -> ValidatorConfig:
+    """Return the configuration in ``path``, its paths made absolute.
+
+    Raises:
+        ConfigError: naming what cannot be read, or each wrong field with its line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; `waypost init` writes one") from None
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path} cannot be read: {exc}") from exc
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as exc:
+        raise ConfigError(f"{path} is not YAML: {_one_line(exc)}") from exc
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must be a mapping, with audience, manifest and providers")
+    try:
+        config = ValidatorConfig.model_validate(content)
+    except ValidationError as exc:
+        wrong = [
+            f"{path}:{_line(tree, error['loc'])}: "
+            f"{'.'.join(str(step) for step in error['loc'])}: {_mend(error['type'], error['msg'])}"
+            for error in exc.errors(include_url=False, include_context=False, include_input=False)
+        ]
+        raise ConfigError("\n".join(wrong)) from None
+    return config.below(path.parent.absolute())
+
+
+def _one_line(exc: yaml.YAMLError) -> str:
+    return " ".join(str(exc).split())
+
+
+def _mend(kind: str, message: str) -> str:
+    if kind == "extra_forbidden":
+        return "no such setting; remove it or correct its name"
+    if kind == "missing":
+        return "is missing; add it"
+    return message[:1].lower() + message[1:]
+
+
+def _line(node: yaml.Node | None, path: Sequence[str | int]) -> int:
+    """Return the line, from 1, of the deepest part of ``path`` that the file has."""
+    line = 1
+    for step in path:
+        found: yaml.Node | None = None
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == str(step):
+                    line, found = key.start_mark.line + 1, value
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
+            found = node.value[step]
+            line = found.start_mark.line + 1
+        if found is None:
+            break
+        node = found
+    return line
+
+
+def load_pseudonym_key(config: PseudonymConfig, environment: Mapping[str, str]) -> bytes:
+    """Return the key; a file that does not exist yet is made, readable by its owner alone.
+
+    Raises:
+        ConfigError: the variable is unset, or what was found is shorter than 32 bytes.
+        StoreError: the file cannot be read or written.
+    """
+    if config.env is not None:
+        key = environment.get(config.env, "").encode()
+        where = f"environment variable {config.env}"
+    else:
+        assert config.path is not None  # noqa: S101 - the model holds exactly one of the two
+        where = str(config.path)
+        try:
+            key = _made_once(config.path)
+        except OSError as exc:
+            raise StoreError(f"{where} cannot be used as the pseudonym key: {exc}") from exc
+    if len(key) < PSEUDONYM_KEY_BYTES:
+        raise ConfigError(f"the pseudonym key in {where} needs {PSEUDONYM_KEY_BYTES} bytes or more")
+    return key
+
+
+def _made_once(path: Path) -> bytes:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=path.name)  # mode 0600
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(secrets.token_hex(PSEUDONYM_KEY_BYTES).encode())
+            # Of several workers starting at once one link holds, and all read the same key.
+            with contextlib.suppress(FileExistsError):
+                os.link(draft, path)
+        finally:
+            os.unlink(draft)
+    return path.read_bytes().strip()
