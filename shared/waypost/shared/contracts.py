@@ -63,7 +63,8 @@ ENDPOINTS = ("chat.completions", "completions", "embeddings", "messages", "respo
 # ``must_understand`` entries this version honours. A document naming any other is refused.
 SUPPORTED_FEATURES: frozenset[str] = frozenset()
 
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}$")]
+# \Z and not $ in all patterns: $ lets a trailing line break through.
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}\Z")]
 Instant = Annotated[int, Meta(ge=0, le=2**40)]
 Version = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Millis = Annotated[int, Meta(ge=0, le=86_400_000)]
@@ -253,10 +254,10 @@ class IssuerKey(Struct, frozen=True, kw_only=True):
     ``alg`` is the key's single algorithm (RFC 8725 §3.1): a token saying another is refused.
     """
 
-    kid: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    kid: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}\Z")]
     alg: Literal["EdDSA", "ES256"]
-    x: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{43}$")]
-    y: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{43}$")] | None = None
+    x: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{43}\Z")]
+    y: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{43}\Z")] | None = None
     status: Literal["active", "retiring", "revoked"] = "active"
     not_before: Instant = 0
     expires_at: Instant | None = None
@@ -310,7 +311,7 @@ class SpendLimit(Struct, frozen=True, kw_only=True):
 class Limits(Struct, frozen=True, kw_only=True):
     """The limits of one account, as ceilings: the lowest of several holds."""
 
-    account: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}$")]
+    account: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}\Z")]
     limits: tuple[SpendLimit, ...] = ()
 
 
@@ -326,11 +327,11 @@ class Claims(Struct, frozen=True, kw_only=True):
 
     iss: Annotated[str, Meta(min_length=1, max_length=300)]
     aud: Annotated[str, Meta(min_length=1, max_length=300)]
-    sub: Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
+    sub: Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+\Z")]
     exp: Instant
     iat: Instant
-    jti: Annotated[str, Meta(min_length=16, max_length=128, pattern=r"^[\x21-\x7e]+$")]
-    client_id: Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
+    jti: Annotated[str, Meta(min_length=16, max_length=128, pattern=r"^[\x21-\x7e]+\Z")]
+    client_id: Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+\Z")]
     tier: Name
     budget: Limits
     nbf: Instant = 0
