@@ -472,7 +472,7 @@ def exclusion(policy: CompiledPolicy, name: str, facts: Facts) -> Exclusion | No
     if model is None:
         return Exclusion("unknown_model", "the manifest has no such model")
     if signed.tier not in model.tiers:
-        return Exclusion("tier_not_allowed", f"not open to tier {signed.tier}")
+        return Exclusion("tier_not_allowed", f"it is not open to tier {signed.tier}")
     if signed.models is not None and name not in signed.models:
         return Exclusion("not_in_token", "the access token does not include it")
     for vouched, classes in (
@@ -493,14 +493,14 @@ def exclusion(policy: CompiledPolicy, name: str, facts: Facts) -> Exclusion | No
                     f" which {data_class} data needs ({vouched})",
                 )
     if measured.endpoint not in model.endpoints:
-        return Exclusion("endpoint_unsupported", f"does not serve {measured.endpoint}")
+        return Exclusion("endpoint_unsupported", f"it does not serve {measured.endpoint}")
     missing = [need for need in measured.needs if need not in model.capabilities]
     if missing:
-        return Exclusion("capability_missing", f"cannot do {' and '.join(missing)}")
+        return Exclusion("capability_missing", f"it cannot do {' and '.join(missing)}")
     need = context_need(policy.policy, facts)
     if model.context_tokens < need:
         return Exclusion(
-            "context_too_small", f"holds {model.context_tokens} tokens, {need} are needed"
+            "context_too_small", f"it holds {model.context_tokens} tokens, {need} are needed"
         )
     if name in measured.out_of_service:
         return Exclusion("out_of_service", "its provider is failing at the moment")

@@ -78,6 +78,8 @@ def decode_chat(body: bytes) -> ChatRequest:
         return _chat_decoder.decode(body)
     except msgspec.ValidationError as exc:
         text, _, path = str(exc).partition(" - at ")
+        # An unknown enum value is quoted by the decoder, and may be prompt text.
+        text = text.partition(" '")[0]
         param = path.strip("`").removeprefix("$").removeprefix(".") or None
         raise InvalidRequestError(
             f"{text} (at {param})" if param else text, code="invalid_body", param=param

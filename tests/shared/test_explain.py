@@ -1,0 +1,102 @@
+"""Explanations: one sentence for anyone, and never another story than the decision."""
+
+from hypothesis import given
+
+from support.worlds import NOW, a_policy, facts, policies, proposals, some_facts
+from waypost.shared.contracts import Declared, Facts, Policy, Proposal
+from waypost.shared.engine import compile_policy, decide
+from waypost.shared.explain import explain, explain_record
+from waypost.shared.records import Attempt, DecisionRecord, decode_record, encode_record
+
+
+def sentence(given_facts: Facts, proposal: Proposal | None = None) -> str:
+    policy = compile_policy(a_policy())
+    return explain(policy, given_facts, decide(policy, given_facts, proposal)).sentence
+
+
+def test_an_accepted_choice_names_the_rule_and_its_values() -> None:
+    assert sentence(some_facts(), Proposal(model="small")) == (
+        "The client chose small, which the policy allows;"
+        " rule 'short-chat' (input_tokens 41 < 100, tier = free) matched."
+    )
+
+
+def test_an_override_says_what_was_wrong_with_the_wish() -> None:
+    assert sentence(some_facts(), Proposal(model="frontier")) == (
+        "The client asked for frontier, but it is not open to tier free;"
+        " rule 'short-chat' (input_tokens 41 < 100, tier = free) matched,"
+        " so small was used instead."
+    )
+
+
+def test_a_missing_promise_is_named_with_the_class_that_needs_it() -> None:
+    phi = some_facts(declared=Declared(data_classes=("phi",)))
+
+    assert "acme has not promised hipaa_baa, which phi data needs (declared)" in sentence(
+        phi, Proposal(model="small")
+    )
+
+
+def test_a_refusal_says_why_in_words() -> None:
+    nobody = some_facts(needs=("audio",))
+
+    assert sentence(nobody) == "Refused: no model open to this caller can do audio."
+
+
+@given(policies(), facts(), proposals)
+def test_every_model_is_either_admissible_or_excluded_with_a_reason(
+    policy: Policy, given_facts: Facts, proposal: Proposal | None
+) -> None:
+    compiled = compile_policy(policy)
+    decision = decide(compiled, given_facts, proposal)
+
+    told = explain(compiled, given_facts, decision)
+
+    assert not set(decision.chain) & set(told.exclusions)
+    assert told.sentence.endswith(".")
+    for model in policy.models:
+        assert any(line.startswith(f"{model.id}: ") for line in told.trace)
+
+
+def a_record(**changes: object) -> DecisionRecord:
+    fields: dict[str, object] = {
+        "id": "01-x",
+        "at_ms": NOW * 1_000,
+        "verdict": "accepted",
+        "reason": "proposal_admissible",
+        "http_status": 200,
+        "facts": some_facts(),
+        "proposal": Proposal(model="small"),
+        "chosen": "small",
+        "model": "large",
+        "attempts": (
+            Attempt(model="small", provider="acme", outcome="server_error", http_status=503),
+            Attempt(model="large", provider="acme", outcome="ok", http_status=200, ttft_ms=20.0),
+        ),
+        "cost_nusd": 2_000_000,
+        "baseline_cost_nusd": 3_000_000,
+    }
+    return DecisionRecord(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_a_fallback_is_told_as_what_failed_and_who_answered() -> None:
+    told = explain_record(a_record(), compile_policy(a_policy()))
+
+    assert told.sentence.endswith("matched. small failed. large answered in its place.")
+    assert "without routing: $0.0030, saved $0.0010" in told.trace
+
+
+def test_a_record_is_decided_again_from_its_own_json() -> None:
+    record = a_record()
+    again = decode_record(encode_record(record))
+
+    assert again == record
+    assert again.facts is not None
+    policy = compile_policy(a_policy())
+    assert decide(policy, again.facts, again.proposal).model == record.chosen
+
+
+def test_a_record_without_its_manifest_still_tells_what_it_knows() -> None:
+    told = explain_record(a_record(model="small", attempts=()), None)
+
+    assert told.sentence == "Sent to small (accepted, proposal admissible)."
