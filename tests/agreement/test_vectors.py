@@ -26,7 +26,7 @@ POLICY = compile_policy(decode_policy((VECTORS / "policy.json").read_bytes()))
 Case = dict[str, Any]
 
 
-def cases(file: str) -> Any:  # noqa: ANN401 - pytest has no public name for its mark
+def cases(file: str) -> pytest.MarkDecorator:
     loaded: list[Case] = json.loads((VECTORS / file).read_text())
     return pytest.mark.parametrize("case", loaded, ids=[case["name"] for case in loaded])
 
