@@ -1,0 +1,150 @@
+"""Servers under measurement and the load on them, each pinned to a core of its own."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+SERVER_CORE, LOAD_CORE = 0, max(0, (os.cpu_count() or 1) - 1)
+BODY = Path(__file__).parent / "body.json"
+
+
+class Unavailable(Exception):
+    """Something this section needs is not on this machine; its message says what."""
+
+
+def need(tool: str) -> str:
+    """Return the path of ``tool``, or say which package holds it."""
+    path = shutil.which(tool) or shutil.which(tool, path="/usr/sbin:/sbin")
+    if path is None:
+        raise Unavailable(f"{tool} is not installed (Debian package {tool})")
+    return path
+
+
+def free_port() -> int:
+    """Return a port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _pin(core: int) -> None:
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {core})
+
+
+@contextmanager
+def running(
+    command: Sequence[str | Path],
+    *,
+    port: int,
+    core: int,
+    env: Mapping[str, str] | None = None,
+    log: Path,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run ``command`` pinned to ``core`` until the block ends; enter when ``port`` answers."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [str(part) for part in command],
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **(env or {})},
+            preexec_fn=lambda: _pin(core),
+        )
+    try:
+        for _ in range(400):
+            if process.poll() is not None:
+                raise RuntimeError(f"{command[0]} ended at once: {log.read_text()[-2_000:]}")
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=0.2).close()
+                break
+            except OSError:
+                time.sleep(0.05)
+        else:
+            raise RuntimeError(f"nothing listens on {port}: {log.read_text()[-2_000:]}")
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def nginx(folder: Path, port: int) -> tuple[list[str | Path], Path]:
+    """Return the command of an nginx that answers every request with one static completion."""
+    answer = (Path(__file__).parent / "answer.json").read_text()
+    conf = folder / "nginx.conf"
+    conf.write_text(f"""
+daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx.err;
+events {{ worker_connections 1024; }}
+http {{
+  access_log off; keepalive_requests 100000000; client_body_buffer_size 64k;
+  client_body_temp_path {folder}/b; proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f;
+  uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+  server {{
+    listen 127.0.0.1:{port} reuseport;
+    location / {{ default_type application/json; return 200 '{answer}'; }}
+  }}
+}}
+""")
+    return [need("nginx"), "-c", conf], folder / "nginx.log"
+
+
+def uvicorn(app: str, port: int) -> list[str | Path]:
+    """Return the command of a one-worker uvicorn on uvloop and httptools."""
+    return [
+        sys.executable, "-m", "uvicorn", app, "--port", str(port), "--loop", "uvloop",
+        "--http", "httptools", "--log-level", "warning", "--no-access-log",
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a load generator saw. Latencies in milliseconds."""
+
+    requests_per_s: float
+    p50_ms: float
+    p99_ms: float
+    errors: int
+
+
+def wrk(
+    port: int, *, connections: int, seconds: float, headers: Mapping[str, str], folder: Path
+) -> Load:
+    """POST the 1.5 kB body to the server on ``port`` as fast as it answers."""
+    script = folder / "post.lua"
+    lines = "\n".join(f'wrk.headers["{k}"] = "{v}"' for k, v in headers.items())
+    script.write_text(f"""
+local f = io.open("{BODY}", "rb"); wrk.body = f:read("*a"); f:close()
+wrk.method = "POST"; wrk.headers["Content-Type"] = "application/json"
+{lines}
+done = function(summary, latency, requests)
+  io.write(string.format("RESULT %f %f %f %d\\n",
+    summary.requests / (summary.duration / 1e6), latency:percentile(50) / 1e3,
+    latency:percentile(99) / 1e3,
+    summary.errors.status + summary.errors.connect + summary.errors.read + summary.errors.timeout))
+end
+""")
+    output = subprocess.run(
+        [
+            need("wrk"), "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(script),
+            f"http://127.0.0.1:{port}/v1/chat/completions",
+        ],
+        capture_output=True, text=True, check=True,
+        preexec_fn=lambda: _pin(LOAD_CORE),
+    ).stdout  # fmt: skip
+    match = re.search(r"RESULT (\S+) (\S+) (\S+) (\d+)", output)
+    if match is None:
+        raise RuntimeError(output)
+    rps, p50, p99, errors = match.groups()
+    return Load(float(rps), float(p50), float(p99), int(errors))
