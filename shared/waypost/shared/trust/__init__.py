@@ -1,0 +1,12 @@
+"""Manifests: which bytes may be believed, and for how long.
+
+A standard TUF repository travels as one untrusted bundle; ``open_bundle`` verifies it with the
+unmodified ``tuf.ngclient.Updater``, and ``ManifestKeeper`` keeps the last good one. Importing
+this package loads neither tuf nor an HTTP client: those come with the first bundle.
+"""
+
+from waypost.shared.trust.bundle import Projection
+from waypost.shared.trust.keeper import ManifestKeeper
+from waypost.shared.trust.manifest import Trusted, open_bundle
+
+__all__ = ["ManifestKeeper", "Projection", "Trusted", "open_bundle"]

@@ -1,0 +1,257 @@
+"""Runs ``tuf.ngclient.Updater``, unmodified, on files in memory.
+
+Imports tuf, so it is imported late. Each run gets a private directory, since an Updater's
+directory must not be shared (concurrent runs fail on its root symlink); it is seeded with the
+metadata verified before, which the Updater verifies again. The trusted root is always the one
+that ships with the program, never a cached one.
+"""
+
+# tuf spells __all__ as Class.__name__, which no type checker reads.
+# pyright: reportPrivateImportUsage=false
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+from tuf.api.exceptions import (
+    BadVersionNumberError,
+    DownloadError,
+    DownloadHTTPError,
+    DownloadLengthMismatchError,
+    ExpiredMetadataError,
+    LengthOrHashMismatchError,
+    RepositoryError,
+    UnsignedMetadataError,
+)
+from tuf.api.metadata import TargetFile
+from tuf.api.serialization import DeserializationError
+from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
+
+from waypost.shared.errors import TrustCode, TrustError
+
+__all__ = ["Verified", "verify"]
+
+_CONFIG = UpdaterConfig(
+    max_root_rotations=64,
+    root_max_length=64_000,
+    timestamp_max_length=4_096,
+    snapshot_max_length=16_384,
+    targets_max_length=262_144,
+)
+_METADATA, _TARGETS = "metadata/", "targets/"
+_TOP_LEVEL = ("root", "timestamp", "snapshot", "targets")
+
+# Linux keeps it in memory: a third faster, and at hand where every disk is read-only.
+_MEMORY = "/dev/shm"  # noqa: S108 - a private directory is made inside
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What the Updater vouches for.
+
+    Attributes:
+        error: why the bundle is refused; the rest of the fields but ``floor`` is then void.
+        targets: bytes by target path.
+        versions: of each role, ``root`` included.
+        expires_at: the earliest expiry among the roles behind the required targets.
+        floor: metadata that verified, by file name without ``.json``.
+    """
+
+    error: TrustError | None
+    targets: dict[str, bytes]
+    versions: dict[str, int]
+    expires_at: int
+    floor: dict[str, str]
+
+
+def verify(
+    files: Mapping[str, str],
+    *,
+    root: bytes,
+    floor: Mapping[str, str],
+    required: tuple[str, ...],
+    optional: tuple[str, ...],
+) -> Verified:
+    """Return the targets that ``files`` prove, or why they prove nothing.
+
+    Args:
+        files: repository path → text, unverified.
+        floor: as an earlier run returned it.
+        required: target paths without which the bundle is refused.
+        optional: target paths that may be missing or expired.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="waypost-", dir=_directory()) as directory:
+            _seed(Path(directory), floor)
+            return _run(Path(directory), files, root, floor, required, optional)
+    except OSError as exc:
+        error = TrustError(f"no temporary directory to verify in: {exc}", code="unavailable")
+        return Verified(error, {}, {}, 0, dict(floor))
+
+
+def _run(
+    directory: Path,
+    files: Mapping[str, str],
+    root: bytes,
+    floor: Mapping[str, str],
+    required: tuple[str, ...],
+    optional: tuple[str, ...],
+) -> Verified:
+    fetcher = _BundleFetcher(files)
+    # A target ``full/prod.json`` is signed by the delegated role ``full``, if there is one.
+    behind = {*_TOP_LEVEL, *(path.partition("/")[0] for path in required)}
+    targets: dict[str, bytes] = {}
+    error: TrustError | None = None
+    expires_at = 0
+    try:
+        updater = Updater(
+            str(directory), _METADATA, fetcher=fetcher, config=_CONFIG, bootstrap=root
+        )
+        updater.refresh()
+        for path in required:
+            targets[path] = _target(updater, fetcher, path)
+        roles = _trusted_roles(directory)
+        expires_at = min(int(roles[name].signed.expires.timestamp()) for name in behind & {*roles})
+        for path in optional:
+            with suppress(DownloadHTTPError, ExpiredMetadataError):
+                targets[path] = _target(updater, fetcher, path)
+    except (RepositoryError, DownloadError) as exc:
+        error = _refusal(exc, fetcher.asked)
+    except Exception as exc:  # hostile input must not find a way around refusal
+        error = TrustError(f"not a repository: {type(exc).__name__}", code="format")
+    learned = _harvest(directory)
+    if error is not None and (error.code, error.role) == ("expired", "timestamp"):
+        # TUF 5.4.5 stores a timestamp only after its expiry was checked. It is authentic, and
+        # without it an older one could return.
+        learned["timestamp"] = files["metadata/timestamp.json"]
+    return Verified(
+        error,
+        targets,
+        {name: role.signed.version for name, role in _trusted_roles(directory).items()},
+        expires_at,
+        {**floor, **learned},
+    )
+
+
+class _BundleFetcher(FetcherInterface):
+    """Serves the bundle's files; remembers which was asked for last, to name it in errors."""
+
+    def __init__(self, files: Mapping[str, str]) -> None:
+        self._files = files
+        self.asked = ""
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        self.asked = url
+        text = self._files.get(url)
+        if text is None:
+            raise DownloadHTTPError(f"{url} is not in the bundle", 404)
+        return iter((text.encode(),))
+
+    def download_bytes(self, url: str, max_length: int) -> bytes:
+        """Like the inherited method, without its temporary file."""
+        data = b"".join(self.fetch(url))
+        if len(data) > max_length:
+            raise DownloadLengthMismatchError(
+                f"{url} has {len(data)} bytes, at most {max_length} are read"
+            )
+        return data
+
+
+def _target(updater: Updater, fetcher: _BundleFetcher, path: str) -> bytes:
+    info: TargetFile | None = updater.get_targetinfo(path)
+    if info is None:
+        fetcher.asked = path
+        raise DownloadHTTPError(f"no role has signed a target {path}", 404)
+    # Verified and returned from the same bytes: a file in between could change in between.
+    data = fetcher.download_bytes(_TARGETS + info.get_prefixed_paths()[0], info.length)
+    info.verify_length_and_hashes(data)
+    return data
+
+
+# ── the Updater's directory: metadata it has verified, and nothing else ────────────────────────
+
+
+def _directory() -> str | None:
+    return _MEMORY if os.access(_MEMORY, os.W_OK | os.X_OK) else None
+
+
+def _seed(directory: Path, floor: Mapping[str, str]) -> None:
+    (directory / "root_history").mkdir()
+    for name, text in floor.items():
+        folder = directory / "root_history" if name.endswith(".root") else directory
+        (folder / f"{name}.json").write_text(text, encoding="utf-8", newline="")
+
+
+def _harvest(directory: Path) -> dict[str, str]:
+    found = [*directory.glob("*.json"), *directory.glob("root_history/*.json")]
+    return {
+        path.name.removesuffix(".json"): path.read_bytes().decode()
+        for path in found
+        if path.name != "root.json"
+    }
+
+
+class _Common(Struct):
+    version: int
+    expires: datetime
+
+
+class _Role(Struct):
+    signed: _Common
+
+
+_decode_role = msgspec.json.Decoder(_Role).decode
+
+
+def _trusted_roles(directory: Path) -> dict[str, _Role]:
+    return {
+        path.name.removesuffix(".json"): _decode_role(path.read_bytes())
+        for path in directory.glob("*.json")
+    }
+
+
+# ── refusals, in our words ─────────────────────────────────────────────────────────────────────
+
+
+# tuf finds out late that an earlier role has expired, so the file asked for last is not it.
+_EXPIRED = re.compile(r"(?:Final |New )?([a-z]+)(?:\.json)? is expired")
+
+
+def _refusal(exc: Exception, asked: str) -> TrustError:
+    role = _role_of(asked)
+    code: TrustCode
+    match exc:
+        case UnsignedMetadataError():
+            code = "signature"
+        case ExpiredMetadataError():
+            code = "expired"
+            match = _EXPIRED.fullmatch(str(exc))
+            role = match[1] if match is not None else role
+        case BadVersionNumberError():
+            # A CDN node may lag behind another; only what contradicts itself is an attack.
+            code = "older_than_seen" if role == "timestamp" else "rollback"
+        case DeserializationError():
+            code = "format"
+        case DownloadLengthMismatchError() if role in ("root", "timestamp"):
+            code = "too_large"
+        case LengthOrHashMismatchError() | DownloadLengthMismatchError():
+            code = "integrity"
+        case DownloadError():
+            code = "unavailable"
+        case _:
+            code = "format"
+    return TrustError(f"{role or 'bundle'}: {exc}", code=code, role=role)
+
+
+def _role_of(path: str) -> str:
+    """``metadata/9.targets.json`` → ``targets``; a target's path stays as it is."""
+    if not path.startswith(_METADATA):
+        return path.removeprefix(_TARGETS)
+    return path.removeprefix(_METADATA).removesuffix(".json").rpartition(".")[2]
