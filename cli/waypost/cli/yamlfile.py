@@ -1,0 +1,301 @@
+"""Reads the YAML files that people write, and says of each mistake where it is and what to do.
+
+All mistakes of a file are found in one go. The file is only ever data: no tags, no aliases (so
+no bombs and no cycles), numbers as they are written (so no float ever holds a price), and at
+most a megabyte.
+"""
+
+import re
+from collections.abc import Iterable
+from decimal import Decimal
+from difflib import get_close_matches
+from pathlib import Path
+from types import GenericAlias, NoneType
+from typing import Any, TypeVar, cast, get_args
+
+import yaml
+from msgspec import Struct
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from waypost.shared.errors import WaypostError
+
+try:
+    from yaml import CSafeLoader as Loader
+except ImportError:  # a PyYAML built without libyaml; it reads the same, slower
+    from yaml import SafeLoader as Loader  # type: ignore[assignment]
+
+__all__ = ["FileError", "FileModel", "Finding", "YAMLFile", "did_you_mean", "read_yaml"]
+
+MAX_FILE_BYTES = 1_048_576
+MAX_DEPTH = 32  # the deepest of our own files has 6
+
+Path_ = tuple[str | int, ...]
+M = TypeVar("M", bound=BaseModel)
+
+_TAG = "tag:yaml.org,2002:"
+_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]{0,23})")
+_DECIMAL = re.compile(r"[-+]?[0-9][0-9_]{0,23}\.[0-9_]{0,24}|[-+]?\.[0-9][0-9_]{0,23}")
+
+
+class FileModel(BaseModel):
+    """Base of what people write: exact types, and no field that nobody reads."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Finding(Struct, frozen=True, kw_only=True):
+    """One mistake: ``policy.yaml:14: routes[0].models[1]: there is no model 'smal'; …``.
+
+    ``line`` counts from 1; 0 is the file as a whole.
+    """
+
+    file: str
+    line: int
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{where}: {self.path}: {self.message}" if self.path else f"{where}: {self.message}"
+
+
+class FileError(WaypostError):
+    """A file cannot be used as it is written. ``findings`` are in the order of its lines."""
+
+    code = "file_invalid"
+
+    def __init__(self, findings: Iterable[Finding]) -> None:
+        self.findings = tuple(sorted(findings, key=lambda finding: finding.line))
+        super().__init__("\n".join(map(str, self.findings)))
+
+
+def did_you_mean(wrong: str, known: Iterable[str]) -> str:
+    """Return the mend for a name that does not exist, to put at the end of a sentence."""
+    names = sorted(known)
+    close = get_close_matches(wrong, names, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    if not names:
+        return ""
+    return f"; there is: {', '.join(names[:12])}{', …' if len(names) > 12 else ''}"
+
+
+class YAMLFile:
+    """What a file says, as plain data, with the line of each value.
+
+    Attributes:
+        value: dicts, lists, text, bools, ints, and ``Decimal`` where a point is written. Dates
+            stay text.
+        findings: mistakes so far, for the caller to raise.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.value: dict[str, Any] = {}
+        self.findings: list[Finding] = []
+        self._lines: dict[Path_, int] = {}
+
+    def find(self, path: Path_, message: str, *, line: int | None = None) -> None:
+        """Note a mistake at ``path``, in the line where that, or what it is missing from, is."""
+        place = path
+        while place and place not in self._lines:
+            place = place[:-1]
+        if line is None:
+            line = self._lines.get(place, 1)
+        shown = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+        self.findings.append(
+            Finding(file=self.name, line=line, path=shown.removeprefix("."), message=message)
+        )
+
+    def read(self, model: type[M], *, context: object = None) -> M | None:
+        """Return the file as ``model``; ``None`` with findings noted if it is not one."""
+        try:
+            return model.model_validate(self.value, context=context)
+        except ValidationError as exc:
+            for error in exc.errors(include_url=False):
+                # pydantic marks an error in a key of a mapping so; the key itself is the place.
+                path = tuple(part for part in error["loc"] if part != "[key]")
+                self.find(path, _mend(model, path, error))
+            return None
+
+    def names(self, section: str) -> set[str]:
+        """Return the names in a top-level section, be it a list or a mapping, right or wrong.
+
+        So that a mistake in one definition does not make every mention of it a mistake too.
+        """
+        found: object = self.value.get(section)
+        if isinstance(found, dict | list):
+            return {name for name in cast("Iterable[object]", found) if isinstance(name, str)}
+        return set()
+
+    def rows(self, section: str) -> list[tuple[int, dict[str, object]]]:
+        """Return the entries of a top-level list that are mappings, each with its place."""
+        found: object = self.value.get(section)
+        rows = cast("list[object]", found) if isinstance(found, list) else []
+        return [
+            (place, cast("dict[str, object]", row))
+            for place, row in enumerate(rows)
+            if isinstance(row, dict)
+        ]
+
+    def load(self, node: yaml.Node | None) -> None:
+        """Take the file's content from its composed form."""
+        if node is None:
+            self.find((), "the file is empty", line=0)
+        elif not isinstance(node, yaml.MappingNode):
+            self.find((), "should hold 'name: value' lines")
+        else:
+            self.value = cast("dict[str, Any]", self._plain(node, ()))
+
+    def _plain(self, node: yaml.Node, path: Path_) -> object:
+        # A value may begin below its name; the name's line is what people look for.
+        self._lines.setdefault(path, node.start_mark.line + 1)
+        if isinstance(node, yaml.SequenceNode):
+            return [self._plain(item, (*path, i)) for i, item in enumerate(node.value)]
+        if isinstance(node, yaml.MappingNode):
+            mapping: dict[str, object] = {}
+            for key, value in node.value:
+                self._entry(mapping, key, value, path)
+            return mapping
+        text = cast("str", node.value)
+        match node.tag.removeprefix(_TAG):
+            case "str" | "timestamp" | "value":
+                return text
+            case "null":
+                return None
+            case "bool":
+                return text.lower() in {"yes", "true", "on"}
+            case "int" if _INTEGER.fullmatch(text):
+                return int(text.replace("_", ""))
+            case "float" if _DECIMAL.fullmatch(text):
+                return Decimal(text.replace("_", ""))
+            case "int" | "float":
+                self.find(path, f"write '{text}' as a plain decimal number, or in quotes")
+            case tag:
+                self.find(path, f"the tag '{tag}' has no meaning here; leave it out")
+        return None
+
+    def _entry(
+        self, mapping: dict[str, object], key: yaml.Node, value: yaml.Node, path: Path_
+    ) -> None:
+        line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            return self.find(path, "a name should be plain text", line=line)
+        # As written: a tier may be called 'on', and a model '4'.
+        place = (*path, cast("str", key.value))
+        if key.tag == f"{_TAG}merge":
+            return self.find(place, "merging with '<<' is not supported; write it out", line=line)
+        if key.value in mapping:
+            first = self._lines[place]
+            return self.find(place, f"is here twice, first in line {first}; delete one", line=line)
+        self._lines[place] = line
+        mapping[key.value] = self._plain(value, place)
+        return None
+
+
+def read_yaml(path: Path) -> YAMLFile:
+    """Return the file at ``path``; a name that is there twice and the like are its findings.
+
+    Raises:
+        FileError: it cannot be read, is too large, or is not YAML at all.
+    """
+    file = YAMLFile(path.name)
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(MAX_FILE_BYTES + 1)
+    except OSError as exc:
+        file.find((), f"cannot be read: {exc.strerror or 'unknown reason'}", line=0)
+        raise FileError(file.findings) from None
+    if len(data) > MAX_FILE_BYTES:
+        file.find((), f"is larger than {MAX_FILE_BYTES // 1024} KiB", line=0)
+        raise FileError(file.findings)
+    try:
+        text = data.decode("utf-8-sig")
+        _check_shape(file, text)
+        file.load(yaml.compose(text, Loader=Loader))
+    except UnicodeDecodeError as exc:
+        line = data.count(b"\n", 0, exc.start) + 1
+        file.find((), "is not UTF-8 from here on; save the file as UTF-8", line=line)
+    except yaml.MarkedYAMLError as exc:
+        message = f"is not YAML: {exc.problem or exc.context}{_hint(exc)}"
+        file.find((), message, line=exc.problem_mark.line + 1 if exc.problem_mark else 0)
+    except yaml.YAMLError:
+        file.find((), "is not YAML: it holds control characters", line=0)
+    else:
+        return file
+    raise FileError(file.findings)
+
+
+def _check_shape(file: YAMLFile, text: str) -> None:
+    """Refuse what would make composing expensive, on the event stream, which is flat."""
+    depth = 0
+    for event in yaml.parse(text, Loader=Loader):
+        if isinstance(event, yaml.AliasEvent):
+            message = f"the alias '*{event.anchor}' is not supported; write it out"
+        elif isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            message = f"is nested deeper than {MAX_DEPTH} levels" if depth > MAX_DEPTH else ""
+        else:
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            message = ""
+        if message:
+            file.find((), message, line=event.start_mark.line + 1 if event.start_mark else 0)
+            raise FileError(file.findings)
+
+
+def _hint(exc: yaml.MarkedYAMLError) -> str:
+    if "cannot start any token" in (exc.problem or ""):
+        return "; indent with spaces, and put text that begins with @, % or ` in quotes"
+    if "mapping values are not allowed" in (exc.problem or ""):
+        return "; put text with a colon in quotes, and check the indentation above"
+    return ""
+
+
+_KINDS: dict[type[object], str] = {
+    str: "text",
+    bool: "yes or no",
+    int: "a number",
+    Decimal: "a number",
+    list: "a list",
+    NoneType: "nothing",
+}
+
+
+def _mend(model: type[BaseModel], path: Path_, error: ErrorDetails) -> str:
+    """Return what is wrong and what to write instead, for pydantic's standard errors."""
+    kind = cast("type[object]", type(error["input"]))
+    found = _KINDS.get(kind, "fields")
+    match error["type"]:
+        case "missing":
+            return f"'{path[-1]}' is missing; add it"
+        case "extra_forbidden":
+            return f"there is no such field{did_you_mean(str(path[-1]), _fields(model, path[:-1]))}"
+        case "literal_error":
+            expected = error.get("ctx", {}).get("expected", "")
+            mend = did_you_mean(str(error["input"]), re.findall(r"'([^']*)'", expected))
+            return f"should be {expected}{mend if 'did you mean' in mend else ''}"
+        case "string_type" if found in {"a number", "yes or no"}:
+            return f"should be text, not {found}; put it in quotes"
+        case "model_type" | "dict_type" | "model_attributes_type":
+            return f"should hold 'name: value' pairs, not {found}"
+        case "too_short":
+            return "should not be empty"
+        case name:
+            message = error["msg"].removeprefix("Input ").removeprefix("Value error, ")
+            message = message[:1].lower() + message[1:]
+            return f"{message}, not {found}" if name.endswith("_type") else message
+
+
+def _fields(kind: Any, path: Path_) -> list[str]:  # noqa: ANN401 - annotations
+    """Return the fields that the model at ``path`` below ``kind`` has."""
+    for part in path:
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            kind = kind.model_fields[str(part)].annotation
+        else:
+            # Of list[X] and dict[str, X] it is X that comes next.
+            kind = get_args(kind)[-1]
+        while get_args(kind) and not isinstance(kind, GenericAlias):
+            # Annotated[X, …] and X | None both mean X.
+            kind = next(arg for arg in get_args(kind) if arg is not NoneType)
+    return list(kind.model_fields)

@@ -1,0 +1,197 @@
+"""The words and numbers of the files that people write, each with the mend for its mistakes.
+
+They are pydantic annotations: a validator here says in our own words what is wrong, and what to
+write instead.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from fractions import Fraction
+from typing import Annotated, TypeVar, cast
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+from pydantic_core import PydanticCustomError
+
+from waypost.cli.yamlfile import did_you_mean
+from waypost.shared.money import NUSD_PER_USD
+
+__all__ = [
+    "URL",
+    "Days",
+    "Dollars",
+    "Hours",
+    "Instant",
+    "Keyword",
+    "Millis",
+    "Name",
+    "Percent",
+    "Promise",
+    "Some",
+    "Tokens",
+    "Unique",
+    "among",
+    "known",
+    "listed",
+    "wrong",
+]
+
+# What a provider may have promised in writing. A duty nobody knows would be met by nobody, and
+# a misspelt promise would be none, so both must be one of these.
+PROMISES = ("hipaa_baa", "no_training", "on_prem", "zero_retention")
+OPEN_PROMISES = ("certification:", "region:")  # followed by a name
+
+MAX_NUSD = 2**53 - 1
+WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+T = TypeVar("T")
+
+
+def wrong(message: str) -> PydanticCustomError:
+    """Return a mistake to raise from a pydantic validator, in our own words."""
+    return PydanticCustomError("authoring", "{message}", {"message": message})
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}", value):
+        raise wrong(
+            f"'{value[:64]}' is not a name: up to 64 of A-Z a-z 0-9 . _ : / -,"
+            " beginning with a letter or digit"
+        )
+    return value
+
+
+def known(what: str) -> AfterValidator:
+    """Refuse a name that is not in the validation context's set of that name."""
+
+    def check(value: str, info: ValidationInfo) -> str:
+        names = cast("Mapping[str, set[str]]", info.context)[what]
+        if value not in names:
+            raise wrong(
+                f"there is no {what.partition(' or ')[0]} '{value}'{did_you_mean(value, names)}"
+            )
+        return value
+
+    return AfterValidator(check)
+
+
+def among(what: str, names: Sequence[str]) -> AfterValidator:
+    """Refuse a name that is not one of ``names``."""
+
+    def check(value: str) -> str:
+        if value not in names:
+            raise wrong(f"there is no {what} '{value}'{did_you_mean(value, names)}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _promise(value: str) -> str:
+    if value in PROMISES or (value.startswith(OPEN_PROMISES) and not value.endswith(":")):
+        return _name(value)
+    names = (*PROMISES, "region:eu", "certification:soc2")
+    raise wrong(f"there is no promise '{value}'{did_you_mean(value, names)}")
+
+
+def _nusd(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | Decimal):
+        raise wrong("should be dollars as a plain number, such as 0.15")
+    # Fractions, since Decimal would round a long literal to 28 digits without a word.
+    nusd = Fraction(value) * NUSD_PER_USD
+    if nusd < 0:
+        raise wrong(f"{value} is negative; write 0 for what is free")
+    if nusd.denominator != 1:
+        raise wrong(f"{value} is finer than a billionth of a dollar; round it up")
+    if nusd > MAX_NUSD:
+        raise wrong(f"{value} is more than ${MAX_NUSD // NUSD_PER_USD:,}; is it in dollars?")
+    return int(nusd)
+
+
+def listed(value: object) -> object:
+    """Return ``value`` as a list: where one value is meant, brackets are not needed."""
+    return cast("list[object]", value) if isinstance(value, list) else [value]
+
+
+def _unique(values: list[T]) -> list[T]:
+    for value in values:
+        if values.count(value) > 1:
+            raise wrong(f"'{value}' is here twice; delete one")
+    return values
+
+
+def _url(value: str) -> str:
+    try:
+        url = urlsplit(value)
+        port_fits = url.port is None or url.port > 0
+    except ValueError:
+        raise wrong("is not a URL; write https://host") from None
+    if not url.hostname or not port_fits or url.scheme not in {"http", "https"}:
+        raise wrong("is not a URL; write https://host")
+    if url.username is not None or url.query or url.fragment or not value.isascii():
+        raise wrong("should hold scheme, host and path only, in ASCII")
+    if url.scheme == "http" and url.hostname not in {"localhost", "127.0.0.1", "::1"}:
+        raise wrong("sends tokens in the clear; write https://")
+    return value
+
+
+def _hours(value: object) -> object:
+    match = re.fullmatch(r"(\d{1,2})-(\d{1,2})", value) if isinstance(value, str) else None
+    if match is None or int(match[1]) > 23 or int(match[2]) > 24:
+        raise wrong("should be two hours, such as 9-17 or 22-6")
+    if int(match[1]) == int(match[2]) % 24:
+        raise wrong("is the whole day; leave the condition out")
+    return int(match[1]), int(match[2])
+
+
+def _days(value: object) -> object:
+    first, _, last = value.lower().partition("-") if isinstance(value, str) else ("", "", "")
+    last = last or first
+    if first not in WEEKDAYS or last not in WEEKDAYS:
+        raise wrong(f"should be a day or a span, such as mon-fri, of {', '.join(WEEKDAYS)}")
+    if WEEKDAYS.index(first) > WEEKDAYS.index(last):
+        raise wrong("runs past Sunday; write two routes, since a week begins on Monday")
+    return WEEKDAYS.index(first), WEEKDAYS.index(last) + 1
+
+
+def _instant(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    try:
+        moment = datetime.fromisoformat(cast("str", value))
+    except (TypeError, ValueError):
+        raise wrong("should be a time such as 2027-01-31 or 2027-01-31T12:00:00Z") from None
+    if moment.tzinfo is None:
+        if "T" in cast("str", value) or " " in cast("str", value):
+            raise wrong("has no time zone; end it with Z for UTC")
+        moment = moment.replace(tzinfo=UTC)
+    return int(moment.timestamp())
+
+
+def _keyword(value: str) -> str:
+    # Matched as whole words, case folded; two spellings of one keyword must not compete.
+    words = " ".join(value.casefold().split())
+    if not re.fullmatch(r"[\w' ’-]+", words) or not re.search(r"\w", words):
+        raise wrong(f"'{value}' is not made of words; keywords match whole words only")
+    return words
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Promise = Annotated[str, AfterValidator(_promise)]
+Keyword = Annotated[str, Field(max_length=100), AfterValidator(_keyword)]
+URL = Annotated[str, Field(max_length=500), AfterValidator(_url)]
+Dollars = Annotated[int, BeforeValidator(_nusd)]
+"""Nano-dollars, written as dollars."""
+Tokens = Annotated[int, Field(ge=1, le=2**31)]
+Percent = Annotated[int, Field(ge=0, le=100)]
+Millis = Annotated[int, Field(ge=1, le=600_000)]
+Instant = Annotated[int, BeforeValidator(_instant), Field(ge=0, le=2**40)]
+"""Unix seconds, written as a date or time."""
+Hours = Annotated[tuple[int, int], BeforeValidator(_hours)]
+"""First hour, and the hour it ends at, as ``22-6``."""
+Days = Annotated[tuple[int, int], BeforeValidator(_days)]
+"""First weekday, and the one it ends before, as ``mon-fri``; Monday is 0."""
+Unique = Annotated[list[T], AfterValidator(_unique)]
+Some = Annotated[list[T], BeforeValidator(listed), Field(min_length=1), AfterValidator(_unique)]
+"""One or more, without repetition."""

@@ -1,0 +1,124 @@
+"""Reads issuers.yaml: whose access tokens hold, and which of them are revoked."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jwt
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm
+from pydantic import Field
+
+from waypost.cli.yamlfile import FileError, FileModel, YAMLFile, read_yaml
+from waypost.edge.fields import Instant, known
+from waypost.shared.contracts import Issuer, IssuerKey, Issuers
+
+__all__ = ["load_issuers"]
+
+
+def load_issuers(path: Path, *, channel: str, version: int, issued_at: int) -> Issuers:
+    """Return the token issuers written in ``path``.
+
+    Args:
+        version: of this publication, above all earlier ones.
+        issued_at: Unix seconds.
+
+    Raises:
+        FileError: all that is wrong with the file, each with line, path and mend.
+    """
+    file = read_yaml(path)
+    named = {str(issuer.get("iss")) for _, issuer in file.rows("issuers")}
+    written = file.read(_IssuersFile, context={"issuer": named})
+    if written is not None:
+        _check(file, written)
+    if written is None or file.findings:
+        raise FileError(file.findings)
+    return written.document(channel=channel, version=version, issued_at=issued_at)
+
+
+IssuerRef = Annotated[str, known("issuer")]
+NoSpace = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
+
+
+class _Key(FileModel):
+    kid: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    alg: Literal["EdDSA", "ES256"]
+    x: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{43}$")]
+    y: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{43}$")] | None = None
+    status: Literal["active", "retiring", "revoked"] = "active"
+    not_before: Instant = 0
+    expires_at: Instant | None = None
+
+
+class _Issuer(FileModel):
+    iss: Annotated[str, Field(min_length=1, max_length=300)]
+    keys: Annotated[list[_Key], Field(min_length=1)]
+    max_lifetime_s: Annotated[int, Field(ge=1, le=86_400)] = 3_600
+    min_iat: Instant = 0
+
+
+class _RevokedToken(FileModel):
+    iss: IssuerRef
+    jti: NoSpace
+
+
+class _Subject(FileModel):
+    iss: IssuerRef
+    sub: NoSpace
+    min_iat: Instant
+
+
+class _IssuersFile(FileModel):
+    issuers: Annotated[list[_Issuer], Field(min_length=1)]
+    revoked_tokens: list[_RevokedToken] = []
+    subjects: list[_Subject] = []
+
+    def document(self, *, channel: str, version: int, issued_at: int) -> Issuers:
+        return Issuers(
+            channel=channel,
+            version=version,
+            issued_at=issued_at,
+            issuers=tuple(
+                Issuer(
+                    iss=issuer.iss,
+                    keys=tuple(IssuerKey(**key.model_dump()) for key in issuer.keys),
+                    max_lifetime_s=issuer.max_lifetime_s,
+                    min_iat=issuer.min_iat,
+                )
+                for issuer in self.issuers
+            ),
+            revoked_jtis=tuple(f"{token.iss} {token.jti}" for token in self.revoked_tokens),
+            min_iat_by_subject={
+                f"{entry.iss} {entry.sub}": entry.min_iat for entry in self.subjects
+            },
+        )
+
+
+def _check(file: YAMLFile, written: _IssuersFile) -> None:
+    kids: set[str] = set()
+    names: set[str] = set()
+    for i, issuer in enumerate(written.issuers):
+        if issuer.iss in names:
+            file.find(("issuers", i, "iss"), f"'{issuer.iss}' is here twice; put its keys together")
+        names.add(issuer.iss)
+        for k, key in enumerate(issuer.keys):
+            path = ("issuers", i, "keys", k)
+            if key.kid in kids:
+                file.find((*path, "kid"), f"there are two keys '{key.kid}'; a token names just one")
+            kids.add(key.kid)
+            if not _loads(key):
+                file.find((*path, "x"), f"is no {key.alg} public key; copy it again from its owner")
+            if key.expires_at is not None and key.expires_at <= key.not_before:
+                file.find((*path, "expires_at"), "is not after not_before")
+
+
+def _loads(key: _Key) -> bool:
+    """Return whether this is a public key: validators refuse the whole file if one is not."""
+    if (key.y is None) != (key.alg == "EdDSA"):
+        return False
+    try:
+        if key.y is None:
+            OKPAlgorithm.from_jwk({"kty": "OKP", "crv": "Ed25519", "x": key.x})
+        else:
+            ECAlgorithm.from_jwk({"kty": "EC", "crv": "P-256", "x": key.x, "y": key.y})
+    except (jwt.PyJWTError, ValueError):
+        return False
+    return True
