@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Protocol
 
 from msgspec import Struct
+
 from waypost.shared.contracts import SpendLimit, Window
 
 __all__ = [

@@ -10,7 +10,6 @@ from typing import Literal, Protocol
 
 from waypost.shared.contracts import SpendLimit
 from waypost.shared.errors import StoreError
-
 from waypost.validator.ledger.base import (
     CALENDAR,
     Hold,
@@ -89,8 +88,8 @@ class Rows(Protocol):
         """Return the hold as stored."""
         ...
 
-    def window(self, account: str, window: str, start: int) -> WindowRow | None:
-        """Return the window as stored."""
+    def windows(self, account: str, starts: tuple[int, ...]) -> Iterable[WindowRow]:
+        """Return the stored windows of the account that begin at any of ``starts``."""
         ...
 
     def expired(self, now: int, *, at_most: int) -> Iterable[str]:
@@ -105,10 +104,13 @@ class Books:
         opened: holds to insert.
         closed: holds to update.
         touched: windows to insert or replace.
+        trusts_new_ids: take an id that is not remembered for a new one, without looking. The
+            store must then run the batch again without trust if an id turns out to be taken.
     """
 
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
+        self.trusts_new_ids = False
         self._holds: dict[str, HoldRow] = {}
         self._windows: dict[tuple[str, int], tuple[WindowRow, ...]] = {}
         self._by_name: dict[tuple[str, str, int], WindowRow] = {}
@@ -135,7 +137,7 @@ class Books:
 
     def reserve(self, hold: Hold, limits: tuple[SpendLimit, ...]) -> Shortfall | None:
         """Hold the amount under ``limits`` in all windows, or say which window lacks it."""
-        known = self._hold(hold.id)
+        known = self._holds.get(hold.id) if self.trusts_new_ids else self._hold(hold.id)
         if known is not None:
             same = known.account == hold.account and known.amount_nusd == hold.amount_nusd
             if same and known.state == "held":
@@ -212,20 +214,19 @@ class Books:
         key = (account, starts[0])
         windows = self._windows.get(key)
         if windows is None:
-            windows = tuple(
-                self._window(account, name, start)
-                for name, start in zip(CALENDAR, starts, strict=True)
-            )
-            self._windows[key] = windows
+            windows = self._windows[key] = self._load(account, starts)
         return windows
 
-    def _window(self, account: str, name: str, start: int) -> WindowRow:
-        key = (account, name, start)
-        window = self._by_name.get(key)
-        if window is None:
-            window = self._rows.window(account, name, start) or WindowRow(account, name, start)
-            self._by_name[key] = window
-        return window
+    def _load(self, account: str, starts: tuple[int, ...]) -> tuple[WindowRow, ...]:
+        stored = {(row.window, row.start): row for row in self._rows.windows(account, starts)}
+        # Two hours of one day share the day's row: changes must meet in one object.
+        return tuple(
+            self._by_name.setdefault(
+                (account, name, start),
+                stored.get((name, start)) or WindowRow(account, name, start),
+            )
+            for name, start in zip(CALENDAR, starts, strict=True)
+        )
 
 
 _PLACE = {name: place for place, name in enumerate(CALENDAR)}
@@ -248,9 +249,7 @@ def _shortfall(
         # Of equals the longer window is named: waiting for the shorter one would not help.
         if room < most or (
             room == most
-            and (
-                tightest is None or _LONGEST_LAST[limit.window] > _LONGEST_LAST[tightest.window]
-            )
+            and (tightest is None or _LONGEST_LAST[limit.window] > _LONGEST_LAST[tightest.window])
         ):
             most = room
             tightest = limit
