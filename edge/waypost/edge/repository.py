@@ -187,15 +187,29 @@ class ManifestRepository(Repository):
             if path.startswith("policy/")
         )
 
+    @property
+    def next_version(self) -> int:
+        """The version of the next publication's documents."""
+        return self._version("targets") + 1
+
+    def has(self, role: str) -> bool:
+        """Whether ``role`` has signed anything yet."""
+        return self._version(role) > 0
+
+    def has_full(self) -> bool:
+        """Whether the full projection is at hand, not only known of."""
+        version = self._version("full")
+        return bool(version) and self.read(_metadata_path("full", version)) is not None
+
+    def roots_in_bundle(self) -> list[bytes]:
+        """Return the newest roots, oldest first."""
+        return [self._need(path) for path in self._root_paths()]
+
     def bundle_files(self, channel: str, projection: Projection) -> dict[str, str]:
         """Return what a client of ``channel`` needs, by path: see ``pack_bundle``."""
-        newest = self._version("root")
         roles = ["snapshot", "targets", "hints", *(["full"] if projection == "full" else [])]
         paths = [
-            *(
-                _metadata_path("root", version)
-                for version in range(max(1, newest - ROOTS_IN_BUNDLE + 1), newest + 1)
-            ),
+            *self._root_paths(),
             *(_metadata_path(role, self._version(role)) for role in roles),
             _metadata_path("timestamp", 0),
             self._target_file_path(
@@ -211,6 +225,11 @@ class ManifestRepository(Repository):
         return int(self.open(role).signed.expires.timestamp())
 
     # ── parts ──────────────────────────────────────────────────────────────────────────────────
+
+    def _root_paths(self) -> list[str]:
+        newest = self._version("root")
+        oldest = max(1, newest - ROOTS_IN_BUNDLE + 1)
+        return [_metadata_path("root", version) for version in range(oldest, newest + 1)]
 
     def _need(self, path: str) -> bytes:
         data = self.read(path)
