@@ -1,0 +1,39 @@
+"""The client SDK: proposes a model for each request and lets the validator have the last word.
+
+>>> from waypost.client import Waypost
+>>> wp = Waypost(manifest_url="https://edge.example/v1/prod/bundle.json", root=root, token=token)
+>>> client = openai.OpenAI(
+...     base_url=wp.base_url, api_key="unused", http_client=wp.httpx2_client()
+... )
+>>> client.chat.completions.create(model="auto", messages=[...])
+
+What is listed in ``__all__``, and ``waypost.client.testing``, is the API; the rest may change.
+"""
+
+from waypost.client._choose import Choice, Freshness
+from waypost.client._client import AsyncWaypost, Options, Waypost
+from waypost.client._core import Manifest, ManifestSource
+from waypost.client._token import AsyncTokenSource, TokenSource
+from waypost.shared.contracts import Measured
+from waypost.shared.engine import Exclusion
+from waypost.shared.errors import InvalidRequestError, StoreError, TrustError, WaypostError
+from waypost.shared.explain import Explanation
+
+__all__ = [
+    "AsyncTokenSource",
+    "AsyncWaypost",
+    "Choice",
+    "Exclusion",
+    "Explanation",
+    "Freshness",
+    "InvalidRequestError",
+    "Manifest",
+    "ManifestSource",
+    "Measured",
+    "Options",
+    "StoreError",
+    "TokenSource",
+    "TrustError",
+    "Waypost",
+    "WaypostError",
+]

@@ -1,0 +1,420 @@
+"""The two clients. All they do differently is to wait."""
+
+import os
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Generic, Literal, NotRequired, Self, TypedDict, TypeVar, Unpack
+
+import msgspec
+
+from waypost.client._choose import Choice, Freshness
+from waypost.client._core import Core, ManifestSource
+from waypost.client._facts import Names, said, saying
+from waypost.client._paths import user_cache_dir
+from waypost.client._token import (
+    AsyncTokens,
+    AsyncTokenSource,
+    Tokens,
+    TokenSource,
+)
+from waypost.client._transport import in_thread
+from waypost.shared.contracts import AUTO, Measured
+from waypost.shared.errors import StoreError, TrustError
+from waypost.shared.explain import Explanation
+from waypost.shared.measure import decode_chat
+
+if TYPE_CHECKING:
+    import httpx
+    import httpx2
+
+__all__ = ["AsyncWaypost", "Options", "Waypost"]
+
+REFRESH_INTERVAL_S = 30.0
+
+# As the official SDKs wait: long answers take minutes.
+TIMEOUT_S = 600.0
+
+
+TokensT = TypeVar("TokensT", Tokens, AsyncTokens)
+
+
+class Options(TypedDict):
+    """What both clients take.
+
+    Attributes:
+        manifest_url: of the channel's bundle, as the edge serves it.
+        root: TUF root metadata, or the file with it. Ship it with the app: all trust starts here.
+        manifest: a source of manifests instead of these two, as ``testing.StaticManifest``.
+        channel: which manifest, as ``prod`` or ``canary``.
+        base_url: of a validator, for as long as no manifest names any, and as a last resort.
+        cache_dir: keeps the manifest between runs; ``None`` is the platform's cache directory
+            of the user, ``False`` keeps nothing.
+        interactive: whether somebody is waiting; default for all requests, as are the next.
+        data: classes of data in the requests, as ``"phi"``. Duties add up, and never go away.
+        task: what the requests are for, as ``"classify"``.
+        tags: anything else that the policy's rules look for.
+        refresh_interval_s: ``None`` leaves refreshing to ``refresh()``.
+    """
+
+    manifest_url: NotRequired[str]
+    root: NotRequired[bytes | Path]
+    manifest: NotRequired[ManifestSource]
+    channel: NotRequired[str]
+    base_url: NotRequired[str | None]
+    cache_dir: NotRequired[Path | Literal[False] | None]
+    interactive: NotRequired[bool]
+    data: NotRequired[Names]
+    task: NotRequired[str | None]
+    tags: NotRequired[Names]
+    refresh_interval_s: NotRequired[float | None]
+
+
+class _Client(Generic[TokensT]):
+    """Everything but the line that awaits."""
+
+    _tokens: TokensT
+
+    def __init__(self, **options: Unpack[Options]) -> None:
+        self._core = Core(
+            _source(options),
+            base_url=options.get("base_url"),
+            declared=said(
+                interactive=options.get("interactive"),
+                data=options.get("data", ()),
+                task=options.get("task"),
+                tags=options.get("tags", ()),
+            ),
+            refresh_interval_s=options.get("refresh_interval_s", REFRESH_INTERVAL_S),
+        )
+
+    def _token_at_hand(self) -> str | None:
+        raise NotImplementedError
+
+    @property
+    def base_url(self) -> str:
+        """Where to point an API client that sends through ``http_client()``; ends in ``/v1``."""
+        return self._core.base_url
+
+    @property
+    def freshness(self) -> Freshness:
+        """How current the manifest is; see ``Choice``."""
+        return self._core.freshness
+
+    @property
+    def manifest_version(self) -> int | None:
+        """Version of the manifest in use."""
+        return self._core.manifest_version
+
+    @property
+    def last_error(self) -> TrustError | None:
+        """Why the last refresh failed; ``None`` if it did not."""
+        return self._core.last_error
+
+    def measure(
+        self,
+        messages: str | Sequence[object],
+        *,
+        tools: Sequence[object] = (),
+        max_tokens: int | None = None,
+        response_format: object = None,
+    ) -> Measured:
+        """Return what a decision sees of a chat request; to choose for it more than once.
+
+        Args:
+            messages: a prompt, or chat messages as for the ``openai`` SDK.
+
+        Raises:
+            InvalidRequestError: ``invalid_body``, naming the field at fault.
+        """
+        body: dict[str, object] = {
+            "model": AUTO,
+            "messages": (
+                [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+            ),
+        }
+        if tools:
+            body["tools"] = tools
+        if max_tokens is not None:
+            body["max_completion_tokens"] = max_tokens
+        if response_format is not None:
+            body["response_format"] = response_format
+        data = msgspec.json.encode(body, enc_hook=_plain)
+        return self._core.measure(decode_chat(data), len(data))
+
+    def choose(
+        self,
+        messages: str | Sequence[object] | Measured,
+        *,
+        tools: Sequence[object] = (),
+        max_tokens: int | None = None,
+        response_format: object = None,
+        interactive: bool | None = None,
+        data: Names = (),
+        task: str | None = None,
+        tags: Names = (),
+        expected_output_tokens: int | None = None,
+    ) -> Choice:
+        """Return what would be proposed for a request, and why. Sends nothing.
+
+        Without a valid manifest or token there is still an answer: no model, and the reason.
+
+        Args:
+            messages: a prompt, chat messages, or what ``measure`` returned.
+            interactive: as the rest, declared for this choice on top of what holds anyway.
+
+        Raises:
+            InvalidRequestError: ``messages`` are not chat messages.
+        """
+        if not isinstance(messages, Measured):
+            messages = self.measure(
+                messages, tools=tools, max_tokens=max_tokens, response_format=response_format
+            )
+        more = None
+        if interactive is not None or data or task or tags or expected_output_tokens:
+            more = said(
+                interactive=interactive,
+                data=data,
+                task=task,
+                tags=tags,
+                expected_output_tokens=expected_output_tokens,
+            )
+        token = self._token_at_hand()
+        return self._core.choose(
+            messages,
+            self._core.declared(more),
+            None if token is None else self._tokens.claims(token),
+            without_claims="no_token" if token is None else "token_unreadable",
+        )
+
+    def explain(self, choice: Choice) -> Explanation:
+        """Return why ``choice`` came out as it did: sentence, trace, exclusions."""
+        return choice.explain()
+
+    @contextmanager
+    def facts(
+        self,
+        *,
+        interactive: bool | None = None,
+        data: Names = (),
+        task: str | None = None,
+        tags: Names = (),
+        expected_output_tokens: int | None = None,
+    ) -> Generator[None]:
+        """Declare facts about the requests made in a ``with`` block.
+
+        They go to the validator with each request and count in each choice. They may add duties
+        and steer preference, never widen what is allowed.
+
+        Raises:
+            InvalidRequestError: a name is not printable ASCII.
+        """
+        with saying(
+            said(
+                interactive=interactive,
+                data=data,
+                task=task,
+                tags=tags,
+                expected_output_tokens=expected_output_tokens,
+            )
+        ):
+            yield
+
+
+class Waypost(_Client[Tokens]):
+    """Proposes a model for each request, and sends it to a validator with the proposal.
+
+    Made without touching the network: a manifest kept from an earlier run is verified and used.
+    Safe to share between threads.
+    """
+
+    def __init__(self, *, token: TokenSource | None = None, **options: Unpack[Options]) -> None:
+        """Args:
+        token: access token, or a function returning one, which is asked again when the token
+            is about to lapse or was refused. ``None``: requests bring their own.
+        options: see ``Options``.
+        """
+        super().__init__(**options)
+        self._tokens = Tokens(token, self._core.now)
+
+    def _token_at_hand(self) -> str | None:
+        with suppress(Exception):  # choices are always answered; a request says what is wrong
+            return self._tokens.get()
+        return None
+
+    def http_client(
+        self,
+        *,
+        transport: "httpx.BaseTransport | None" = None,
+        timeout: "httpx.Timeout | float | None" = TIMEOUT_S,
+    ) -> "httpx.Client":
+        """Return a client to hand to an SDK that takes an ``httpx.Client``.
+
+        Requests to ``base_url`` get token, proposal, facts and trace context, and go to the
+        best endpoint; all others pass unchanged. Close it when done; the SDKs do.
+
+        Args:
+            transport: sends the requests; give one for a proxy or a custom CA.
+        """
+        import httpx
+
+        from waypost.client import _httpx
+
+        return httpx.Client(
+            transport=_httpx.transport(self._core, self._tokens, transport),
+            timeout=_httpx.timeout(timeout),
+        )
+
+    def httpx2_client(
+        self,
+        *,
+        transport: "httpx2.BaseTransport | None" = None,
+        timeout: "httpx2.Timeout | float | None" = TIMEOUT_S,
+    ) -> "httpx2.Client":
+        """Return the same for httpx2, which ``openai`` ≥ 3 and ``anthropic`` ≥ 2 are built on."""
+        import httpx2
+
+        from waypost.client import _httpx2
+
+        return httpx2.Client(
+            transport=_httpx2.transport(self._core, self._tokens, transport),
+            timeout=_httpx2.timeout(timeout),
+        )
+
+    def refresh(self) -> bool:
+        """Fetch and verify the manifest now; whether that went well (else see ``last_error``).
+
+        Not needed but to wait for it: the first use starts refreshing in the background.
+        """
+        return self._core.refresh()
+
+    def close(self) -> None:
+        """Stop refreshing. Choosing goes on until the manifest expires."""
+        self._core.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class AsyncWaypost(_Client[AsyncTokens]):
+    """Like ``Waypost``, for async programs: what waits for the network is awaited.
+
+    ``choose`` is not: it computes. It uses the token at hand, which a token function is asked
+    for on entering ``async with`` and by each request that needs a new one.
+    """
+
+    def __init__(
+        self, *, token: AsyncTokenSource | None = None, **options: Unpack[Options]
+    ) -> None:
+        """Args:
+        token: as for ``Waypost``, and the function may be a coroutine function.
+        options: see ``Options``.
+        """
+        super().__init__(**options)
+        self._tokens = AsyncTokens(token, self._core.now)
+
+    def _token_at_hand(self) -> str | None:
+        return self._tokens.token
+
+    def http_client(
+        self,
+        *,
+        transport: "httpx.AsyncBaseTransport | None" = None,
+        timeout: "httpx.Timeout | float | None" = TIMEOUT_S,
+    ) -> "httpx.AsyncClient":
+        """Return a client to hand to an SDK that takes an ``httpx.AsyncClient``."""
+        import httpx
+
+        from waypost.client import _httpx
+
+        return httpx.AsyncClient(
+            transport=_httpx.async_transport(self._core, self._tokens, transport),
+            timeout=_httpx.timeout(timeout),
+        )
+
+    def httpx2_client(
+        self,
+        *,
+        transport: "httpx2.AsyncBaseTransport | None" = None,
+        timeout: "httpx2.Timeout | float | None" = TIMEOUT_S,
+    ) -> "httpx2.AsyncClient":
+        """Return the same for httpx2, which ``openai`` ≥ 3 and ``anthropic`` ≥ 2 are built on."""
+        import httpx2
+
+        from waypost.client import _httpx2
+
+        return httpx2.AsyncClient(
+            transport=_httpx2.async_transport(self._core, self._tokens, transport),
+            timeout=_httpx2.timeout(timeout),
+        )
+
+    async def refresh(self) -> bool:
+        """Fetch and verify the manifest now; see ``Waypost.refresh``."""
+        return await in_thread(self._core.refresh)
+
+    async def aclose(self) -> None:
+        """Stop refreshing. Choosing goes on until the manifest expires."""
+        await in_thread(self._core.close)
+
+    async def __aenter__(self) -> Self:
+        with suppress(Exception):  # a request will say what is wrong with the token
+            await self._tokens.get()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+
+def _source(options: Options) -> ManifestSource:
+    source = options.get("manifest")
+    if source is not None:
+        return source
+    url, root = options.get("manifest_url"), options.get("root")
+    if url is None or root is None:
+        raise TypeError("Waypost needs manifest_url and root, or a manifest source")
+    # A static manifest needs neither.
+    import hashlib
+
+    from waypost.shared.trust import ManifestKeeper
+
+    root_bytes = root if isinstance(root, bytes) else _read(root)
+    channel = options.get("channel", "prod")
+    cache_dir = options.get("cache_dir")
+    if cache_dir is None:
+        cache_dir = user_cache_dir(platform=sys.platform, env=os.environ, home=Path.home())
+    cache: Path | None = None
+    if cache_dir is not False:
+        # Apps of one user share the directory, but not each other's trust.
+        mark = hashlib.sha256(url.encode() + b"\0" + root_bytes).hexdigest()[:12]
+        cache = Path(cache_dir) / f"{channel}-{mark}.json"
+    return ManifestKeeper(url=url, channel=channel, root=root_bytes, cache=cache)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise StoreError(f"cannot read the trust root {path}: {exc.strerror}") from exc
+
+
+def _plain(value: object) -> object:
+    """Return an SDK's message object as a dict, so that an answer can be sent back as is."""
+    dump = getattr(value, "model_dump", None)
+    if dump is None:
+        raise TypeError(f"a message must be a dict or an SDK's message, not {type(value).__name__}")
+    return dump(exclude_none=True)

@@ -1,0 +1,348 @@
+"""What ``Waypost`` and ``AsyncWaypost`` share: everything but the line that awaits."""
+
+import os
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from waypost.client._choose import Choice, Chooser, Freshness, base_of, endpoint_order
+from waypost.client._facts import Said, current_facts, merge
+from waypost.client._latency import Book
+from waypost.client._refresh import Refresher
+from waypost.client._token import UnverifiedClaims
+from waypost.shared.contracts import Declared, Endpoint, Facts, Measured, Policy
+from waypost.shared.engine import CompiledPolicy, decide
+from waypost.shared.errors import TrustError
+from waypost.shared.measure import ChatRequest, Vocabulary, measure_chat
+
+if TYPE_CHECKING:
+    import httpx
+
+__all__ = ["Core", "Manifest", "ManifestSource"]
+
+# Five gateway errors in a row, as Envoy ejects; a validator that cannot even be connected to
+# costs every request a connect timeout, so one is enough.
+EJECT_MODEL_AFTER, EJECT_ENDPOINT_AFTER = 5, 1
+
+# A refresh is one small GET from a CDN; a slow answer is as bad as none.
+CONNECT_TIMEOUT_S, REFRESH_TIMEOUT_S = 1.0, 3.0
+
+ENDPOINT_MS = 50.0  # a round trip within a continent; only failures are compared with it
+
+# Stands for "wherever the manifest says" while no endpoint is known. RFC 2606: never resolves.
+PLACEHOLDER = "https://validator.waypost.invalid"
+
+
+class Manifest(Protocol):
+    """A verified manifest, as ``waypost.shared.trust.Trusted``."""
+
+    @property
+    def policy(self) -> Policy: ...
+    @property
+    def compiled(self) -> CompiledPolicy: ...
+    @property
+    def expires_at(self) -> int: ...
+
+
+class ManifestSource(Protocol):
+    """Where manifests come from, as ``waypost.shared.trust.ManifestKeeper``."""
+
+    @property
+    def current(self) -> Manifest | None: ...
+    @property
+    def last_error(self) -> TrustError | None: ...
+    def load(self) -> Manifest | None:
+        """Return what is kept from an earlier run."""
+        ...
+
+    def refresh(self, client: "httpx.Client", /) -> bool:
+        """Ask once for a newer manifest; raises TrustError, keeping the last good one."""
+        ...
+
+
+class _Snapshot:
+    """One manifest in use. Replaced whole, so readers need no lock."""
+
+    __slots__ = ("chooser", "endpoints", "expires_at", "freshness", "manifest", "version")
+
+    def __init__(self, manifest: Manifest, chooser: Chooser, freshness: Freshness) -> None:
+        self.manifest = manifest
+        self.chooser = chooser
+        self.freshness: Freshness = freshness
+        self.expires_at = manifest.expires_at
+        self.version = manifest.policy.version
+        self.endpoints: dict[str | None, tuple[str, ...]] = {}  # by the caller's region
+
+
+class Core:
+    """The state of one client: its manifest, what it learned of latency, what it declares."""
+
+    def __init__(
+        self,
+        source: ManifestSource,
+        *,
+        base_url: str | None,
+        declared: Said,
+        refresh_interval_s: float | None,
+        now: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self.now = now
+        self.monotonic = monotonic
+        self._draw = draw
+        self._source = source
+        self._declared = merge(Declared(), declared)
+        self.models = Book(eject_after=EJECT_MODEL_AFTER, draw=draw)
+        self.endpoints = Book(eject_after=EJECT_ENDPOINT_AFTER, draw=draw)
+        self._base = None if base_url is None else base_of(base_url)
+        self._seed = str(draw())
+        # What callers may send to; nothing else ever sees a token.
+        self._bases: tuple[str, ...] = (self._base or PLACEHOLDER,)
+        self._snapshot: _Snapshot | None = None
+        self._http: httpx.Client | None = None
+        self._refreshing = threading.Lock()
+        self._refresher: Refresher | None = None
+        if refresh_interval_s is not None:
+            self._refresher = Refresher(
+                self.refresh, interval_s=refresh_interval_s, monotonic=monotonic, draw=draw
+            )
+        source.load()
+        self._swap("cached")
+        _alive.add(self)
+
+    # ── the manifest ───────────────────────────────────────────────────────────────────────────
+
+    @property
+    def freshness(self) -> Freshness:
+        snapshot = self._valid()
+        return "none" if snapshot is None else snapshot.freshness
+
+    @property
+    def manifest_version(self) -> int | None:
+        snapshot = self._snapshot
+        return None if snapshot is None else snapshot.version
+
+    @property
+    def last_error(self) -> TrustError | None:
+        return self._source.last_error
+
+    def _valid(self) -> _Snapshot | None:
+        snapshot = self._snapshot
+        return snapshot if snapshot is not None and self.now() < snapshot.expires_at else None
+
+    def refresh(self) -> bool:
+        """Ask once for a newer manifest; whether that went well. Never raises for its sake."""
+        import httpx
+
+        with self._refreshing:
+            if self._http is None:
+                self._http = httpx.Client(
+                    timeout=httpx.Timeout(REFRESH_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+                )
+            try:
+                self._source.refresh(self._http)
+            except TrustError:
+                self._swap("stale")
+                return False
+            self._swap("fresh")
+            return True
+
+    def _swap(self, freshness: Freshness) -> None:
+        manifest, before = self._source.current, self._snapshot
+        if manifest is None:
+            return
+        if before is not None and before.manifest is manifest:
+            before.freshness = freshness
+            return
+        chooser = Chooser(manifest.compiled, self.models, self._draw)
+        self._snapshot = _Snapshot(manifest, chooser, freshness)
+        # Those of earlier manifests stay: a client made then still sends to them.
+        bases = {*self._bases, *(base_of(endpoint.url) for endpoint in manifest.policy.endpoints)}
+        self._bases = tuple(sorted(bases, key=len, reverse=True))
+        self.models.forget(self.models.tracks.keys() - manifest.compiled.models.keys())
+
+    def heard_of(self, version: int) -> None:
+        """Learn that a manifest of ``version`` exists."""
+        if self._refresher is not None and version > (self.manifest_version or 0):
+            self._refresher.wake()
+
+    def close(self) -> None:
+        if self._refresher is not None:
+            self._refresher.stop()
+        with self._refreshing:
+            if self._http is not None:
+                self._http.close()
+                self._http = None
+
+    def after_fork(self) -> None:
+        """Leave connections and locks to the parent process."""
+        self._http = None
+        self._refreshing = threading.Lock()
+
+    # ── what requests teach ────────────────────────────────────────────────────────────────────
+
+    def touch(self) -> None:
+        """Say that the client is in use, so that its manifest is kept fresh."""
+        if self._refresher is not None:
+            self._refresher.touch(self.monotonic())
+
+    def knows(self, model: str) -> bool:
+        """Whether a valid manifest lists ``model``."""
+        snapshot = self._valid()
+        return snapshot is not None and model in snapshot.chooser.policy.models
+
+    def waited_for(self, model: str, ms: float) -> None:
+        """Learn the time to first token of ``model``."""
+        expected_ms = self._expected_ms(model)
+        if expected_ms is not None:
+            self.models.observe(model, ms, expected_ms=expected_ms, now_s=self.monotonic())
+
+    def failed_model(self, model: str, elapsed_ms: float, *, retry_after_s: int = 0) -> None:
+        """Learn that ``model`` did not answer."""
+        expected_ms = self._expected_ms(model)
+        if expected_ms is not None:
+            self.models.fail(
+                model,
+                elapsed_ms=elapsed_ms,
+                expected_ms=expected_ms,
+                now_s=self.monotonic(),
+                retry_after_s=retry_after_s,
+            )
+
+    def failed_endpoint(self, base: str, elapsed_ms: float) -> None:
+        """Learn that the validator at ``base`` cannot be reached."""
+        self.endpoints.fail(
+            base, elapsed_ms=elapsed_ms, expected_ms=ENDPOINT_MS, now_s=self.monotonic()
+        )
+
+    def _expected_ms(self, model: str) -> float | None:
+        # None for what the manifest does not list: an answer must not make tracks without end.
+        snapshot = self._snapshot
+        return None if snapshot is None else snapshot.chooser.policy.ttft_ms.get(model)
+
+    # ── choosing ───────────────────────────────────────────────────────────────────────────────
+
+    def measure(self, request: ChatRequest, body_bytes: int) -> Measured:
+        snapshot = self._snapshot
+        words = NO_WORDS if snapshot is None else snapshot.chooser.policy.vocabulary
+        return measure_chat(request, body_bytes=body_bytes, vocabulary=words)
+
+    def declared(self, more: Said | None = None) -> Declared:
+        here = current_facts(self._declared)
+        return here if more is None else merge(here, more)
+
+    def choose(
+        self,
+        measured: Measured,
+        declared: Declared,
+        claims: UnverifiedClaims | None,
+        *,
+        without_claims: str,
+    ) -> Choice:
+        """Return the choice. Pure, but for reading two clocks and the latency book.
+
+        Args:
+            without_claims: the reason to give when there are no ``claims``.
+        """
+        now, now_s = self.now(), self.monotonic()
+        if self._refresher is not None:
+            self._refresher.touch(now_s)
+        snapshot = self._snapshot
+        region = None if claims is None else claims.signed.region
+        if snapshot is None or now >= snapshot.expires_at:
+            return Choice(
+                reason="no_manifest" if snapshot is None else "manifest_expired",
+                freshness="none",
+                endpoint=self._first_endpoint(region, now_s),
+                manifest_version=None if snapshot is None else snapshot.version,
+            )
+        endpoint = self._first_endpoint(region, now_s)
+        if claims is None:
+            return Choice(
+                reason=without_claims,
+                freshness=snapshot.freshness,
+                endpoint=endpoint,
+                manifest_version=snapshot.version,
+            )
+        chooser = snapshot.chooser
+        facts = Facts(now=int(now), signed=claims.signed, measured=measured, declared=declared)
+        decision = decide(chooser.policy, facts)
+        model, reason, ttft_ms = None, decision.reason, None
+        if decision.model is not None:
+            model, reason = chooser.pick(decision, facts, now_s)
+            ttft_ms = chooser.ttft_ms(model, now_s)
+        return Choice(
+            model=model,
+            reason=reason,
+            route=decision.route,
+            endpoint=endpoint,
+            freshness=snapshot.freshness,
+            manifest_version=snapshot.version,
+            predicted_ttft_ms=ttft_ms,
+            facts=facts,
+            decision=decision,
+            policy=chooser.policy,
+        )
+
+    # ── endpoints ──────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def base_url(self) -> str:
+        """Where to point an API client: any of ours will do, the transport sends it on."""
+        return (self._base or next(iter(self.targets(None)), PLACEHOLDER)) + "/v1"
+
+    def api_path(self, url: str) -> str | None:
+        """Return the path and query of a request that is for a validator, else ``None``."""
+        for base in self._bases:
+            if url.startswith(base + "/"):
+                return url[len(base) :]
+        return None
+
+    def targets(self, region: str | None) -> tuple[str, ...]:
+        """Return the bases to try, best first: those that fail come last."""
+        ordered = self._ordered(region)
+        now_s = self.monotonic()
+        ejected = [base for base in ordered if self.endpoints.is_ejected(base, now_s)]
+        if not ejected:
+            return ordered
+        return (*(base for base in ordered if base not in ejected), *ejected)
+
+    def _ordered(self, region: str | None) -> tuple[str, ...]:
+        own = () if self._base is None else (self._base,)
+        snapshot = self._snapshot
+        if snapshot is None:
+            return own
+        # Of an expired manifest too: the addresses were signed, and the token is for them.
+        ordered = snapshot.endpoints.get(region)
+        if ordered is None:
+            listed: tuple[Endpoint, ...] = snapshot.manifest.policy.endpoints
+            ordered = endpoint_order(listed, region=region, seed=self._seed)
+            ordered = tuple(dict.fromkeys((*ordered, *own)))
+            snapshot.endpoints[region] = ordered
+        return ordered
+
+    def _first_endpoint(self, region: str | None, now_s: float) -> str | None:
+        first = None
+        for base in self._ordered(region):
+            if not self.endpoints.is_ejected(base, now_s):
+                return base + "/v1"
+            first = first or base + "/v1"
+        return first
+
+
+NO_WORDS = Vocabulary(())
+
+_alive: "weakref.WeakSet[Core]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for core in list(_alive):
+        core.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,270 @@
+"""One request's way to a validator and back, without I/O.
+
+A generator says what is to be done next and is told what came of it; ``_transport`` has one
+driver that blocks and one that awaits. So both send the same headers, fail over alike and
+learn the same from an answer.
+
+The body goes out as it came: the proposal travels in a header.
+"""
+
+import random
+from collections.abc import Generator
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from waypost.client._core import Core
+from waypost.client._facts import from_header
+from waypost.client._token import AsyncTokens, Tokens, UnverifiedClaims
+from waypost.shared.contracts import AUTO, Proposal
+from waypost.shared.errors import InvalidRequestError, UpstreamError
+from waypost.shared.headers import (
+    DECISION,
+    FACTS,
+    MANIFEST,
+    PROPOSAL,
+    format_facts,
+    format_proposal,
+    parse_decision,
+    parse_facts,
+)
+from waypost.shared.measure import decode_chat
+
+__all__ = ["Discard", "GetToken", "Refresh", "Send", "Step", "Watch", "exchange"]
+
+CHAT = "/v1/chat/completions"
+GATEWAY_ERRORS = (502, 503, 504)
+
+
+class Headers(Protocol):
+    def get(self, key: str, /) -> str | None: ...
+    def multi_items(self) -> list[tuple[str, str]]: ...
+
+
+class Answer(Protocol):
+    status_code: int
+
+    @property
+    def headers(self) -> Headers: ...
+
+
+class GetToken(Struct, frozen=True):
+    """Get the token to send, another one than ``instead_of``."""
+
+    instead_of: str | None = None
+
+
+class Refresh(Struct, frozen=True):
+    """Refresh the manifest, and wait for it."""
+
+
+class Send(Struct, frozen=True):
+    """Send the body to ``url`` with these headers, and no others."""
+
+    url: str
+    headers: list[tuple[str, str]]
+
+
+class Discard(Struct, frozen=True):
+    """Close an answer that the caller will not see."""
+
+    answer: Any
+
+
+Step = GetToken | Refresh | Send | Discard
+
+
+def exchange(
+    core: Core,
+    tokens: Tokens | AsyncTokens,
+    *,
+    path: str,
+    headers: Headers,
+    body: bytes,
+    unreachable: tuple[type[Exception], ...],
+) -> Generator[Step, Any, tuple[Any, "Watch"]]:
+    """Return the answer, and the watch to tell how its body fares.
+
+    Args:
+        path: with query, from ``Core.api_path``.
+        unreachable: errors that mean nothing was sent yet.
+
+    Raises:
+        UpstreamError: ``no_endpoint``, neither manifest nor configuration names a validator.
+        Exception: what the last send or the token source raised.
+    """
+    own: str | None = yield GetToken()
+    token = own or _bearer(headers)
+    claims = None if token is None else tokens.claims(token)
+    region = None if claims is None else claims.signed.region
+    targets = core.targets(region)
+    if not targets:
+        yield Refresh()
+        targets = core.targets(region)
+    prepared, proposed = _prepare(core, path, headers, body, claims)
+    failure: Exception = UpstreamError(
+        "No validator is known yet: the manifest could not be fetched, and no base_url is set.",
+        code="no_endpoint",
+    )
+    for base in targets:
+        watch = Watch(core, base, proposed)
+        try:
+            answer: Answer = yield Send(base + path, _with_token(prepared, own))
+            if answer.status_code == 401 and tokens.renewable:
+                try:
+                    renewed: str | None = yield GetToken(instead_of=own)
+                except Exception:
+                    # The 401 says more than a token source that fails.
+                    renewed = own
+                if renewed != own:
+                    own = renewed
+                    yield Discard(answer)
+                    answer = yield Send(base + path, _with_token(prepared, own))
+        except unreachable as exc:
+            watch.unreachable()
+            failure = exc
+        except BaseException as exc:
+            watch.end(failed=isinstance(exc, Exception))
+            raise
+        else:
+            watch.answered(answer)
+            return answer, watch
+    raise failure
+
+
+def _bearer(headers: Headers) -> str | None:
+    scheme, _, token = (headers.get("authorization") or "").partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
+
+
+def _with_token(headers: list[tuple[str, str]], own: str | None) -> list[tuple[str, str]]:
+    if own is None:
+        return headers
+    kept = [(name, value) for name, value in headers if name.lower() != "authorization"]
+    return [*kept, ("Authorization", f"Bearer {own}")]
+
+
+# Rebuilt for where the request really goes.
+_REPLACED = frozenset({"host", "content-length", "transfer-encoding", FACTS.lower()})
+
+
+def _prepare(
+    core: Core, path: str, headers: Headers, body: bytes, claims: UnverifiedClaims | None
+) -> tuple[list[tuple[str, str]], str | None]:
+    """Return the headers to send, but for the token, and the model proposed in them."""
+    core.touch()
+    prepared = [item for item in headers.multi_items() if item[0].lower() not in _REPLACED]
+    if headers.get("traceparent") is None:
+        prepared.append(("traceparent", _traceparent()))
+    said = headers.get(FACTS)
+    try:
+        declared = core.declared(None if said is None else from_header(parse_facts(said)))
+    except InvalidRequestError:
+        # It may hold a duty, so it goes out as it is, for the validator to refuse.
+        return [*prepared, (FACTS, said or "")], None
+    facts = format_facts(declared)
+    if facts:
+        prepared.append((FACTS, facts))
+    written = headers.get(PROPOSAL)
+    if path.partition("?")[0] != CHAT or written is not None:
+        return prepared, None
+    try:
+        request = decode_chat(body)
+    except InvalidRequestError:
+        return prepared, None
+    proposal: Proposal | None = None
+    if request.model == AUTO:
+        measured = core.measure(request, len(body))
+        choice = core.choose(measured, declared, claims, without_claims="no_token")
+        if choice.model is not None:
+            proposal = Proposal(
+                model=choice.model, route=choice.route, manifest=choice.manifest_version
+            )
+    elif core.knows(request.model):
+        proposal = Proposal(model=request.model, manifest=core.manifest_version)
+    if proposal is None:
+        return prepared, None
+    return [*prepared, (PROPOSAL, format_proposal(proposal))], proposal.model
+
+
+def _traceparent() -> str:
+    # W3C Trace Context, version 00: trace, parent, and the flag that asks to record it.
+    return f"00-{random.getrandbits(128) or 1:032x}-{random.getrandbits(64) or 1:016x}-01"
+
+
+class Watch:
+    """What one request teaches about the model and the endpoint that served it."""
+
+    def __init__(self, core: Core, endpoint: str, proposed: str | None) -> None:
+        self._core = core
+        self._endpoint = endpoint
+        self._proposed = proposed
+        self._started_s = core.monotonic()
+        self._model = proposed
+        self._awaits_first_byte = False
+        if proposed is not None:
+            core.models.start(proposed, self, self._started_s)
+        core.endpoints.start(endpoint, self, self._started_s)
+
+    def _elapsed_ms(self) -> float:
+        return (self._core.monotonic() - self._started_s) * 1_000
+
+    def unreachable(self) -> None:
+        """Nobody listens at the endpoint; nothing was sent."""
+        self._core.failed_endpoint(self._endpoint, self._elapsed_ms())
+        self.end()
+
+    def answered(self, answer: Answer) -> None:
+        """The headers of the answer are there."""
+        core, headers = self._core, answer.headers
+        version = headers.get(MANIFEST) or ""
+        if version.isdecimal() and version.isascii():
+            core.heard_of(int(version[:10]))
+        decision = _decision(headers.get(DECISION))
+        failed = answer.status_code in GATEWAY_ERRORS
+        if failed and not decision:
+            # A gateway in front of the validator: it decided nothing.
+            core.failed_endpoint(self._endpoint, self._elapsed_ms())
+            return
+        core.endpoints.succeed(self._endpoint)
+        model = decision.get("model")
+        self._model = model if isinstance(model, str) else None
+        fell_back = decision.get("verdict") == "accepted" and self._model != self._proposed
+        if self._proposed is not None and (fell_back or decision.get("reason") == "out_of_service"):
+            # The validator tried it, or knows from others that it is failing.
+            core.failed_model(self._proposed, self._elapsed_ms())
+        if self._model is None:
+            return
+        if failed:
+            retry_after = headers.get("retry-after") or ""
+            wait_s = int(retry_after[:6]) if retry_after.isdecimal() else 0
+            core.failed_model(self._model, self._elapsed_ms(), retry_after_s=wait_s)
+        elif answer.status_code == 200:
+            core.models.succeed(self._model)
+            # Time to the end of an answer says how long it is, not how slow. And what another
+            # model cost before this one was tried is not this one's wait.
+            streams = (headers.get("content-type") or "").startswith("text/event-stream")
+            self._awaits_first_byte = streams and not fell_back
+
+    def chunk(self) -> None:
+        """A piece of the body has arrived."""
+        if self._awaits_first_byte:
+            self._awaits_first_byte = False
+            if self._model is not None:
+                self._core.waited_for(self._model, self._elapsed_ms())
+
+    def end(self, *, failed: bool = False) -> None:
+        """The body has ended, or was given up; harmless if repeated."""
+        if failed and self._model is not None:
+            self._core.failed_model(self._model, self._elapsed_ms())
+        self._model = None
+        if self._proposed is not None:
+            self._core.models.finish(self._proposed, self)
+        self._core.endpoints.finish(self._endpoint, self)
+
+
+def _decision(header: str | None) -> dict[str, Any]:
+    try:
+        return {} if header is None else dict(parse_decision(header))
+    except InvalidRequestError:
+        return {}

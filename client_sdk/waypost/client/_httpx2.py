@@ -1,0 +1,91 @@
+"""The transport for httpx2. Imports it, so it is imported late."""
+
+import httpx2
+
+from waypost.client._core import Core
+from waypost.client._token import AsyncTokens, Tokens
+from waypost.client._transport import AsyncDriver, SyncDriver, WatchedStream
+
+__all__ = ["async_transport", "timeout", "transport"]
+
+# Nothing has been sent when these are raised, so another endpoint may be tried.
+UNREACHABLE = (httpx2.ConnectError, httpx2.ConnectTimeout)
+
+# As the official SDKs have it, so that this is no narrower place than they are.
+CONNECT_TIMEOUT_S = 5.0
+LIMITS = httpx2.Limits(max_connections=1_000, max_keepalive_connections=100)
+
+
+class Stream(WatchedStream, httpx2.SyncByteStream, httpx2.AsyncByteStream):
+    """A body as httpx2 wants it."""
+
+
+class Transport(SyncDriver[httpx2.Request, httpx2.Response], httpx2.BaseTransport):
+    """Sends requests for a validator on their way, through ``inner``; passes on all others."""
+
+    unreachable = UNREACHABLE
+    stream = Stream
+
+    def __init__(self, core: Core, tokens: Tokens, inner: httpx2.BaseTransport) -> None:
+        super().__init__(core, tokens)
+        self._inner = inner
+
+    def pass_on(self, request: httpx2.Request) -> httpx2.Response:
+        return self._inner.handle_request(request)
+
+    def send(
+        self, request: httpx2.Request, url: str, headers: list[tuple[str, str]], body: bytes
+    ) -> httpx2.Response:
+        return self._inner.handle_request(
+            httpx2.Request(
+                request.method, url, headers=headers, content=body, extensions=request.extensions
+            )
+        )
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class AsyncTransport(AsyncDriver[httpx2.Request, httpx2.Response], httpx2.AsyncBaseTransport):
+    """Like ``Transport``, for ``httpx2.AsyncClient``."""
+
+    unreachable = UNREACHABLE
+    stream = Stream
+
+    def __init__(self, core: Core, tokens: AsyncTokens, inner: httpx2.AsyncBaseTransport) -> None:
+        super().__init__(core, tokens)
+        self._inner = inner
+
+    async def pass_on(self, request: httpx2.Request) -> httpx2.Response:
+        return await self._inner.handle_async_request(request)
+
+    async def send(
+        self, request: httpx2.Request, url: str, headers: list[tuple[str, str]], body: bytes
+    ) -> httpx2.Response:
+        return await self._inner.handle_async_request(
+            httpx2.Request(
+                request.method, url, headers=headers, content=body, extensions=request.extensions
+            )
+        )
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+def transport(core: Core, tokens: Tokens, inner: httpx2.BaseTransport | None) -> Transport:
+    """Return the transport over ``inner``, over sockets if there is none."""
+    return Transport(core, tokens, inner or httpx2.HTTPTransport(limits=LIMITS))
+
+
+def async_transport(
+    core: Core, tokens: AsyncTokens, inner: httpx2.AsyncBaseTransport | None
+) -> AsyncTransport:
+    """Return the transport over ``inner``, over sockets if there is none."""
+    return AsyncTransport(core, tokens, inner or httpx2.AsyncHTTPTransport(limits=LIMITS))
+
+
+def timeout(given: httpx2.Timeout | float | None) -> httpx2.Timeout:
+    """Return ``given`` as httpx2 takes it; seconds are for all but connecting."""
+    if given is None or isinstance(given, httpx2.Timeout):
+        return httpx2.Timeout(given)
+    return httpx2.Timeout(given, connect=min(given, CONNECT_TIMEOUT_S))
