@@ -33,6 +33,7 @@ __all__ = [
     "Tokens",
     "Unique",
     "among",
+    "exact_nusd",
     "known",
     "listed",
     "wrong",
@@ -95,18 +96,26 @@ def _promise(value: str) -> str:
     raise wrong(f"there is no promise '{value}'{did_you_mean(value, names)}")
 
 
+def exact_nusd(dollars: int | Decimal) -> int:
+    """Return ``dollars`` in nano-dollars; raises ValueError rather than round."""
+    # Fractions, since Decimal would round a long literal to 28 digits without a word.
+    nusd = Fraction(dollars) * NUSD_PER_USD
+    if nusd < 0:
+        raise ValueError(f"{dollars} is negative; write 0 for what is free")
+    if nusd.denominator != 1:
+        raise ValueError(f"{dollars} is finer than a billionth of a dollar; round it up")
+    if nusd > MAX_NUSD:
+        raise ValueError(f"{dollars} is more than ${MAX_NUSD // NUSD_PER_USD:,}")
+    return int(nusd)
+
+
 def _nusd(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
         raise wrong("should be dollars as a plain number, such as 0.15")
-    # Fractions, since Decimal would round a long literal to 28 digits without a word.
-    nusd = Fraction(value) * NUSD_PER_USD
-    if nusd < 0:
-        raise wrong(f"{value} is negative; write 0 for what is free")
-    if nusd.denominator != 1:
-        raise wrong(f"{value} is finer than a billionth of a dollar; round it up")
-    if nusd > MAX_NUSD:
-        raise wrong(f"{value} is more than ${MAX_NUSD // NUSD_PER_USD:,}; is it in dollars?")
-    return int(nusd)
+    try:
+        return exact_nusd(value)
+    except ValueError as exc:
+        raise wrong(str(exc)) from None
 
 
 def listed(value: object) -> object:

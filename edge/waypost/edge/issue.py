@@ -4,19 +4,33 @@ The other half is ``waypost.validator.tokens``. Pure: keys, time and the token's
 arguments. The profile is RFC 9068 with one signature algorithm per key.
 """
 
+import json
+from contextlib import suppress
 from typing import Literal, cast
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    EllipticCurvePrivateKey,
+    EllipticCurvePublicKey,
+)
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from jwt import PyJWS
+from jwt import PyJWS, PyJWTError
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm
 
-from waypost.shared.contracts import Claims, IssuerKey, Limits, SpendLimit
-from waypost.shared.errors import PolicyError, StoreError
+from waypost.shared.contracts import Claims, IssuerKey, Issuers, Limits, SpendLimit
+from waypost.shared.errors import PolicyError, StoreError, TokenError
 
-__all__ = ["SigningKey", "issuer_key", "load_signing_key", "mint", "new_claims"]
+__all__ = [
+    "SigningKey",
+    "is_signed",
+    "issuer_key",
+    "load_signing_key",
+    "mint",
+    "new_claims",
+    "public_key",
+    "read_unverified",
+]
 
 # RFC 8725 §3.1: a key has exactly one algorithm, and it follows from the key.
 SigningKey = Ed25519PrivateKey | EllipticCurvePrivateKey
@@ -119,3 +133,51 @@ def mint(claims: Claims, *, key: SigningKey, kid: str) -> str:
         algorithm=_alg(key),
         headers={"typ": "at+jwt", "kid": kid},
     )
+
+
+def public_key(key: IssuerKey) -> Ed25519PublicKey | EllipticCurvePublicKey:
+    """Return ``key`` ready to verify with; raises ValueError if it is not what it says."""
+    loaded: object = None
+    # Coordinates that are no point raise; what loads as another kind of key is none either.
+    with suppress(PyJWTError, ValueError):
+        if key.alg == "EdDSA" and key.y is None:
+            loaded = OKPAlgorithm.from_jwk({"kty": "OKP", "crv": "Ed25519", "x": key.x})
+        elif key.alg == "ES256" and key.y is not None:
+            loaded = ECAlgorithm.from_jwk({"kty": "EC", "crv": "P-256", "x": key.x, "y": key.y})
+    if isinstance(loaded, Ed25519PublicKey | EllipticCurvePublicKey):
+        return loaded
+    raise ValueError(f"'{key.kid}' is no {key.alg} public key")
+
+
+def read_unverified(token: str) -> tuple[dict[str, object], dict[str, object]]:
+    """Return header and claims of ``token`` without believing them: to be shown, never obeyed.
+
+    Raises:
+        TokenError: ``token_format``: this is no token.
+    """
+    try:
+        read = _jws.decode_complete(token, options={"verify_signature": False})
+        claims: object = json.loads(read["payload"])
+    except (PyJWTError, ValueError, RecursionError):
+        raise TokenError("this is not an access token", code="token_format") from None
+    if not isinstance(claims, dict):
+        raise TokenError("this is not an access token", code="token_format")
+    return read["header"], cast("dict[str, object]", claims)
+
+
+def is_signed(token: str, issuers: Issuers) -> bool:
+    """Return whether an active key of ``issuers`` signed ``token``, for the issuer it names.
+
+    A help for people. A validator checks a great deal more.
+    """
+    header, claims = read_unverified(token)
+    for issuer in issuers.issuers:
+        for key in issuer.keys:
+            if (key.kid, issuer.iss) != (header.get("kid"), claims.get("iss")):
+                continue
+            try:
+                _jws.decode_complete(token, public_key(key), algorithms=[key.alg])
+            except PyJWTError:
+                return False
+            return key.status != "revoked"
+    return False

@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-import jwt
-from jwt.algorithms import ECAlgorithm, OKPAlgorithm
 from pydantic import Field
 
 from waypost.cli.yamlfile import FileError, FileModel, YAMLFile, read_yaml
 from waypost.edge.fields import Instant, known
+from waypost.edge.issue import public_key
 from waypost.shared.contracts import Issuer, IssuerKey, Issuers
 
 __all__ = ["load_issuers"]
@@ -47,6 +46,17 @@ class _Key(FileModel):
     not_before: Instant = 0
     expires_at: Instant | None = None
 
+    def document(self) -> IssuerKey:
+        return IssuerKey(
+            kid=self.kid,
+            alg=self.alg,
+            x=self.x,
+            y=self.y,
+            status=self.status,
+            not_before=self.not_before,
+            expires_at=self.expires_at,
+        )
+
 
 class _Issuer(FileModel):
     iss: Annotated[str, Field(min_length=1, max_length=300)]
@@ -79,7 +89,7 @@ class _IssuersFile(FileModel):
             issuers=tuple(
                 Issuer(
                     iss=issuer.iss,
-                    keys=tuple(IssuerKey(**key.model_dump()) for key in issuer.keys),
+                    keys=tuple(key.document() for key in issuer.keys),
                     max_lifetime_s=issuer.max_lifetime_s,
                     min_iat=issuer.min_iat,
                 )
@@ -104,21 +114,9 @@ def _check(file: YAMLFile, written: _IssuersFile) -> None:
             if key.kid in kids:
                 file.find((*path, "kid"), f"there are two keys '{key.kid}'; a token names just one")
             kids.add(key.kid)
-            if not _loads(key):
+            try:
+                public_key(key.document())
+            except ValueError:
                 file.find((*path, "x"), f"is no {key.alg} public key; copy it again from its owner")
             if key.expires_at is not None and key.expires_at <= key.not_before:
                 file.find((*path, "expires_at"), "is not after not_before")
-
-
-def _loads(key: _Key) -> bool:
-    """Return whether this is a public key: validators refuse the whole file if one is not."""
-    if (key.y is None) != (key.alg == "EdDSA"):
-        return False
-    try:
-        if key.y is None:
-            OKPAlgorithm.from_jwk({"kty": "OKP", "crv": "Ed25519", "x": key.x})
-        else:
-            ECAlgorithm.from_jwk({"kty": "EC", "crv": "P-256", "x": key.x, "y": key.y})
-    except (jwt.PyJWTError, ValueError):
-        return False
-    return True

@@ -1,0 +1,298 @@
+"""The commands around what people write: ``init``, ``policy`` and ``token``."""
+
+import json
+import re
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, cast, get_args
+from uuid import uuid4
+
+import msgspec
+import typer
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec import structs
+
+from waypost.cli.output import console, print_json, table
+from waypost.cli.yamlfile import FileError, Finding
+from waypost.edge.authoring import Authored, load_issuers, load_policy
+from waypost.edge.fields import exact_nusd
+from waypost.edge.init_project import AUDIENCE, ISSUER_KEY_FILE, init_project
+from waypost.edge.issue import (
+    SigningKey,
+    is_signed,
+    issuer_key,
+    load_signing_key,
+    mint,
+    new_claims,
+    read_unverified,
+)
+from waypost.shared.contracts import (
+    Declared,
+    Facts,
+    Issuers,
+    Measured,
+    Proposal,
+    Signed,
+    SpendLimit,
+    Window,
+)
+from waypost.shared.engine import CompiledPolicy, cost_estimate_nusd, decide
+from waypost.shared.errors import PolicyError, StoreError
+from waypost.shared.explain import explain
+from waypost.shared.measure import decode_chat, measure_chat
+from waypost.shared.money import format_usd
+
+__all__ = ["register"]
+
+TIMES = {"exp", "iat", "nbf"}
+
+policy_commands = typer.Typer(no_args_is_help=True, help="Check and understand a policy.")
+token_commands = typer.Typer(no_args_is_help=True, help="Make and read access tokens.")
+
+JSON = Annotated[bool, typer.Option("--json", help="Answer in JSON, for a script.")]
+PolicyFile = Annotated[Path, typer.Argument(help="The policy, as written.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to ``app``."""
+    app.command("init")(_init)
+    app.add_typer(policy_commands, name="policy")
+    app.add_typer(token_commands, name="token")
+
+
+def _init(
+    folder: Annotated[Path, typer.Argument(help="Where to; made if it is not there.")],
+) -> None:
+    """Write a policy to start from, settings, and a key to sign access tokens with."""
+    written = init_project(folder, key=Ed25519PrivateKey.generate())
+    for path in written:
+        console.print(f"wrote {path}", highlight=False, markup=False)
+    console.print(
+        f"""
+Next, in {folder}:
+  waypost keys new            # the keys that sign manifests, and root.json to trust them by
+  waypost policy check        # after each change to policy.yaml
+  waypost publish
+  waypost edge serve          # hands the manifest to clients
+  waypost validator serve     # in another terminal
+  waypost token mint --sub alice --tier pro --account acme
+""",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+        end="",
+    )
+
+
+@policy_commands.command("check")
+def _check(policy: PolicyFile = Path("policy.yaml"), as_json: JSON = False) -> None:
+    """Say all that is wrong with a policy, each with line and mend. Exit 1 if anything is."""
+    findings: tuple[Finding, ...] = ()
+    try:
+        _draft(policy)
+    except FileError as exc:
+        findings = exc.findings
+    except PolicyError as exc:
+        findings = (Finding(file=policy.name, line=0, path="", message=exc.message),)
+    if as_json:
+        print_json({"findings": findings})
+    else:
+        for finding in findings:
+            console.print(str(finding), highlight=False, markup=False, soft_wrap=True)
+        if not findings:
+            console.print(f"{policy}: good", highlight=False, markup=False)
+    if findings:
+        raise typer.Exit(1)
+
+
+@policy_commands.command("explain")
+def _explain(
+    policy: PolicyFile = Path("policy.yaml"),
+    tier: Annotated[str | None, typer.Option(help="Default: the policy's first.")] = None,
+    text: Annotated[str | None, typer.Option(help="The prompt; measured as a chat.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=0, help="The prompt's length.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="A data class; may repeat.")] = None,
+    task: Annotated[str | None, typer.Option(help="What the client says it is for.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="A client's tag; may repeat.")] = None,
+    need: Annotated[list[str] | None, typer.Option(help="tools, vision, json, audio.")] = None,
+    tenant: Annotated[str | None, typer.Option()] = None,
+    region: Annotated[str | None, typer.Option()] = None,
+    background: Annotated[bool, typer.Option("--background", help="Nobody is waiting.")] = False,
+    propose: Annotated[str | None, typer.Option(help="The model a client proposes.")] = None,
+    at: Annotated[int | None, typer.Option(min=0, help="Unix seconds; default: now.")] = None,
+    as_json: JSON = False,
+) -> None:
+    """Say which model a request would get under a policy, and why not the others."""
+    now = _now() if at is None else at
+    compiled = CompiledPolicy(_draft(policy).full)
+    measured = _measured(compiled, text or "")
+    if tokens is not None:
+        measured = structs.replace(measured, input_tokens=tokens, max_input_tokens=tokens)
+    facts = Facts(
+        now=now,
+        signed=Signed(
+            tier=tier or compiled.policy.tiers[0],
+            tenant=tenant,
+            region=region,
+            data_classes=tuple(data or ()),
+        ),
+        measured=structs.replace(measured, needs=tuple(sorted(need or ()))),
+        declared=Declared(interactive=not background, task=task, tags=tuple(tag or ())),
+    )
+    decision = decide(compiled, facts, Proposal(model=propose) if propose else None)
+    explanation = explain(compiled, facts, decision)
+    if as_json:
+        print_json({"decision": decision, "explanation": explanation, "facts": facts})
+        return
+    console.print(explanation.sentence, highlight=False, markup=False, soft_wrap=True)
+    rows: list[tuple[str, str, str]] = []
+    for name in dict.fromkeys((*decision.chain, *compiled.models)):
+        out = explanation.exclusions.get(name)
+        if out is not None:
+            rows.append((name, "-", out.detail))
+            continue
+        estimate = format_usd(cost_estimate_nusd(compiled.policy, compiled.models[name], facts))
+        place = str(decision.chain.index(name) + 1) if name in decision.chain else "allowed"
+        rows.append((name, place, f"about {estimate}, first token {compiled.ttft_ms[name]} ms"))
+    console.print(table(("model", "order", "why"), rows))
+
+
+def _measured(policy: CompiledPolicy, text: str) -> Measured:
+    """Return what client and validator would measure of a chat that says ``text``."""
+    body = msgspec.json.encode({"messages": [{"role": "user", "content": text}]})
+    return measure_chat(decode_chat(body), body_bytes=len(body), vocabulary=policy.vocabulary)
+
+
+@token_commands.command("mint")
+def _mint(
+    sub: Annotated[str, typer.Option(help="Who it is for.")],
+    tier: Annotated[str, typer.Option()],
+    account: Annotated[str, typer.Option(help="Whose budget pays.")],
+    key: Annotated[Path, typer.Option(help="The issuer's private key.")] = Path(ISSUER_KEY_FILE),
+    issuers: Annotated[
+        Path, typer.Option(help="Where the key's public half names issuer and key id.")
+    ] = Path("issuers.yaml"),
+    iss: Annotated[str | None, typer.Option(help="Instead of the issuers file.")] = None,
+    kid: Annotated[str | None, typer.Option(help="Instead of the issuers file.")] = None,
+    aud: Annotated[str, typer.Option(help="The validator's audience.")] = AUDIENCE,
+    limit: Annotated[
+        list[str] | None, typer.Option(help="Dollars per window, as day=5.00; may repeat.")
+    ] = None,
+    data: Annotated[list[str] | None, typer.Option(help="A duty that always holds.")] = None,
+    models: Annotated[list[str] | None, typer.Option(help="Only these; may repeat.")] = None,
+    tenant: Annotated[str | None, typer.Option()] = None,
+    region: Annotated[str | None, typer.Option()] = None,
+    lifetime: Annotated[int, typer.Option(min=1, max=86_400, help="Seconds.")] = 600,
+) -> None:
+    """Write an access token to standard output. Whoever has it can spend from the account."""
+    signing_key = _signing_key(key)
+    if iss is None or kid is None:
+        named_iss, named_kid = _named(signing_key, issuers)
+        iss, kid = iss or named_iss, kid or named_kid
+    claims = new_claims(
+        iss=iss,
+        aud=aud,
+        sub=sub,
+        tier=tier,
+        account=account,
+        now=_now(),
+        jti=uuid4().hex,
+        lifetime_s=lifetime,
+        limits=tuple(map(_limit, limit or ())),
+        tenant=tenant,
+        region=region,
+        data_classes=tuple(data or ()),
+        models=tuple(models) if models else None,
+    )
+    sys.stdout.write(mint(claims, key=signing_key, kid=kid) + "\n")
+
+
+def _signing_key(path: Path) -> SigningKey:
+    try:
+        return load_signing_key(path.read_bytes())
+    except OSError as exc:
+        raise StoreError(f"cannot read {path}: {exc.strerror}") from exc
+
+
+def _named(key: SigningKey, path: Path) -> tuple[str, str]:
+    """Return issuer and key id by which the issuers file knows ``key``."""
+    public = issuer_key(key, kid="any")
+    for issuer in _issuers(path).issuers:
+        for known in issuer.keys:
+            if (known.alg, known.x, known.y) == (public.alg, public.x, public.y):
+                return issuer.iss, known.kid
+    raise StoreError(
+        f"{path} does not list this key; add its public half, or give --iss and --kid",
+        code="key_unknown",
+    )
+
+
+def _limit(text: str) -> SpendLimit:
+    window, _, dollars = text.partition("=")
+    windows: tuple[str, ...] = get_args(Window)
+    if window not in windows or not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", dollars):
+        raise typer.BadParameter(
+            f"'{text}' should be dollars per {', '.join(windows)}, such as day=5.00"
+        )
+    return SpendLimit(window=cast("Window", window), limit_nusd=exact_nusd(Decimal(dollars)))
+
+
+@token_commands.command("inspect")
+def _inspect(
+    token: Annotated[str, typer.Argument(help="The token, or - to read standard input.")],
+    issuers: Annotated[
+        Path | None, typer.Option(help="Check the signature by this issuers file.")
+    ] = None,
+    as_json: JSON = False,
+) -> None:
+    """Show what a token says. Exit 1 if its signature is checked and does not hold."""
+    if token == "-":  # noqa: S105 - the usual name of standard input
+        token = sys.stdin.read()
+    token = token.strip()
+    header, claims = read_unverified(token)
+    signed: bool | None = None
+    if issuers is not None:
+        signed = is_signed(token, _issuers(issuers))
+    if as_json:
+        print_json({"header": header, "claims": claims, "signature_holds": signed})
+    else:
+        notice = {
+            None: "THE SIGNATURE WAS NOT CHECKED: anyone can have written this. Try --issuers.",
+            True: "The signature holds. A validator also checks audience, times and revocation.",
+            False: "THE SIGNATURE DOES NOT HOLD by these issuers.",
+        }
+        console.print(notice[signed], style="bold green" if signed else "bold red")
+        console.print(table(("field", "value"), [*_rows(header), *_rows(claims)]))
+    if signed is False:
+        raise typer.Exit(1)
+
+
+def _rows(fields: Mapping[str, object]) -> list[tuple[str, str]]:
+    # As ASCII JSON: whoever wrote the token may have put control codes for terminals in it.
+    return [
+        (json.dumps(name)[1:-1], json.dumps(value) + (_when(value) if name in TIMES else ""))
+        for name, value in fields.items()
+    ]
+
+
+def _when(value: object) -> str:
+    if not isinstance(value, int) or not 0 <= value < 2**36:
+        return ""
+    return f" ({datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M:%S} UTC)"
+
+
+def _draft(path: Path) -> Authored:
+    """Return the policy as if it were the first of its channel."""
+    return load_policy(path, channel="draft", version=1, issued_at=_now())
+
+
+def _issuers(path: Path) -> Issuers:
+    return load_issuers(path, channel="draft", version=1, issued_at=_now())
+
+
+def _now() -> int:
+    return int(time.time())
