@@ -62,7 +62,8 @@ MAX_HEADER_CHARS = MAX_TOKEN_CHARS + len("Bearer ")
 
 # Canonical base64url only: where the last group is short, its unused bits are zero. Padding,
 # whitespace, the JSON serialization and the five parts of an encrypted token do not match.
-_PART = r"(?:[\w-]{4})*(?:[\w-]{4}|[\w-][AQgw]|[\w-]{2}[AEIMQUYcgkosw048])"
+# Possessive (*+), so that a long near miss is not tried again from each place in it.
+_PART = r"(?=[\w-])(?:[\w-]{4})*+(?:[\w-][AQgw]|[\w-]{2}[AEIMQUYcgkosw048])?"
 _TOKEN = re.compile(rf"{_PART}\.{_PART}\.{_PART}", re.ASCII)
 _KID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
