@@ -44,7 +44,7 @@ class Hold(Struct, frozen=True, kw_only=True):
     Attributes:
         id: unique; reserving it again changes nothing.
         amount_nusd: upper bound of what the try can cost.
-        limits: the caller's ceilings; the ledger's own hold as well.
+        limits: what the account may spend; of several for one window, the lowest holds.
         now: decides the windows that pay, also when settled later.
         expires_at: from here on a hold that nobody settled is charged in full.
     """

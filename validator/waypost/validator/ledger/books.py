@@ -135,8 +135,8 @@ class Books:
         if len(self._by_name) + len(self._holds) > MAX_REMEMBERED:
             self.forget()
 
-    def reserve(self, hold: Hold, limits: tuple[SpendLimit, ...]) -> Shortfall | None:
-        """Hold the amount under ``limits`` in all windows, or say which window lacks it."""
+    def reserve(self, hold: Hold) -> Shortfall | None:
+        """Hold the amount in all windows, or say which window lacks it."""
         known = self._holds.get(hold.id) if self.trusts_new_ids else self._hold(hold.id)
         if known is not None:
             same = known.account == hold.account and known.amount_nusd == hold.amount_nusd
@@ -145,7 +145,7 @@ class Books:
             found = known.state if same else "another hold"
             raise StoreError(f"hold {hold.id} exists already: {found}", code="hold_conflict")
         windows = self._windows_at(hold.account, hold.now)
-        shortfall = _shortfall(hold, limits, windows)
+        shortfall = _shortfall(hold, windows)
         if shortfall is not None:
             return shortfall
         for window in windows:
@@ -233,15 +233,13 @@ _PLACE = {name: place for place, name in enumerate(CALENDAR)}
 _LONGEST_LAST = {name: place for place, name in enumerate(("request", *CALENDAR))}
 
 
-def _shortfall(
-    hold: Hold, limits: tuple[SpendLimit, ...], windows: tuple[WindowRow, ...]
-) -> Shortfall | None:
+def _shortfall(hold: Hold, windows: tuple[WindowRow, ...]) -> Shortfall | None:
     total = windows[-1]
     most = MAX_NUSD
     tightest: SpendLimit | None = None
     if total.spent_nusd + total.debt_nusd + total.reserved_nusd > MAX_TOTAL_NUSD:
         most = 0
-    for limit in limits:
+    for limit in hold.limits:
         room = limit.limit_nusd
         if limit.window != "request":
             window = windows[_PLACE[limit.window]]

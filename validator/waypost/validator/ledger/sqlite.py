@@ -9,12 +9,10 @@ waits for the disk, run in a thread with its own connection.
 
 import asyncio
 import logging
-import os
 import random
 import sqlite3
 import threading
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
@@ -33,6 +31,7 @@ from waypost.validator.ledger.base import (
     window_starts,
 )
 from waypost.validator.ledger.books import Books, HoldRow, WindowRow
+from waypost.validator.sqlite_file import create
 
 __all__ = ["Durability", "SqliteLedger"]
 
@@ -94,7 +93,6 @@ MAX_BATCH = 256  # keeps one turn of the loop below about 3 ms
 SWEEP_BATCH = 200
 FIRST_RETRY_S = 0.001  # what event loops' timers can resolve
 LAST_RETRY_S = 0.01
-OPEN_PATIENCE_S = 10.0  # several workers may create the file at once
 
 UPKEEP_EVERY_S = 0.25
 CHECKPOINT_ROWS = 2_000  # a row written is at most a few pages of 4 KB in the log
@@ -133,13 +131,11 @@ class SqliteLedger:
         self,
         path: Path,
         *,
-        limits: Mapping[str, tuple[SpendLimit, ...]],
         durability: Durability,
         patience_s: float,
         keep_months: int,
     ) -> None:
         self._path = path
-        self._limits = limits
         self._patience_s = patience_s
         self._keep_months = keep_months
         self._queue: list[_Op] = []
@@ -160,7 +156,6 @@ class SqliteLedger:
         cls,
         path: Path | str,
         *,
-        limits: Mapping[str, tuple[SpendLimit, ...]] | None = None,
         durability: Durability = "normal",
         patience_s: float = 2.0,
         keep_months: int = 1,
@@ -168,7 +163,6 @@ class SqliteLedger:
         """Return the ledger in the file at ``path``, which is made if it is not there.
 
         Args:
-            limits: the operator's own ceilings by account; ``*`` holds for each account.
             patience_s: how long a call tries to get the write lock.
             keep_months: whole months of closed holds to keep besides the current one. Totals
                 are kept for ever.
@@ -178,10 +172,9 @@ class SqliteLedger:
         """
         path = Path(path)
         try:
-            _create(path)
+            create(path, schema=SCHEMA, version=SCHEMA_VERSION)
             return cls(
                 path,
-                limits=limits or {},
                 durability=durability,
                 patience_s=patience_s,
                 keep_months=keep_months,
@@ -197,8 +190,7 @@ class SqliteLedger:
         if hold.amount_nusd < 0 or not (hold.id.isascii() and hold.account.isascii()):
             raise ValueError(f"not a hold: {hold!r}")
         window_starts(hold.now)
-        limits = self._limits_of(hold.account, hold.limits)
-        future = self._submit(lambda books: books.reserve(hold, limits), undo=hold.id)
+        future = self._submit(lambda books: books.reserve(hold), undo=hold.id)
         try:
             return await future
         except asyncio.CancelledError:
@@ -223,8 +215,7 @@ class SqliteLedger:
         """See ``Ledger.balances``. Reads do not wait for writers."""
         starts = dict(zip(CALENDAR, window_starts(now), strict=True))
         return tuple(
-            self._balance(account, limit, starts.get(limit.window), now)
-            for limit in self._limits_of(account, limits)
+            self._balance(account, limit, starts.get(limit.window), now) for limit in lowest(limits)
         )
 
     async def sweep(self, *, now: int) -> int:
@@ -389,12 +380,6 @@ class SqliteLedger:
 
     # ── reading ────────────────────────────────────────────────────────────────────────────
 
-    def _limits_of(self, account: str, limits: tuple[SpendLimit, ...]) -> tuple[SpendLimit, ...]:
-        if not self._limits:
-            return limits
-        own = self._limits.get(account, ())
-        return lowest((*limits, *own, *self._limits.get("*", ())))
-
     def _balance(self, account: str, limit: SpendLimit, start: int | None, now: int) -> Balance:
         try:
             row = self._reader.execute(_WINDOW, (account, limit.window, start)).fetchone()
@@ -518,43 +503,6 @@ def _connect(path: Path, durability: Durability, *, timeout_s: float = 0) -> sql
     db.execute(f"PRAGMA synchronous={'FULL' if durability == 'full' else 'NORMAL'}")
     db.execute("PRAGMA wal_autocheckpoint=0")
     return db
-
-
-def _create(path: Path) -> None:
-    """Make the file and its tables, once, however many processes try."""
-    # Who spends how much is nobody else's business. Never opened when it exists: closing any
-    # descriptor of a file drops this process's locks on it, those of SQLite included.
-    with suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
-    db = sqlite3.connect(path, timeout=OPEN_PATIENCE_S, isolation_level=None)
-    with closing(db):
-        _use_wal(db)
-        db.execute("BEGIN IMMEDIATE")
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            for statement in SCHEMA.split(";\n"):
-                db.execute(statement)
-            db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-        db.execute("COMMIT")
-    if version not in (0, SCHEMA_VERSION):
-        raise sqlite3.DatabaseError(
-            f"its layout is version {version}, this program writes {SCHEMA_VERSION}"
-        )
-
-
-def _use_wal(db: sqlite3.Connection) -> None:
-    """Switch to write-ahead logging; waits for others who do the same at this moment."""
-    give_up_at = time.monotonic() + OPEN_PATIENCE_S
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode=WAL")
-        except sqlite3.OperationalError as exc:
-            # SQLite's own timeout does not cover this switch.
-            if exc.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_at:
-                raise
-            time.sleep(FIRST_RETRY_S)
-        else:
-            return
 
 
 def _wal_checkpoint(db: sqlite3.Connection, mode: str) -> tuple[int, int]:
