@@ -130,7 +130,7 @@ class Book:
             answer_ms: from there to the last; queueing does not lengthen it.
         """
         ejected = 0
-        for key, track in self.tracks.items():
+        for key, track in list(self.tracks.items()):  # another thread may add one
             place = places.get(key)
             if place is None:
                 continue

@@ -236,8 +236,8 @@ class FakeValidator:
             MANIFEST: str(self._policy.policy.version),
         }
         if decision.model is None:
-            status, kind, refusal = _error(403, decision.reason, "No model may serve this.")
-            return status, {**answer, **kind}, refusal
+            status, headers, refusal = _error(403, decision.reason, "No model may serve this.")
+            return status, {**answer, **headers}, refusal
         text = self._reply.format(model=decision.model)
         kind, write = ("text/event-stream", _events) if request.stream else (JSON, _completion)
         return 200, {**answer, "Content-Type": kind}, write(decision.model, text)
