@@ -81,6 +81,9 @@ class ManifestConfig(_Section):
 
     Attributes:
         url: the edge's ``bundle.json``; without one, bundles come by ``PUT /admin/bundle``.
+        projection: ``full`` if that bundle has what the operator marked private as well.
+        access_token: name of the environment variable that holds what the edge wants as bearer
+            for a ``full`` bundle.
         root: the trusted root this validator starts from.
         cache: last good bundle, so that a restart needs no network.
         refresh_s: how often to ask for a newer one; jittered by a fifth.
@@ -89,6 +92,8 @@ class ManifestConfig(_Section):
     """
 
     url: str | None = None
+    projection: Literal["client", "full"] = "client"
+    access_token: EnvName | None = None
     root: FilePath
     cache: FilePath = Path("state/manifest.json")
     refresh_s: Seconds = 30.0

@@ -1,0 +1,182 @@
+"""A whole validator on a real socket: signed manifest, token issuer, ledger, records, providers."""
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Unpack
+
+import httpx
+import uvicorn
+
+from support.publisher import Publisher
+from support.tokens import AUDIENCE, App, Wishes
+from support.upstream import Upstream
+from support.worlds import a_policy
+from waypost.shared.contracts import Policy, SpendLimit
+from waypost.shared.records import DecisionRecord
+from waypost.shared.trust import ManifestKeeper
+from waypost.validator.app import create_app
+from waypost.validator.config import ValidatorConfig
+from waypost.validator.desk import Desk, open_desk
+
+HELLO: dict[str, Any] = {"model": "auto", "messages": [{"role": "user", "content": "2 + 2?"}]}
+
+
+class Clock:
+    """The machine's time, moved by ``ahead_s``."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead_s
+
+
+@dataclass
+class Running:
+    """A running validator, and a client of it."""
+
+    url: str
+    desk: Desk
+    app: App
+    publisher: Publisher
+    client: httpx.AsyncClient
+    clock: Clock = field(default_factory=Clock)
+
+    def bearer(self, **wishes: Unpack[Wishes]) -> str:
+        wishes.setdefault("now", int(time.time()))
+        return self.app.bearer(**wishes)
+
+    def headers(self, **wishes: Unpack[Wishes]) -> dict[str, str]:
+        return {"Authorization": self.bearer(**wishes)}
+
+    async def chat(
+        self,
+        body: Mapping[str, Any] | bytes = HELLO,
+        *,
+        headers: Mapping[str, str] | None = None,
+        **wishes: Unpack[Wishes],
+    ) -> httpx.Response:
+        """Send a chat completion as a caller with this token."""
+        content = body if isinstance(body, bytes) else None
+        return await self.client.post(
+            "/v1/chat/completions",
+            content=content,
+            json=None if content is not None else body,
+            headers={
+                **self.headers(**wishes),
+                **({"Content-Type": "application/json"} if content is not None else {}),
+                **(headers or {}),
+            },
+        )
+
+    async def record(self, response: httpx.Response) -> DecisionRecord:
+        """Return the record of the request that got ``response``, once it is there."""
+        return await self.record_of(response.headers["x-request-id"])
+
+    async def record_of(self, record_id: str) -> DecisionRecord:
+        for _ in range(500):
+            record = await self.desk.records.get(record_id)
+            if record is not None:
+                return record
+            await asyncio.sleep(0.01)
+        raise AssertionError("no record was written")
+
+    async def spent(self, account: str = "acme") -> tuple[int, int]:
+        """Return what the account has spent in all, and what is still held."""
+        limit = SpendLimit(window="total", limit_nusd=10**15)
+        (balance,) = await self.desk.ledger.balances(account, (limit,), now=int(self.clock()))
+        return balance.spent_nusd, balance.reserved_nusd
+
+
+def settings(folder: Path, providers: Mapping[str, Any], **changes: Any) -> ValidatorConfig:  # noqa: ANN401
+    """A valid ``validator.yaml`` for ``providers``."""
+    return ValidatorConfig.model_validate(
+        {
+            "audience": AUDIENCE,
+            "channel": "prod",
+            "manifest": {"root": "root.json", "admin": True},
+            "providers": providers,
+            **changes,
+        }
+    ).below(folder)
+
+
+class _Server(uvicorn.Server):
+    # The test's process keeps its own signal handlers.
+    capture_signals = staticmethod(nullcontext)  # type: ignore[assignment]
+
+
+@asynccontextmanager
+async def serving(app: Any) -> AsyncGenerator[str]:  # noqa: ANN401 - any ASGI application
+    """Serve ``app`` on a free port; gives its URL."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on")
+        server = _Server(config)
+        task = asyncio.create_task(server.serve(sockets=[sock]))
+        try:
+            while not server.started:
+                if task.done():
+                    await task
+                    raise AssertionError("the server did not start")
+                await asyncio.sleep(0.005)
+            yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            await task
+
+
+@asynccontextmanager
+async def running_validator(
+    folder: Path,
+    upstreams: Mapping[str, Upstream],
+    *,
+    policy: Policy | None = None,
+    change: Callable[[dict[str, Any]], None] | None = None,
+    publish: Mapping[str, Any] | None = None,
+    **changes: Any,  # noqa: ANN401 - sections of validator.yaml
+) -> AsyncGenerator[Running]:
+    """Run a validator whose manifest is ``policy``.
+
+    Args:
+        upstreams: by the provider's name in the policy.
+        publish: arguments for the publisher, as ``hints``.
+        changes: sections of ``validator.yaml``.
+    """
+    clock = Clock()
+    app = App()
+    publisher = Publisher(policy=policy or a_policy())
+    bundle = publisher.publish(issuers=app.issuers(), **(publish or {}))
+    (folder / "root.json").write_bytes(publisher.root)
+    providers: dict[str, Any] = {
+        name: {"base_url": upstream.base_url, "api_key": "ACME_KEY", "timeout_s": 5}
+        for name, upstream in upstreams.items()
+    }
+    if change is not None:
+        change(providers)
+    config = settings(folder, providers, **changes)
+    config.manifest.cache.parent.mkdir(parents=True, exist_ok=True)
+    keeper = ManifestKeeper(
+        url=None, channel="prod", root=publisher.root, cache=config.manifest.cache
+    )
+    keeper.accept(bundle, etag=None)
+    desks: list[Desk] = []
+
+    @asynccontextmanager
+    async def opening() -> AsyncGenerator[Desk]:
+        async with open_desk(
+            config, environment={"ACME_KEY": "sk-acme-secret"}, clock=clock
+        ) as desk:
+            desks.append(desk)
+            yield desk
+
+    async with (
+        serving(create_app(opening)) as url,
+        httpx.AsyncClient(base_url=url, timeout=20) as client,
+    ):
+        yield Running(url, desks[0], app, publisher, client, clock)

@@ -1,0 +1,242 @@
+"""The validator over HTTP: routes, their order, and how errors look."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from typing import Any, cast
+
+import msgspec
+from anyio import to_thread
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from waypost.shared.contracts import AUTO, Facts, SpendLimit
+from waypost.shared.engine import cost_estimate_nusd, exclusion
+from waypost.shared.errors import InvalidRequestError, RefusalError, StoreError, WaypostError
+from waypost.shared.explain import explain, explain_record
+from waypost.validator.asgi import CHAT_PATH, ValidatorApp, new_call
+from waypost.validator.desk import Caller, Desk, Serving
+from waypost.validator.pipeline import consider
+from waypost.validator.pipeline.authenticate import authenticate
+from waypost.validator.pipeline.call import pick_headers
+from waypost.validator.pipeline.reserve import bound_nusd, preview
+from waypost.validator.pipeline.understand import read_body
+from waypost.validator.problems import INTERNAL, OK, UNAVAILABLE, describe
+
+__all__ = ["create_app"]
+
+MAX_BUNDLE_BYTES = 4 * 1_048_576  # the trust layer has its own, smaller limits
+BUNDLE_TIMEOUT_S = 30.0
+
+
+def create_app(opening: Callable[[], AbstractAsyncContextManager[Desk]]) -> ValidatorApp:
+    """Return the ASGI application; it opens its desk when the server starts it."""
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        async with opening() as desk:
+            app.desk = rest.state.desk = desk
+            yield
+            app.desk = None
+
+    rest = Starlette(
+        routes=[
+            Route(CHAT_PATH, _starting, methods=["POST"]),
+            Route("/v1/models", _models, methods=["GET"]),
+            Route("/v1/decide", _decide, methods=["POST"]),
+            Route("/v1/decisions/{id}", _decision, methods=["GET"]),
+            Route("/admin/bundle", _bundle, methods=["PUT"]),
+            Route("/livez", _livez, methods=["GET"]),
+            Route("/readyz", _readyz, methods=["GET"]),
+        ],
+        exception_handlers={
+            WaypostError: _problem,
+            HTTPException: _http_problem,
+            Exception: _internal,
+        },
+        lifespan=lifespan,
+    )
+    app = ValidatorApp(rest)
+    return app
+
+
+def _json(value: Any, status: int = OK) -> Response:  # noqa: ANN401 - whatever msgspec can encode
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+def _desk(request: Request) -> Desk:
+    desk: Desk = request.app.state.desk
+    return desk
+
+
+# ── errors ─────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _problem(_: Request, error: Exception) -> Response:
+    problem = describe(cast(WaypostError, error))
+    response = Response(problem.body, problem.status, media_type="application/json")
+    for name, value in problem.headers:
+        response.headers[name.decode()] = value.decode()
+    return response
+
+
+async def _http_problem(request: Request, error: Exception) -> Response:
+    """404 and 405, as the framework raises them, in our envelope."""
+    allow = (cast(HTTPException, error).headers or {}).get("Allow")
+    if allow is not None:
+        refusal = InvalidRequestError(f"Use {allow} here.", code="method_not_allowed")
+    else:
+        refusal = InvalidRequestError("There is nothing at this path.", code="not_found")
+    response = await _problem(request, refusal)
+    if allow is not None:
+        response.headers["allow"] = allow
+    return response
+
+
+async def _internal(request: Request, _: Exception) -> Response:
+    return await _problem(request, INTERNAL)
+
+
+async def _starting(_: Request) -> Response:
+    raise RefusalError("This validator is starting; try again shortly.", code="starting")
+
+
+# ── what a caller may see ──────────────────────────────────────────────────────────────────────
+
+
+async def _caller(request: Request) -> tuple[Caller, Serving]:
+    desk = _desk(request)
+    headers = pick_headers(request.scope["headers"])
+    return await authenticate(desk, headers.get(b"authorization"), now=int(desk.clock()))
+
+
+async def _models(request: Request) -> Response:
+    """What this token may use, as OpenAI lists models; ``auto`` first."""
+    caller, serving = await _caller(request)
+    facts = Facts(now=int(_desk(request).clock()), signed=caller.signed)
+    policy = serving.compiled.policy
+    allowed = [
+        model
+        for model in policy.models
+        if (why := exclusion(serving.compiled, model.id, facts)) is None
+        or why.code == "not_in_route"
+    ]
+    names = [(AUTO, "waypost"), *((model.id, model.provider) for model in allowed)]
+    return _json(
+        {
+            "object": "list",
+            "data": [
+                {"id": name, "object": "model", "created": policy.issued_at, "owned_by": owner}
+                for name, owner in names
+            ],
+        }
+    )
+
+
+async def _decide(request: Request) -> Response:
+    """What would happen to this request: the pipeline up to where it would begin to spend."""
+    desk = _desk(request)
+    call = new_call(desk, request.scope, request.receive, _no_send)
+    serving, _, facts, decision = await consider(desk, call)
+    plan = await preview(desk, call, serving, facts, decision)
+    decision, facts = plan.decision, plan.facts
+    compiled = serving.compiled
+    model = compiled.models[decision.chain[0]]
+    explanation = explain(compiled, facts, decision)
+    return _json(
+        {
+            "verdict": decision.verdict,
+            "reason": decision.reason,
+            "model": model.id,
+            "provider": model.provider,
+            "route": decision.route,
+            "candidates": decision.candidates,
+            "chain": decision.chain,
+            "manifest": serving.version,
+            "max_output_tokens": plan.output_tokens,
+            "cost_estimate_nusd": cost_estimate_nusd(compiled.policy, model, facts),
+            "cost_bound_nusd": bound_nusd(model, facts, output_tokens=plan.output_tokens),
+            "explanation": explanation,
+        }
+    )
+
+
+async def _no_send(_: Any) -> None:  # noqa: ANN401 - an ASGI message
+    raise AssertionError("what only considers a request answers nothing itself")
+
+
+async def _decision(request: Request) -> Response:
+    """One of the caller's own decision records, explained."""
+    caller, _ = await _caller(request)
+    desk = _desk(request)
+    record = await desk.records.get(request.path_params["id"])
+    claims = caller.claims
+    if record is None or not (
+        record.subject == caller.subject
+        or (claims.tenant is not None and record.tenant == claims.tenant)
+    ):
+        # Nobody learns which ids exist.
+        raise InvalidRequestError(
+            "No decision of yours has this id, or it is no longer kept.", code="decision_not_found"
+        )
+    policy = await desk.explained(record.manifest_digest)
+    return _json({"record": record, "explanation": explain_record(record, policy)})
+
+
+# ── what an operator sees ──────────────────────────────────────────────────────────────────────
+
+
+async def _bundle(request: Request) -> Response:
+    """Take a signed bundle by hand. Its signatures are its authority; no token is asked for."""
+    desk = _desk(request)
+    if not desk.config.manifest.admin:
+        raise InvalidRequestError("There is nothing at this path.", code="not_found")
+    headers = pick_headers(request.scope["headers"])
+    body = await read_body(
+        request.receive, headers, limit=MAX_BUNDLE_BYTES, timeout_s=BUNDLE_TIMEOUT_S
+    )
+    trusted = await to_thread.run_sync(partial(desk.keeper.accept, body, etag=None))
+    await desk.take_over()
+    return _json(
+        {
+            "version": trusted.policy.version,
+            "digest": trusted.policy_digest,
+            "expires_at": trusted.expires_at,
+        }
+    )
+
+
+async def _livez(_: Request) -> Response:
+    return _json({"status": "ok"})
+
+
+async def _readyz(request: Request) -> Response:
+    """Whether requests can be served: a manifest to serve, and stores that answer."""
+    desk = _desk(request)
+    now = int(desk.clock())
+    checks: dict[str, str] = {}
+    try:
+        checks["manifest"] = f"v{desk.serving(now).version}"
+    except RefusalError as refusal:
+        checks["manifest"] = refusal.code
+    try:
+        await desk.ledger.balances("readyz", (SpendLimit(window="total", limit_nusd=0),), now=now)
+        checks["ledger"] = "ok"
+    except StoreError as error:
+        checks["ledger"] = error.code
+    try:
+        await desk.store.get("readyz")
+        checks["records"] = "ok"
+    except StoreError as error:
+        checks["records"] = error.code
+    is_ready = checks["manifest"].startswith("v") and {"ok"} == {
+        checks["ledger"],
+        checks["records"],
+    }
+    return _json(
+        {"status": "ok" if is_ready else "unavailable", "checks": checks},
+        OK if is_ready else UNAVAILABLE,
+    )

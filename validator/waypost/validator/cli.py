@@ -1,0 +1,37 @@
+"""The validator's commands: ``waypost validator …`` and ``waypost decisions …``."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the validator's commands to ``app``."""
+    validator = typer.Typer(help="Check, pay for and forward requests.", no_args_is_help=True)
+    validator.command("serve")(serve)
+    validator.callback()(lambda: None)
+    app.add_typer(validator, name="validator")
+
+
+def serve(
+    config: Annotated[Path, typer.Option(help="The validator's settings.")] = Path(
+        "validator.yaml"
+    ),
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="0 takes a free one.")] = 8_080,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes to run.")] = 1,
+) -> None:
+    """Serve chat completions under the signed manifest."""
+    # Server and stores take half a second to import, which `--help` should not.
+    from waypost.validator.server import run
+
+    run(config, host=host, port=port, workers=workers, ready=_say_ready)
+
+
+def _say_ready(address: str) -> None:
+    sys.stdout.write(f"waypost validator listening on {address}\n")
+    sys.stdout.flush()

@@ -1,0 +1,362 @@
+"""What every request of one validator process uses: manifest, keys, budgets, connections.
+
+``Serving`` is everything that depends on the manifest alone, computed when one takes over and
+swapped by one assignment; a request works with the ``Serving`` it started with.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+
+import httpx
+from anyio import to_thread
+from msgspec import Struct
+
+from waypost.shared.contracts import (
+    Claims,
+    Facts,
+    Limits,
+    Model,
+    Proposal,
+    Signed,
+    decode_policy,
+)
+from waypost.shared.engine import CompiledPolicy, compile_policy
+from waypost.shared.errors import PolicyError, RefusalError, StoreError, TrustError
+from waypost.shared.money import Price
+from waypost.shared.trust import ManifestKeeper, Trusted
+from waypost.validator.config import ConfigError, ValidatorConfig, load_pseudonym_key
+from waypost.validator.ledger import Ledger, SqliteLedger
+from waypost.validator.records import RecordSink, SqliteRecordStore
+from waypost.validator.tokens import TokenVerifier
+from waypost.validator.upstream import Upstream
+
+__all__ = ["Caller", "Desk", "Serving", "Target", "open_desk"]
+
+logger = logging.getLogger(__name__)
+
+KEY_REFRESH_S = 30.0  # how often unknown keys may make us look for newer issuers
+SWEEP_S = 10.0
+JITTER = 0.2
+MAX_CALLERS = 10_000
+
+
+class Caller(Struct, frozen=True):
+    """Who asks, as the token says it, made ready for what follows."""
+
+    claims: Claims
+    subject: str
+    signed: Signed
+    limits: Limits
+
+
+class Target(Struct, frozen=True):
+    """A model and the provider that serves it."""
+
+    model: Model
+    upstream: Upstream
+
+
+class Serving:
+    """One manifest, ready to serve.
+
+    Attributes:
+        targets: by model id. A model whose provider is not configured here is not among them.
+        unserved: the models that are not.
+        proposals: what naming a model in the body means.
+        refuse_from: Unix seconds after which it must not be served on any more.
+    """
+
+    def __init__(
+        self, trusted: Trusted, upstreams: Mapping[str, Upstream], *, audience: str, grace_s: int
+    ) -> None:
+        """Raises PolicyError (``issuers_invalid``) when no token could be checked with it."""
+        self.trusted = trusted
+        self.compiled: CompiledPolicy = trusted.compiled
+        self.version = trusted.policy.version
+        self.digest = trusted.policy_digest
+        self.verifier = TokenVerifier(trusted.issuers, audience=audience)
+        self.refuse_from = trusted.expires_at + grace_s
+        self.targets = {
+            model.id: Target(model, upstreams[model.provider])
+            for model in trusted.policy.models
+            if model.provider in upstreams
+        }
+        self.unserved = tuple(
+            model.id for model in trusted.policy.models if model.id not in self.targets
+        )
+        self.proposals = {model.id: Proposal(model=model.id) for model in trusted.policy.models}
+        self.header = (b"waypost-manifest", b"%d" % self.version)
+        self._best: dict[int, Price] = {}
+
+    def unrouted_price(self, facts: Facts) -> Price | None:
+        """Return the price of the best-rated model that could have served ``facts``.
+
+        That is what everybody sends everything to where nothing routes.
+        """
+        mask, _ = self.compiled.admissible(facts)
+        price = self._best.get(mask)
+        if price is None and mask:
+            bits = self.compiled.bits
+            admissible = [model for model in self.compiled.models.values() if bits[model.id] & mask]
+            best = max(admissible, key=lambda m: (m.quality, m.price.output_nusd_per_mtok, m.id))
+            price = self._best[mask] = best.price
+        return price
+
+
+class Desk:
+    """One validator process. Time comes from the two clocks it was given."""
+
+    def __init__(
+        self,
+        config: ValidatorConfig,
+        *,
+        keeper: ManifestKeeper,
+        ledger: Ledger,
+        records: RecordSink,
+        store: SqliteRecordStore,
+        upstreams: Mapping[str, Upstream],
+        pseudonym_key: bytes,
+        client: httpx.AsyncClient,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self.config = config
+        self.keeper = keeper
+        self.ledger = ledger
+        self.records = records
+        self.store = store
+        self.upstreams = upstreams
+        self.pseudonym_key = pseudonym_key
+        self.clock = clock
+        self.monotonic = monotonic
+        self.callers: dict[int, Caller] = {}
+        self._client = client
+        self._serving: Serving | None = None
+        self._refreshing = asyncio.Lock()
+        self._looked_for_keys_at = -KEY_REFRESH_S
+        self._told: str | None = None
+        self._cache_changed_at = 0
+
+    # ── the manifest ───────────────────────────────────────────────────────────────────────
+
+    def serving(self, now: float) -> Serving:
+        """Return the manifest to serve ``now``.
+
+        Raises:
+            RefusalError: ``manifest_missing``, or ``manifest_expired`` beyond its grace.
+        """
+        serving = self._serving
+        if serving is None:
+            raise RefusalError(
+                "This validator has no manifest yet, so it can serve nothing; try again shortly.",
+                code="manifest_missing",
+            )
+        if now >= serving.refuse_from:
+            raise RefusalError(
+                f"Manifest v{serving.version} has expired and no newer one could be had;"
+                " nothing is served on it any more.",
+                code="manifest_expired",
+            )
+        return serving
+
+    async def take_over(self) -> None:
+        """Serve what the keeper holds now, if that is something new and can be served."""
+        trusted = self.keeper.current
+        if trusted is None or (self._serving is not None and self._serving.trusted is trusted):
+            return
+        try:
+            serving = Serving(
+                trusted,
+                self.upstreams,
+                audience=self.config.audience,
+                grace_s=self.config.manifest.grace_s,
+            )
+        except PolicyError as exc:
+            logger.error("manifest v%d refused: %s", trusted.policy.version, exc)
+            return
+        if serving.unserved:
+            logger.warning("no provider is configured for: %s", ", ".join(serving.unserved))
+        self._serving = serving
+        self.callers.clear()
+        logger.info("serving manifest v%d of channel %s", serving.version, self.config.channel)
+        try:
+            await self.store.put_policy(serving.digest, trusted.policy_bytes)
+        except StoreError as exc:
+            logger.error("the manifest cannot be kept for explanations: %s", exc)
+
+    async def refresh(self) -> None:
+        """Ask the edge once for a newer manifest; a failure changes nothing but the log."""
+        async with self._refreshing:
+            try:
+                if self.config.manifest.url is None:
+                    await self._reload()
+                else:
+                    await self.keeper.arefresh(self._client)
+            except TrustError as exc:
+                if exc.code != self._told:
+                    logger.warning("manifest not refreshed: %s: %s", exc.code, exc)
+                self._told = exc.code
+            else:
+                self._told = None
+            await self.take_over()
+
+    async def _reload(self) -> None:
+        """Read what another worker was handed, where manifests do not come from the edge."""
+        try:
+            changed_at = self.config.manifest.cache.stat().st_mtime_ns
+        except OSError:
+            return
+        if changed_at != self._cache_changed_at:
+            self._cache_changed_at = changed_at
+            await to_thread.run_sync(self.keeper.load)
+
+    async def explained(self, digest: str | None) -> CompiledPolicy | None:
+        """Return the policy that a record was decided by; ``None`` if it is not kept."""
+        if digest is None:
+            return None
+        if self._serving is not None and self._serving.digest == digest:
+            return self._serving.compiled
+        policy = await self.store.get_policy(digest)
+        return None if policy is None else compile_policy(decode_policy(policy))
+
+    async def look_for_keys(self) -> bool:
+        """Return whether a refresh was made for a key nobody knows; at most one in 30 s."""
+        now = self.monotonic()
+        if now - self._looked_for_keys_at < KEY_REFRESH_S:
+            return False
+        self._looked_for_keys_at = now
+        await self.refresh()
+        return True
+
+    # ── providers ──────────────────────────────────────────────────────────────────────────
+
+    def out_of_service(self, serving: Serving) -> tuple[str, ...]:
+        """Return the models that cannot be sent anything at the moment."""
+        for upstream in self.upstreams.values():
+            if not upstream.breaker.is_closed:
+                break
+        else:
+            return serving.unserved
+        now = self.monotonic()
+        return serving.unserved + tuple(
+            name for name, target in serving.targets.items() if target.upstream.breaker.refuses(now)
+        )
+
+    def remember(self, caller: Caller) -> None:
+        """Keep what was made of verified claims; for as long as the verifier keeps them."""
+        if len(self.callers) >= MAX_CALLERS:
+            self.callers.clear()
+        self.callers[id(caller.claims)] = caller
+
+    # ── upkeep ─────────────────────────────────────────────────────────────────────────────
+
+    async def keep_fresh(self) -> None:
+        """Refresh the manifest for ever, out of step with other validators."""
+        while True:
+            period = self.config.manifest.refresh_s
+            await asyncio.sleep(period * random.uniform(1 - JITTER, 1 + JITTER))
+            await self.refresh()
+
+    async def keep_swept(self) -> None:
+        """Charge expired holds, for ever."""
+        while True:
+            await asyncio.sleep(SWEEP_S * random.uniform(1 - JITTER, 1 + JITTER))
+            try:
+                swept = await self.ledger.sweep(now=int(self.clock()))
+            except StoreError as exc:
+                logger.error("expired holds not charged: %s", exc)
+            else:
+                if swept:
+                    logger.warning("charged %d holds that nobody settled", swept)
+
+
+@asynccontextmanager
+async def open_desk(
+    config: ValidatorConfig,
+    *,
+    environment: Mapping[str, str],
+    clock: Callable[[], float] = time.time,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> AsyncIterator[Desk]:
+    """Open everything in ``config``, serve the manifest at hand, and close it all at the end.
+
+    Raises:
+        ConfigError: a key's variable is unset, or the trusted root cannot be read.
+        StoreError: ledger, records or pseudonym key cannot be opened.
+    """
+    async with AsyncExitStack() as stack:
+        upstreams: dict[str, Upstream] = {}
+        for name, provider in config.providers.items():
+            upstreams[name] = Upstream(
+                name, provider, api_key=_secret(f"provider {name}", provider.api_key, environment)
+            )
+            stack.push_async_callback(upstreams[name].close)
+        try:
+            root = config.manifest.root.read_bytes()
+        except OSError as exc:
+            raise ConfigError(f"the trusted root cannot be read: {exc}") from exc
+        keeper = ManifestKeeper(
+            url=config.manifest.url,
+            channel=config.channel,
+            root=root,
+            cache=config.manifest.cache,
+            now=clock,
+            projection=config.manifest.projection,
+        )
+        pseudonym_key = load_pseudonym_key(config.pseudonym, environment)
+        for path in (config.ledger.path, config.records.path, config.manifest.cache):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        ledger = SqliteLedger.open(config.ledger.path, durability=config.ledger.durability)
+        stack.push_async_callback(ledger.close)
+        store = SqliteRecordStore.open(
+            config.records.path, retain_days=config.records.retain_days, clock=clock
+        )
+        stack.push_async_callback(store.close)
+        records = RecordSink(store)
+        stack.push_async_callback(records.close)
+        token = _secret("the manifest", config.manifest.access_token, environment)
+        client = httpx.AsyncClient(
+            headers={} if token is None else {"Authorization": f"Bearer {token}"}
+        )
+        stack.push_async_callback(client.aclose)
+        desk = Desk(
+            config,
+            keeper=keeper,
+            ledger=ledger,
+            records=records,
+            store=store,
+            upstreams=upstreams,
+            pseudonym_key=pseudonym_key,
+            client=client,
+            clock=clock,
+            monotonic=monotonic,
+        )
+        await to_thread.run_sync(keeper.load)
+        await desk.take_over()
+        await desk.refresh()
+        tasks = [asyncio.create_task(desk.keep_fresh()), asyncio.create_task(desk.keep_swept())]
+        try:
+            yield desk
+        finally:
+            for task in tasks:
+                task.cancel()
+            for task in tasks:
+                with suppress(asyncio.CancelledError):
+                    await task
+
+
+def _secret(what: str, variable: str | None, environment: Mapping[str, str]) -> str | None:
+    if variable is None:
+        return None
+    secret = environment.get(variable, "").strip()
+    if not secret:
+        raise ConfigError(
+            f"{what} needs its key in the environment variable {variable}, which is unset"
+        )
+    if not secret.isascii() or not secret.isprintable():
+        raise ConfigError(f"the key for {what} in {variable} is not printable ASCII")
+    return secret

@@ -1,0 +1,31 @@
+"""Logs as one JSON object per line on standard error, for machines to collect."""
+
+import logging
+import sys
+
+import msgspec
+
+__all__ = ["configure_logs"]
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "at": round(record.created, 3),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(line).decode()
+
+
+def configure_logs() -> None:
+    """Send every log of this process to standard error, from ``info`` upwards."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonFormatter())
+    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
+    # One line per request or refresh, which records and our own log say better.
+    for name in ("httpx", "uvicorn.access"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,201 @@
+"""One request on its way through the pipeline, and what becomes known of it."""
+
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from time import perf_counter
+from typing import Any
+
+from waypost.shared.contracts import Facts, Proposal
+from waypost.shared.engine import Decision
+from waypost.shared.errors import InvalidRequestError
+from waypost.shared.headers import format_decision
+from waypost.shared.money import Usage
+from waypost.shared.records import Attempt, Verdict
+from waypost.validator.desk import Caller, Serving
+
+__all__ = ["Call", "Headers", "Receive", "Send", "decision_id", "pick_headers"]
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = dict[bytes, bytes]
+
+# What is read of a request. All else is neither looked at nor passed on.
+_READ = frozenset(
+    {
+        b"authorization",
+        b"content-encoding",
+        b"content-length",
+        b"content-type",
+        b"traceparent",
+        b"waypost-facts",
+        b"waypost-proposal",
+    }
+)
+
+
+def pick_headers(raw: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """Return the headers that are read, each once.
+
+    Several Authorization lines are joined with commas, as HTTP joins them, for the token check
+    to refuse.
+
+    Raises:
+        InvalidRequestError: ``header_repeated``: of two lines, a proxy may have read the other.
+    """
+    headers: Headers = {}
+    for name, value in raw:
+        if name in _READ:
+            if name in headers:
+                if name != b"authorization":
+                    text = name.decode()
+                    raise InvalidRequestError(
+                        f"Send {text} once.", code="header_repeated", param=text
+                    )
+                value = headers[name] + b", " + value
+            headers[name] = value
+    return headers
+
+
+def decision_id(at_ms: int, randomness: int) -> str:
+    """Return a UUIDv7 (RFC 9562 §5.7): ids sort by time, so stores append.
+
+    Args:
+        randomness: at least 74 bits.
+    """
+    value = (
+        at_ms << 80
+        | 0x7 << 76
+        | (randomness >> 62 & 0xFFF) << 64
+        | 0b10 << 62
+        | (randomness & 0x3FFF_FFFF_FFFF_FFFF)
+    )
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+class Call:
+    """One request. Filled in step by step; the record is made of it at the end."""
+
+    __slots__ = (
+        "_last",
+        "at_ms",
+        "attempts",
+        "body",
+        "caller",
+        "cost_nusd",
+        "decision",
+        "detail",
+        "facts",
+        "has_started",
+        "headers",
+        "id",
+        "model",
+        "now",
+        "proposal",
+        "raw_headers",
+        "reason",
+        "receive",
+        "reserved_nusd",
+        "send",
+        "serving",
+        "started",
+        "status",
+        "steps_ms",
+        "streamed",
+        "ttft_ms",
+        "usage",
+        "verdict",
+    )
+
+    def __init__(
+        self, scope: Message, receive: Receive, send: Send, *, at: float, randomness: int
+    ) -> None:
+        """Args:
+        at: Unix seconds.
+        randomness: at least 74 bits, for the id.
+        """
+        self.raw_headers: list[tuple[bytes, bytes]] = scope["headers"]
+        self.receive = receive
+        self.send = send
+        self.at_ms = int(at * 1_000)
+        self.now = int(at)
+        self.id = decision_id(self.at_ms, randomness)
+        self.started = self._last = perf_counter()
+        self.steps_ms: dict[str, float] = {}
+        self.headers: Headers = {}
+        self.body = b""
+        self.serving: Serving | None = None
+        self.caller: Caller | None = None
+        self.facts: Facts | None = None
+        self.proposal: Proposal | None = None
+        self.decision: Decision | None = None
+        self.verdict: Verdict = "refused"
+        self.reason = ""
+        self.detail: str | None = None
+        self.attempts: list[Attempt] = []
+        self.model: str | None = None
+        self.usage: Usage | None = None
+        self.reserved_nusd = 0
+        self.cost_nusd = 0
+        self.streamed = False
+        self.ttft_ms: float | None = None
+        self.status = 0
+        self.has_started = False
+
+    def take(self, decision: Decision) -> None:
+        """Note what was decided; a later word replaces an earlier one."""
+        self.decision = decision
+        self.verdict, self.reason = decision.verdict, decision.reason
+
+    def mark(self, step: str) -> None:
+        """Note that ``step`` ended now."""
+        now = perf_counter()
+        self.steps_ms[step] = round((now - self._last) * 1_000, 3)
+        self._last = now
+
+    def elapsed_ms(self) -> float:
+        """Milliseconds since the arrival."""
+        return round((perf_counter() - self.started) * 1_000, 3)
+
+    async def start(
+        self,
+        status: int,
+        content_type: bytes,
+        *,
+        length: int | None,
+        extra: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        """Send the head of the response: what was decided, and how long each step took."""
+        self.has_started = True
+        self.status = status
+        decision = format_decision(
+            decision_id=self.id,
+            verdict=self.verdict,
+            model=None if self.verdict == "refused" else self.model,
+            reason=self.reason,
+        )
+        timing = ", ".join([f"{step};dur={ms}" for step, ms in self.steps_ms.items()])
+        headers = [
+            (b"content-type", content_type),
+            (b"waypost-decision", decision.encode()),
+            (b"server-timing", timing.encode()),
+            (b"x-request-id", self.id.encode()),
+            *extra,
+        ]
+        if length is not None:
+            headers.append((b"content-length", b"%d" % length))
+        if self.serving is not None:
+            headers.append(self.serving.header)
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def answer(
+        self,
+        status: int,
+        body: bytes,
+        *,
+        content_type: bytes = b"application/json",
+        extra: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        """Send a whole response."""
+        await self.start(status, content_type, length=len(body), extra=extra)
+        await self.send({"type": "http.response.body", "body": body})

@@ -1,0 +1,44 @@
+"""What happened, for whoever asks later: one decision record per request, refusals included."""
+
+from waypost.shared.money import bill
+from waypost.shared.records import DecisionRecord
+from waypost.validator.pipeline.call import Call
+
+__all__ = ["record_of"]
+
+
+def record_of(call: Call) -> DecisionRecord:
+    """Return the record of ``call``. It holds no prompt text and no token."""
+    caller, serving, decision = call.caller, call.serving, call.decision
+    baseline: int | None = None
+    if call.usage is not None and serving is not None and call.facts is not None:
+        price = serving.unrouted_price(call.facts)
+        baseline = None if price is None else bill(price, call.usage)
+    return DecisionRecord(
+        id=call.id,
+        at_ms=call.at_ms,
+        verdict=call.verdict,
+        reason=call.reason,
+        http_status=call.status,
+        subject="" if caller is None else caller.subject,
+        tenant=None if caller is None else caller.claims.tenant,
+        tier=None if caller is None else caller.claims.tier,
+        account=None if caller is None else caller.limits.account,
+        manifest_version=None if serving is None else serving.version,
+        manifest_digest=None if serving is None else serving.digest,
+        facts=call.facts,
+        proposal=call.proposal,
+        route=None if decision is None else decision.route,
+        chosen=None if decision is None else decision.model,
+        model=call.model,
+        attempts=tuple(call.attempts),
+        steps_ms=call.steps_ms,
+        usage=call.usage,
+        reserved_nusd=call.reserved_nusd,
+        cost_nusd=call.cost_nusd,
+        baseline_cost_nusd=baseline,
+        ttft_ms=call.ttft_ms,
+        duration_ms=call.elapsed_ms(),
+        streamed=call.streamed,
+        detail=call.detail,
+    )

@@ -1,0 +1,114 @@
+"""What is asked for: the facts of the request, and what the client proposes.
+
+Reads what a decision needs and nothing else, and changes nothing.
+"""
+
+import asyncio
+
+from msgspec import structs
+
+from waypost.shared.contracts import AUTO, Declared, Facts, Proposal
+from waypost.shared.errors import InvalidRequestError
+from waypost.shared.headers import parse_facts, parse_proposal
+from waypost.shared.measure import ChatRequest, decode_chat, measure_chat
+from waypost.validator.desk import Caller, Desk, Serving
+from waypost.validator.pipeline.call import Call, Headers, Receive
+
+__all__ = ["read_body", "understand"]
+
+NOTHING_DECLARED = Declared()
+
+
+async def understand(
+    desk: Desk, call: Call, caller: Caller, serving: Serving
+) -> tuple[ChatRequest, Facts, Proposal | None]:
+    """Return the request, the facts of it, and the client's proposal.
+
+    Raises:
+        InvalidRequestError: the body or a header is not what it must be.
+    """
+    _check_json(call.headers)
+    limits = desk.config.limits
+    call.body = await read_body(
+        call.receive, call.headers, limit=limits.body_bytes, timeout_s=limits.body_timeout_s
+    )
+    request = decode_chat(call.body)
+    compiled = serving.compiled
+    measured = measure_chat(request, body_bytes=len(call.body), vocabulary=compiled.vocabulary)
+    out = desk.out_of_service(serving)
+    if out:
+        measured = structs.replace(measured, out_of_service=out)
+    declared = call.headers.get(b"waypost-facts")
+    facts = Facts(
+        now=call.now,
+        signed=caller.signed,
+        measured=measured,
+        declared=NOTHING_DECLARED if declared is None else parse_facts(declared.decode("latin-1")),
+    )
+    return request, facts, _proposal(request, call.headers, serving)
+
+
+def _proposal(request: ChatRequest, headers: Headers, serving: Serving) -> Proposal | None:
+    named = serving.proposals.get(request.model)
+    if named is None and request.model != AUTO:
+        raise InvalidRequestError(
+            f'The manifest has no such model. Send "{AUTO}" to leave the choice to the policy,'
+            " or a model that GET /v1/models lists.",
+            code="unknown_model",
+            param="model",
+        )
+    header = headers.get(b"waypost-proposal")
+    return named if header is None else parse_proposal(header.decode("latin-1"))
+
+
+def _check_json(headers: Headers) -> None:
+    kind = headers.get(b"content-type")
+    if kind is not None and kind.partition(b";")[0].strip().lower() != b"application/json":
+        raise InvalidRequestError(
+            "The body must be JSON; send Content-Type: application/json.",
+            code="content_type_unsupported",
+            param="content-type",
+        )
+    coding = headers.get(b"content-encoding", b"identity")
+    if coding.strip().lower() != b"identity":
+        raise InvalidRequestError(
+            "The body must not be compressed; send no Content-Encoding.",
+            code="content_encoding_unsupported",
+            param="content-encoding",
+        )
+
+
+async def read_body(receive: Receive, headers: Headers, *, limit: int, timeout_s: float) -> bytes:
+    """Return the request's body.
+
+    Raises:
+        InvalidRequestError: ``body_too_large``, without reading on; ``body_timeout``;
+            ``body_incomplete``, the caller went away.
+    """
+    # The server has checked that the length is a number, and holds the body to it.
+    if int(headers.get(b"content-length", b"0")) > limit:
+        raise _too_large(limit)
+    body = b""
+    try:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                message = await receive()
+                if message["type"] != "http.request":
+                    raise InvalidRequestError("The body broke off.", code="body_incomplete")
+                chunk: bytes = message.get("body", b"")
+                body += chunk
+                if len(body) > limit:
+                    raise _too_large(limit)
+                if not message.get("more_body"):
+                    return body
+    except TimeoutError:
+        raise InvalidRequestError(
+            f"The body did not arrive within {timeout_s:g} s.", code="body_timeout"
+        ) from None
+
+
+def _too_large(limit: int) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"The body is larger than the {limit} bytes that this validator takes.",
+        code="body_too_large",
+    )

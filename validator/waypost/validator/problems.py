@@ -1,0 +1,142 @@
+"""How a refusal looks on the wire. HTTP status codes live here and nowhere else.
+
+OpenAI's error envelope, so that its SDKs raise the right class: ``{"error": {"message", "type",
+"code", "param"}}``. ``code`` is stable; the sentence says what to do. A body never holds a
+traceback, prompt text or a secret.
+"""
+
+from datetime import UTC, datetime
+
+import msgspec
+
+from waypost.shared.errors import (
+    BudgetError,
+    ForbiddenError,
+    InvalidRequestError,
+    RateLimitedError,
+    RefusalError,
+    StoreError,
+    TokenError,
+    TrustError,
+    UpstreamError,
+    WaypostError,
+)
+from waypost.shared.records import AttemptOutcome
+
+__all__ = [
+    "INTERNAL",
+    "OK",
+    "UNAVAILABLE",
+    "Problem",
+    "describe",
+    "envelope",
+    "outcome_of",
+    "reset_text",
+]
+
+OK = 200
+UNAVAILABLE = 503
+
+# By code where the class alone does not say it.
+_STATUS_BY_CODE = {
+    "body_too_large": 413,
+    "body_timeout": 408,
+    "content_type_unsupported": 415,
+    "content_encoding_unsupported": 415,
+    "decision_not_found": 404,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "manifest_missing": 503,
+    "manifest_expired": 503,
+    "out_of_service": 503,
+    "unaffordable": 402,
+    "upstream_timeout": 504,
+    "upstream_rate_limited": 503,
+}
+
+_BY_CLASS: tuple[tuple[type[WaypostError], int, str], ...] = (
+    (InvalidRequestError, 400, "invalid_request_error"),
+    (TokenError, 401, "authentication_error"),
+    (ForbiddenError, 403, "permission_error"),
+    (BudgetError, 402, "insufficient_quota"),
+    (RateLimitedError, 429, "rate_limit_error"),
+    (UpstreamError, 502, "server_error"),
+    (StoreError, 503, "server_error"),
+    (TrustError, 400, "invalid_request_error"),
+    (RefusalError, 503, "server_error"),
+)
+
+INTERNAL = RefusalError(
+    "Something went wrong inside the validator; it is in its log under this request's id.",
+    code="internal_error",
+)
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """A refusal, ready to send."""
+
+    status: int
+    body: bytes
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+def envelope(message: str, *, kind: str, code: str, param: str | None = None) -> bytes:
+    """Return OpenAI's error envelope."""
+    return msgspec.json.encode(
+        {"error": {"message": message, "type": kind, "code": code, "param": param}}
+    )
+
+
+def describe(error: WaypostError) -> Problem:
+    """Return how ``error`` is told to the caller."""
+    status, kind = 500, "server_error"
+    if error.code != INTERNAL.code:
+        for error_class, class_status, class_kind in _BY_CLASS:
+            if isinstance(error, error_class):
+                status, kind = _STATUS_BY_CODE.get(error.code, class_status), class_kind
+                break
+    headers: list[tuple[bytes, bytes]] = []
+    if isinstance(error, TokenError):
+        # RFC 6750 §3: no error attribute where no token was sent.
+        told = b"Bearer" if error.code == "token_missing" else b'Bearer error="invalid_token"'
+        headers.append((b"www-authenticate", told))
+    elif isinstance(error, BudgetError):
+        # SDKs retry by themselves; no retry fills an account.
+        headers.append((b"x-should-retry", b"false"))
+    elif isinstance(error, RateLimitedError):
+        headers.append((b"retry-after", b"%d" % error.retry_after_s))
+    message = error.message
+    # A store's own words name files and tables of this machine.
+    if isinstance(error, StoreError):
+        message = "The validator cannot keep its books at the moment; try again shortly."
+    param = error.param if isinstance(error, RefusalError) else None
+    return Problem(
+        status=status,
+        body=envelope(message, kind=kind, code=error.code, param=param),
+        headers=tuple(headers),
+    )
+
+
+def reset_text(resets_at: int | None) -> str:
+    """Return when a window ends, as a clause: ``It resets at 2026-11-25T00:00:00Z.``"""
+    if resets_at is None:
+        return "It does not reset by itself."
+    return f"It resets at {datetime.fromtimestamp(resets_at, UTC):%Y-%m-%dT%H:%M:%SZ}."
+
+
+# The caller's fault, as far as a provider can tell. All other 4xx are about our own key, address
+# or model name, which the caller can do nothing about and should not be blamed for.
+_CALLER_FAULTS = frozenset({400, 413, 422})
+
+
+def outcome_of(status: int) -> AttemptOutcome:
+    """Return what a provider's status means for the request."""
+    if status == OK:
+        return "ok"
+    if status in _CALLER_FAULTS:
+        return "client_error"
+    if status == 429:
+        return "rate_limited"
+    if status in (408, 504):
+        return "timeout"
+    return "server_error" if status >= 500 else "bad_response"

@@ -1,0 +1,1 @@
+"""What keeps one failing provider from failing everybody."""

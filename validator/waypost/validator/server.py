@@ -1,0 +1,121 @@
+"""Runs the validator: one process, or several that share a socket and the stores."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import uvicorn
+from uvicorn.supervisors import Multiprocess
+
+from waypost.shared.errors import StoreError, WaypostError
+from waypost.validator.app import create_app
+from waypost.validator.asgi import ValidatorApp
+from waypost.validator.config import ValidatorConfig, load_config
+from waypost.validator.desk import open_desk
+from waypost.validator.logs import configure_logs
+
+__all__ = ["ListenError", "run"]
+
+# Longer than clients keep idle connections, so that none is closed under a request.
+KEEP_ALIVE_S = 75
+SHUTDOWN_S = 30
+BACKLOG = 2_048
+
+
+class ListenError(WaypostError):
+    """The address cannot be listened on."""
+
+    code = "address_unavailable"
+
+
+def run(
+    config_path: Path, *, host: str, port: int, workers: int, ready: Callable[[str], None]
+) -> None:
+    """Serve until a signal says otherwise.
+
+    Args:
+        port: 0 takes a free one.
+        ready: called once with the address, when requests are taken.
+
+    Raises:
+        ConfigError: the configuration cannot be used.
+        ListenError: the port is taken, or the host is not ours.
+        StoreError: a store cannot be opened, or there is no manifest to serve.
+    """
+    config = load_config(config_path)
+    with _listen(host, port) as listener:
+        asyncio.run(_check(config))
+        address = _address(listener)
+        server_config = uvicorn.Config(
+            partial(_make_app, config_path),
+            factory=True,
+            workers=workers,
+            lifespan="on",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=SHUTDOWN_S,
+        )
+        configure_logs()
+        if workers > 1:
+            # The kernel queues what comes before the first worker is up.
+            ready(address)
+            Multiprocess(server_config, sockets=[listener]).run()
+        else:
+            _Server(server_config, partial(ready, address)).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Says when it is ready."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
+
+
+def _make_app(config_path: Path) -> ValidatorApp:
+    configure_logs()
+    config = load_config(config_path)
+    return create_app(partial(open_desk, config, environment=os.environ))
+
+
+async def _check(config: ValidatorConfig) -> None:
+    """Find out before any worker starts what would keep them all from serving."""
+    async with open_desk(config, environment=os.environ) as desk:
+        if desk.keeper.current is None and not config.manifest.admin:
+            error = desk.keeper.last_error
+            why = f": {error.code}: {error.message}" if error is not None else ""
+            raise StoreError(
+                f"there is no manifest to serve at {config.manifest.url or 'any URL'}, nor in"
+                f" {config.manifest.cache}{why}",
+                code="manifest_missing",
+            )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as exc:
+        listener.close()
+        raise ListenError(f"cannot listen on {host} port {port}: {exc.strerror}") from exc
+    listener.set_inheritable(True)
+    return listener
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
