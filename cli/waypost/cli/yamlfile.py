@@ -151,29 +151,33 @@ class YAMLFile:
     def _plain(self, node: yaml.Node, path: Path_) -> object:
         # A value may begin below its name; the name's line is what people look for.
         self._lines.setdefault(path, node.start_mark.line + 1)
-        if isinstance(node, yaml.SequenceNode):
+        tag = node.tag.removeprefix(_TAG)
+        if isinstance(node, yaml.SequenceNode) and tag == "seq":
             return [self._plain(item, (*path, i)) for i, item in enumerate(node.value)]
-        if isinstance(node, yaml.MappingNode):
+        if isinstance(node, yaml.MappingNode) and tag == "map":
             mapping: dict[str, object] = {}
             for key, value in node.value:
                 self._entry(mapping, key, value, path)
             return mapping
-        text = cast("str", node.value)
-        match node.tag.removeprefix(_TAG):
-            case "str" | "timestamp" | "value":
-                return text
-            case "null":
-                return None
-            case "bool":
-                return text.lower() in {"yes", "true", "on"}
-            case "int" if _INTEGER.fullmatch(text):
-                return int(text.replace("_", ""))
-            case "float" if _DECIMAL.fullmatch(text):
-                return Decimal(text.replace("_", ""))
-            case "int" | "float":
-                self.find(path, f"write '{text}' as a plain decimal number, or in quotes")
-            case tag:
-                self.find(path, f"the tag '{tag}' has no meaning here; leave it out")
+        if isinstance(node, yaml.ScalarNode):
+            text = cast("str", node.value)
+            match tag:
+                case "str" | "timestamp" | "value":
+                    return text
+                case "null":
+                    return None
+                case "bool":
+                    return text.lower() in {"yes", "true", "on"}
+                case "int" if _INTEGER.fullmatch(text):
+                    return int(text.replace("_", ""))
+                case "float" if _DECIMAL.fullmatch(text):
+                    return Decimal(text.replace("_", ""))
+                case "int" | "float":
+                    self.find(path, f"write '{text}' as a plain decimal number, or in quotes")
+                    return None
+                case _:
+                    pass
+        self.find(path, f"the tag '{tag}' has no meaning here; leave it out")
         return None
 
     def _entry(
@@ -218,7 +222,10 @@ def read_yaml(path: Path) -> YAMLFile:
         line = data.count(b"\n", 0, exc.start) + 1
         file.find((), "is not UTF-8 from here on; save the file as UTF-8", line=line)
     except yaml.MarkedYAMLError as exc:
-        message = f"is not YAML: {exc.problem or exc.context}{_hint(exc)}"
+        # PyYAML spreads some sentences over both: "expected …", "but found …".
+        said = [exc.context] if (exc.problem or "but").startswith("but") else []
+        problem = ", ".join(filter(None, [*said, exc.problem]))
+        message = f"is not YAML: {problem}{_hint(exc)}"
         file.find((), message, line=exc.problem_mark.line + 1 if exc.problem_mark else 0)
     except yaml.YAMLError:
         file.find((), "is not YAML: it holds control characters", line=0)
