@@ -52,12 +52,13 @@ class Server:
             if match is not None:
                 return match[1]
             if exit_code is not None:
-                raise self._failed(f"ended with code {exit_code} before it listened")
+                raise self.failed(f"ended with code {exit_code} before it listened")
             if time.monotonic() > give_up_at:
-                raise self._failed(f"did not listen within {deadline_s:.0f} s")
+                raise self.failed(f"did not listen within {deadline_s:.0f} s")
             time.sleep(POLL_S)
 
-    def _failed(self, how: str) -> ServerError:
+    def failed(self, how: str) -> ServerError:
+        """Return the error that tells ``how`` it failed, with the last lines of its log."""
         lines = self.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
         tail = "\n  ".join(lines) or "(it wrote nothing)"
         return ServerError(f"{self.name} {how}. The last lines of its log:\n  {tail}")

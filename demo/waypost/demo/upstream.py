@@ -108,10 +108,16 @@ class Profile(Struct, frozen=True, kw_only=True):
 
 
 class Relay(Struct, frozen=True, kw_only=True):
-    """A real OpenAI-compatible server behind the provider; ``base_url`` ends in ``/v1``."""
+    """A real OpenAI-compatible server behind the provider.
+
+    Attributes:
+        base_url: ends in ``/v1``.
+        models: the provider's name for a model → the server's; others pass as they are.
+    """
 
     base_url: str
     api_key: str
+    models: dict[str, str] = {}
 
 
 class Provider(Struct, frozen=True, kw_only=True):
@@ -283,10 +289,16 @@ class _Front:
     async def _relayed(self, relay: Relay, body: bytes) -> Response:
         if self._client is None:
             raise RuntimeError("the application's lifespan did not run")
+        try:
+            fields = msgspec.json.decode(body, type=dict[str, Any])
+        except msgspec.DecodeError:
+            return _error(400, "invalid_json", "The body is not a JSON object.")
+        asked_for = str(fields.get("model"))
+        fields["model"] = relay.models.get(asked_for, asked_for)
         request = self._client.build_request(
             "POST",
             f"{relay.base_url}/chat/completions",
-            content=body,
+            content=msgspec.json.encode(fields),
             headers={
                 "authorization": f"Bearer {relay.api_key}",
                 "content-type": "application/json",
