@@ -100,3 +100,14 @@ class Publisher:
     def bundle(self, projection: Projection = "client") -> bytes:
         """Return the bundle of the tree as it is."""
         return pack_bundle(self.repository().bundle_files(self.channel, projection))
+
+    def replace_key(self, role: str) -> None:
+        """Make a new root, signed by the holders of the old one, with a new key for ``role``."""
+        repository = self.repository()
+        new = CryptoSigner.generate_ed25519()
+        with repository.edit_root() as root:
+            for signer in self.signers[role]:
+                root.revoke_key(signer.public_key.keyid, role)
+            root.add_key(new.public_key, role)
+        self.signers[role] = [new]
+        self.save(repository)

@@ -15,11 +15,9 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-import msgspec
-from msgspec import Struct
 from tuf.api.exceptions import (
     BadVersionNumberError,
     DownloadError,
@@ -30,7 +28,7 @@ from tuf.api.exceptions import (
     RepositoryError,
     UnsignedMetadataError,
 )
-from tuf.api.metadata import TargetFile
+from tuf.api.metadata import Metadata, TargetFile
 from tuf.api.serialization import DeserializationError
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
@@ -118,7 +116,7 @@ def _run(
         for path in required:
             targets[path] = _target(updater, fetcher, path)
         roles = _trusted_roles(directory)
-        expires_at = min(int(roles[name].signed.expires.timestamp()) for name in behind & {*roles})
+        expires_at = min(int(roles[name].expires.timestamp()) for name in behind & {*roles})
         for path in optional:
             with suppress(DownloadHTTPError, ExpiredMetadataError):
                 targets[path] = _target(updater, fetcher, path)
@@ -134,7 +132,7 @@ def _run(
     return Verified(
         error,
         targets,
-        {name: role.signed.version for name, role in _trusted_roles(directory).items()},
+        {name: role.version for name, role in _trusted_roles(directory).items()},
         expires_at,
         {**floor, **learned},
     )
@@ -198,21 +196,11 @@ def _harvest(directory: Path) -> dict[str, str]:
     }
 
 
-class _Common(Struct):
-    version: int
-    expires: datetime
-
-
-class _Role(Struct):
-    signed: _Common
-
-
-_decode_role = msgspec.json.Decoder(_Role).decode
-
-
-def _trusted_roles(directory: Path) -> dict[str, _Role]:
+def _trusted_roles(directory: Path) -> dict[str, Any]:
+    """Return the ``tuf.api.metadata.Signed`` of each role."""
+    # By tuf's own parser: another one might read other versions out of the same bytes.
     return {
-        path.name.removesuffix(".json"): _decode_role(path.read_bytes())
+        path.name.removesuffix(".json"): Metadata[Any].from_file(str(path)).signed
         for path in directory.glob("*.json")
     }
 
@@ -220,6 +208,7 @@ def _trusted_roles(directory: Path) -> dict[str, _Role]:
 # ── refusals, in our words ─────────────────────────────────────────────────────────────────────
 
 
+_LAGS = "New timestamp version"
 # tuf finds out late that an earlier role has expired, so the file asked for last is not it.
 _EXPIRED = re.compile(r"(?:Final |New )?([a-z]+)(?:\.json)? is expired")
 
@@ -236,7 +225,7 @@ def _refusal(exc: Exception, asked: str) -> TrustError:
             role = match[1] if match is not None else role
         case BadVersionNumberError():
             # A CDN node may lag behind another; only what contradicts itself is an attack.
-            code = "older_than_seen" if role == "timestamp" else "rollback"
+            code = "older_than_seen" if str(exc).startswith(_LAGS) else "rollback"
         case DeserializationError():
             code = "format"
         case DownloadLengthMismatchError() if role in ("root", "timestamp"):
