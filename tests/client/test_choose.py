@@ -5,8 +5,8 @@ import sys
 from collections import Counter
 
 import pytest
-from support.worlds import NOW, a_model, a_policy
 
+from support.worlds import NOW, a_model, a_policy
 from waypost.client import InvalidRequestError, TrustError, Waypost
 from waypost.client.testing import StaticManifest, static_waypost, unsigned_token
 from waypost.shared.contracts import Endpoint, Facts, Hint, Hints, Policy, Route, Weights
@@ -108,9 +108,7 @@ def test_without_a_token_nobody_knows_whose_request_it_is() -> None:
 
 
 def test_a_token_that_cannot_be_read_leaves_the_choice_to_the_validator() -> None:
-    wp = Waypost(
-        token="opaque", manifest=StaticManifest(a_policy()), refresh_interval_s=None
-    )
+    wp = Waypost(token="opaque", manifest=StaticManifest(a_policy()), refresh_interval_s=None)
     assert wp.choose("Hello").reason == "token_unreadable"
 
 

@@ -2,7 +2,6 @@
 
 import random
 from itertools import count
-from typing import cast
 
 import pytest
 from hypothesis import given
@@ -165,4 +164,4 @@ def test_a_pair_is_always_two_different_places() -> None:
         return edge[next(numbers) % 3]
 
     picked = {two_choices([0, 1], [float(place), 0.0], draw) for place in (1, 2) for _ in range(9)}
-    assert cast("set[int]", picked) == {1}
+    assert picked == {1}

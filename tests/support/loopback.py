@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from waypost.client.testing import FakeValidator
 
 
 @contextmanager
@@ -31,3 +33,25 @@ def dead_origin() -> Iterator[str]:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+def asgi(validator: FakeValidator) -> ASGIApp:
+    """The SDK's fake validator behind a real server; streams event by event."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
+        status, answer, content = validator.answer(scope["path"], headers, body)
+        raw = [(name.lower().encode(), value.encode()) for name, value in answer.items()]
+        await send({"type": "http.response.start", "status": status, "headers": raw})
+        for event in content.split(b"\n\n"):
+            if event:
+                chunk = event + (b"\n\n" if b"\n\n" in content else b"")
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    return app

@@ -82,7 +82,7 @@ class Refresher:
         self._stopped = True
         self._wake.set()
         thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None and thread.is_alive():
             thread.join()
 
     def _start(self) -> None:
