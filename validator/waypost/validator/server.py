@@ -57,6 +57,7 @@ def run(
             access_log=False,
             log_config=None,
             server_header=False,
+            proxy_headers=False,  # nobody's address is looked at
             backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=SHUTDOWN_S,
