@@ -391,6 +391,8 @@ def test_the_usual_slips_in_yaml_come_with_their_mend(load: Load, text: str, men
         ("!!binary aGk=", "the tag 'binary' has no meaning here"),
         ("{<<: {x: 1}}", "merging with '<<' is not supported"),
         ("{[a]: 1}", "a name should be plain text"),
+        ('{"a\\e[2J": 1}', "a name should be plain text"),
+        ('"\\e[2J"', "holds characters that cannot be seen"),
     ],
 )
 def test_a_file_is_only_ever_data(load: Load, value: str, expected: str) -> None:

@@ -162,6 +162,10 @@ class YAMLFile:
         if isinstance(node, yaml.ScalarNode):
             text = cast("str", node.value)
             match tag:
+                case "str" | "timestamp" | "value" if not text.isprintable():
+                    # Line breaks, control codes for terminals, half a character.
+                    self.find(path, "holds characters that cannot be seen; delete them")
+                    return None
                 case "str" | "timestamp" | "value":
                     return text
                 case "null":
@@ -184,7 +188,7 @@ class YAMLFile:
         self, mapping: dict[str, object], key: yaml.Node, value: yaml.Node, path: Path_
     ) -> None:
         line = key.start_mark.line + 1
-        if not isinstance(key, yaml.ScalarNode):
+        if not isinstance(key, yaml.ScalarNode) or not key.value.isprintable():
             return self.find(path, "a name should be plain text", line=line)
         # As written: a tier may be called 'on', and a model '4'.
         place = (*path, cast("str", key.value))

@@ -1,4 +1,8 @@
-"""The commands around what people write: ``init``, ``policy`` and ``token``."""
+"""The commands around what people write: ``init``, ``policy`` and ``token``.
+
+Thin shells. What takes long to import is imported by the command that needs it, so that
+``waypost --help`` is quick.
+"""
 
 import json
 import re
@@ -8,43 +12,18 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 from uuid import uuid4
 
-import msgspec
 import typer
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from msgspec import structs
 
 from waypost.cli.output import console, print_json, table
-from waypost.cli.yamlfile import FileError, Finding
-from waypost.edge.authoring import Authored, load_issuers, load_policy
-from waypost.edge.fields import exact_nusd
-from waypost.edge.init_project import AUDIENCE, ISSUER_KEY_FILE, init_project
-from waypost.edge.issue import (
-    SigningKey,
-    is_signed,
-    issuer_key,
-    load_signing_key,
-    mint,
-    new_claims,
-    read_unverified,
-)
-from waypost.shared.contracts import (
-    Declared,
-    Facts,
-    Issuers,
-    Measured,
-    Proposal,
-    Signed,
-    SpendLimit,
-    Window,
-)
-from waypost.shared.engine import CompiledPolicy, cost_estimate_nusd, decide
-from waypost.shared.errors import PolicyError, StoreError
-from waypost.shared.explain import explain
-from waypost.shared.measure import decode_chat, measure_chat
-from waypost.shared.money import format_usd
+
+if TYPE_CHECKING:
+    from waypost.edge.authoring import Authored
+    from waypost.edge.issue import SigningKey
+    from waypost.shared.contracts import Issuers, Measured, SpendLimit, Window
+    from waypost.shared.engine import CompiledPolicy
 
 __all__ = ["register"]
 
@@ -68,6 +47,10 @@ def _init(
     folder: Annotated[Path, typer.Argument(help="Where to; made if it is not there.")],
 ) -> None:
     """Write a policy to start from, settings, and a key to sign access tokens with."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from waypost.edge.init_project import init_project
+
     written = init_project(folder, key=Ed25519PrivateKey.generate())
     for path in written:
         console.print(f"wrote {path}", highlight=False, markup=False)
@@ -91,6 +74,9 @@ Next, in {folder}:
 @policy_commands.command("check")
 def _check(policy: PolicyFile = Path("policy.yaml"), as_json: JSON = False) -> None:
     """Say all that is wrong with a policy, each with line and mend. Exit 1 if anything is."""
+    from waypost.cli.yamlfile import FileError, Finding
+    from waypost.shared.errors import PolicyError
+
     findings: tuple[Finding, ...] = ()
     try:
         _draft(policy)
@@ -127,8 +113,15 @@ def _explain(
     as_json: JSON = False,
 ) -> None:
     """Say which model a request would get under a policy, and why not the others."""
+    from msgspec import structs
+
+    from waypost.shared.contracts import Declared, Facts, Proposal, Signed
+    from waypost.shared.engine import compile_policy, cost_estimate_nusd, decide
+    from waypost.shared.explain import explain
+    from waypost.shared.money import format_usd
+
     now = _now() if at is None else at
-    compiled = CompiledPolicy(_draft(policy).full)
+    compiled = compile_policy(_draft(policy).full)
     measured = _measured(compiled, text or "")
     if tokens is not None:
         measured = structs.replace(measured, input_tokens=tokens, max_input_tokens=tokens)
@@ -161,8 +154,12 @@ def _explain(
     console.print(table(("model", "order", "why"), rows))
 
 
-def _measured(policy: CompiledPolicy, text: str) -> Measured:
+def _measured(policy: "CompiledPolicy", text: str) -> "Measured":
     """Return what client and validator would measure of a chat that says ``text``."""
+    import msgspec
+
+    from waypost.shared.measure import decode_chat, measure_chat
+
     body = msgspec.json.encode({"messages": [{"role": "user", "content": text}]})
     return measure_chat(decode_chat(body), body_bytes=len(body), vocabulary=policy.vocabulary)
 
@@ -172,13 +169,13 @@ def _mint(
     sub: Annotated[str, typer.Option(help="Who it is for.")],
     tier: Annotated[str, typer.Option()],
     account: Annotated[str, typer.Option(help="Whose budget pays.")],
-    key: Annotated[Path, typer.Option(help="The issuer's private key.")] = Path(ISSUER_KEY_FILE),
+    key: Annotated[Path, typer.Option(help="The issuer's private key.")] = Path("issuer.key.pem"),
     issuers: Annotated[
         Path, typer.Option(help="Where the key's public half names issuer and key id.")
     ] = Path("issuers.yaml"),
     iss: Annotated[str | None, typer.Option(help="Instead of the issuers file.")] = None,
     kid: Annotated[str | None, typer.Option(help="Instead of the issuers file.")] = None,
-    aud: Annotated[str, typer.Option(help="The validator's audience.")] = AUDIENCE,
+    aud: Annotated[str, typer.Option(help="The validator's audience.")] = "waypost",
     limit: Annotated[
         list[str] | None, typer.Option(help="Dollars per window, as day=5.00; may repeat.")
     ] = None,
@@ -189,6 +186,8 @@ def _mint(
     lifetime: Annotated[int, typer.Option(min=1, max=86_400, help="Seconds.")] = 600,
 ) -> None:
     """Write an access token to standard output. Whoever has it can spend from the account."""
+    from waypost.edge.issue import mint, new_claims
+
     signing_key = _signing_key(key)
     if iss is None or kid is None:
         named_iss, named_kid = _named(signing_key, issuers)
@@ -211,15 +210,21 @@ def _mint(
     sys.stdout.write(mint(claims, key=signing_key, kid=kid) + "\n")
 
 
-def _signing_key(path: Path) -> SigningKey:
+def _signing_key(path: Path) -> "SigningKey":
+    from waypost.edge.issue import load_signing_key
+    from waypost.shared.errors import StoreError
+
     try:
         return load_signing_key(path.read_bytes())
     except OSError as exc:
         raise StoreError(f"cannot read {path}: {exc.strerror}") from exc
 
 
-def _named(key: SigningKey, path: Path) -> tuple[str, str]:
+def _named(key: "SigningKey", path: Path) -> tuple[str, str]:
     """Return issuer and key id by which the issuers file knows ``key``."""
+    from waypost.edge.issue import issuer_key
+    from waypost.shared.errors import StoreError
+
     public = issuer_key(key, kid="any")
     for issuer in _issuers(path).issuers:
         for known in issuer.keys:
@@ -231,7 +236,10 @@ def _named(key: SigningKey, path: Path) -> tuple[str, str]:
     )
 
 
-def _limit(text: str) -> SpendLimit:
+def _limit(text: str) -> "SpendLimit":
+    from waypost.edge.fields import exact_nusd
+    from waypost.shared.contracts import SpendLimit, Window
+
     window, _, dollars = text.partition("=")
     windows: tuple[str, ...] = get_args(Window)
     if window not in windows or not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", dollars):
@@ -250,6 +258,8 @@ def _inspect(
     as_json: JSON = False,
 ) -> None:
     """Show what a token says. Exit 1 if its signature is checked and does not hold."""
+    from waypost.edge.issue import is_signed, read_unverified
+
     if token == "-":  # noqa: S105 - the usual name of standard input
         token = sys.stdin.read()
     token = token.strip()
@@ -285,12 +295,16 @@ def _when(value: object) -> str:
     return f" ({datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M:%S} UTC)"
 
 
-def _draft(path: Path) -> Authored:
+def _draft(path: Path) -> "Authored":
     """Return the policy as if it were the first of its channel."""
+    from waypost.edge.authoring import load_policy
+
     return load_policy(path, channel="draft", version=1, issued_at=_now())
 
 
-def _issuers(path: Path) -> Issuers:
+def _issuers(path: Path) -> "Issuers":
+    from waypost.edge.authoring import load_issuers
+
     return load_issuers(path, channel="draft", version=1, issued_at=_now())
 
 
