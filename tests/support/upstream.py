@@ -82,29 +82,34 @@ class Upstream:
         return f"http://127.0.0.1:{self.port}/v1"
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError, asyncio.IncompleteReadError):
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-                request_line, *lines = head.strip().split("\r\n")
-                headers = dict(line.lower().split(": ", 1) for line in lines)
-                body = await reader.readexactly(int(headers.get("content-length", 0)))
-                seen = Seen(request_line.split(" ")[1], headers, body)
-                self.seen.append(seen)
-                doing = asyncio.create_task(_run(self.behave, Exchange(seen, writer)))
-                # Whoever hangs up while we answer is noticed, as a real provider would.
-                watching = asyncio.create_task(reader.read(1))
-                await asyncio.wait({doing, watching}, return_when=asyncio.FIRST_COMPLETED)
-                if not doing.done():
-                    self.hung_up.set()
-                    doing.cancel()
-                    break
-                watching.cancel()
-                with suppress(asyncio.CancelledError):
-                    if await watching == b"":
-                        break
-        writer.close()
-        with suppress(ConnectionError):
-            await writer.wait_closed()
+        """Serve one connection, request by request."""
+        try:
+            with suppress(ConnectionError, asyncio.IncompleteReadError):
+                while await self._exchange(reader, writer):
+                    pass
+        finally:
+            writer.close()
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        request_line, *lines = head.strip().split("\r\n")
+        headers = dict(line.split(": ", 1) for line in lines)
+        headers = {name.lower(): value for name, value in headers.items()}
+        body = await reader.readexactly(int(headers.get("content-length", 0)))
+        seen = Seen(request_line.split(" ")[1], headers, body)
+        self.seen.append(seen)
+        doing = asyncio.create_task(_run(self.behave, Exchange(seen, writer)))
+        # Whoever hangs up while we answer is noticed, as a real provider would.
+        watching = asyncio.create_task(reader.read(1))
+        try:
+            await asyncio.wait({doing, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if not doing.done():
+                self.hung_up.set()
+            return doing.done() and not watching.done()
+        finally:
+            for task in (doing, watching):
+                task.cancel()
+            await asyncio.gather(doing, watching, return_exceptions=True)
 
 
 async def _run(behave: Behaviour, exchange: Exchange) -> None:
@@ -119,14 +124,10 @@ async def running_upstream(behave: Behaviour | None = None) -> AsyncGenerator[Up
         upstream.behave = behave
     connections: set[asyncio.Task[None]] = set()
 
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(upstream.handle(reader, writer))
         connections.add(task)
-        try:
-            await asyncio.wait({task})
-        finally:
-            task.cancel()
-            connections.discard(task)
+        task.add_done_callback(connections.discard)
 
     server = await asyncio.start_server(connected, "127.0.0.1", 0)
     upstream.port = server.sockets[0].getsockname()[1]
@@ -138,6 +139,7 @@ async def running_upstream(behave: Behaviour | None = None) -> AsyncGenerator[Up
             task.cancel()
         await asyncio.gather(*connections, return_exceptions=True)
         await server.wait_closed()
+        await asyncio.sleep(0)  # transports close on the next turn of the loop
 
 
 # ── behaviours ─────────────────────────────────────────────────────────────────────────────────

@@ -254,10 +254,11 @@ async def _streamed(hop: _Hop, body: bytes, request: ChatRequest) -> Delivered |
             stream.outcome = "cut_short" if call.has_started else failure_of(exc)
         except ValueError:
             stream.outcome = "cut_short" if call.has_started else "bad_response"
-    if hang_up.happened:
+    if stream.reader.is_done and call.has_started:
+        # Whatever happened to the connection afterwards: SDKs hang up as soon as they read [DONE].
+        stream.outcome = "ok"
+    elif hang_up.happened:
         stream.outcome = "cancelled"
-    elif stream.reader.is_done and call.has_started:
-        stream.outcome = "ok"  # whatever happened to the connection afterwards
     hop.ended(stream.outcome, stream.status)
     if rejection is not None:
         return await _pass_error_on(hop, rejection)

@@ -51,3 +51,4 @@ async def settle(
     except StoreError as exc:
         # The answer has gone out. What nobody settles is charged in full when its lease ends.
         logger.error("request %s not settled: %s", call.id, exc)
+    call.mark("settle")
