@@ -2,17 +2,17 @@
 
 import os
 import random
-import sys
 import threading
 import time
 from itertools import count
 
+import httpx
 import pytest
 
 from support.worlds import a_policy
-from waypost.client import _refresh
+from waypost.client import Waypost, _refresh
 from waypost.client._refresh import Refresher, next_delay_s
-from waypost.client.testing import StaticManifest, static_waypost
+from waypost.client.testing import StaticManifest, static_waypost, unsigned_token
 
 
 def test_clients_started_together_do_not_ask_together() -> None:
@@ -114,21 +114,32 @@ def test_where_no_thread_can_be_had_choosing_goes_on(monkeypatch: pytest.MonkeyP
     wp.close()
 
 
+class SlowManifest(StaticManifest):
+    """Takes its time, as a network does."""
+
+    refreshing = threading.Event()
+
+    def refresh(self, client: httpx.Client, /) -> bool:
+        self.refreshing.set()
+        time.sleep(0.1)
+        return super().refresh(client)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_the_child_of_a_fork_refreshes_for_itself() -> None:
-    manifest = StaticManifest(a_policy())
-    wp = static_waypost(manifest, refresh_interval_s=0.01)
-    assert wp.choose("Hello").model == "small"
-    with wp._core._refreshing:  # as a refresh that is under way when the process forks
+    manifest = SlowManifest(a_policy())
+    wp = Waypost(token=unsigned_token, manifest=manifest, refresh_interval_s=0.01)
+    wp._core.touch()
+    assert manifest.refreshing.wait(5), "a refresh is under way when the process forks"
+    with wp._tokens._lock:  # and so is the renewal of a token
         child = os.fork()
     if child == 0:
         manifest.publish(a_policy(version=43))
         deadline = time.monotonic() + 10
         while wp.choose("Hello").manifest_version != 43 and time.monotonic() < deadline:
             time.sleep(0.01)
-        sys.stdout.flush()
         os._exit(0 if wp.manifest_version == 43 else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert wp.manifest_version == 42
+    assert wp.choose("Hello").manifest_version == 42
     wp.close()

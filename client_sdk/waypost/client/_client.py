@@ -238,6 +238,7 @@ class Waypost(_Client[Tokens]):
         """
         super().__init__(**options)
         self._tokens = Tokens(token, self._core.now)
+        self._core.after_fork.append(self._tokens.after_fork)
 
     def _token_at_hand(self) -> str | None:
         with suppress(Exception):  # choices are always answered; a request says what is wrong
@@ -322,6 +323,7 @@ class AsyncWaypost(_Client[AsyncTokens]):
         """
         super().__init__(**options)
         self._tokens = AsyncTokens(token, self._core.now)
+        self._core.after_fork.append(self._tokens.after_fork)
 
     def _token_at_hand(self) -> str | None:
         return self._tokens.token

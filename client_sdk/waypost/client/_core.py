@@ -105,11 +105,13 @@ class Core:
         self._snapshot: _Snapshot | None = None
         self._http: httpx.Client | None = None
         self._refreshing = threading.Lock()
+        self._quiet = False
         self._refresher: Refresher | None = None
         if refresh_interval_s is not None:
             self._refresher = Refresher(
                 self.refresh, interval_s=refresh_interval_s, monotonic=monotonic, draw=draw
             )
+        self.after_fork: list[Callable[[], None]] = []
         source.load()
         self._swap("cached")
         _alive.add(self)
@@ -136,9 +138,9 @@ class Core:
 
     def refresh(self) -> bool:
         """Ask once for a newer manifest; whether that went well. Never raises for its sake."""
-        import httpx
-
         with self._refreshing:
+            import httpx
+
             if self._http is None:
                 self._http = httpx.Client(
                     timeout=httpx.Timeout(REFRESH_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
@@ -178,10 +180,26 @@ class Core:
                 self._http.close()
                 self._http = None
 
-    def after_fork(self) -> None:
-        """Leave connections and locks to the parent process."""
-        self._http = None
+    def before_fork(self) -> None:
+        """Let a refresh that is under way finish.
+
+        A child would inherit it half done: locks held for ever, an import never completed.
+        """
+        self._quiet = self._refreshing.acquire(timeout=REFRESH_TIMEOUT_S)
+
+    def fork_in_parent(self) -> None:
+        """Refresh again."""
+        if self._quiet:
+            self._refreshing.release()
+
+    def fork_in_child(self) -> None:
+        """Start anew what a child does not inherit: threads, connections, locks of others."""
         self._refreshing = threading.Lock()
+        self._http = None
+        if self._refresher is not None:
+            self._refresher.after_fork()
+        for mend in self.after_fork:
+            mend()
 
     # ── what requests teach ────────────────────────────────────────────────────────────────────
 
@@ -339,10 +357,17 @@ NO_WORDS = Vocabulary(())
 _alive: "weakref.WeakSet[Core]" = weakref.WeakSet()
 
 
-def _after_fork() -> None:
-    for core in list(_alive):
-        core.after_fork()
+def _each(act: Callable[[Core], None]) -> Callable[[], None]:
+    def act_on_all() -> None:
+        for core in list(_alive):
+            act(core)
+
+    return act_on_all
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(
+        before=_each(Core.before_fork),
+        after_in_parent=_each(Core.fork_in_parent),
+        after_in_child=_each(Core.fork_in_child),
+    )

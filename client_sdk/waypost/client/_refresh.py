@@ -7,9 +7,7 @@ started anew in the child of a fork.
 """
 
 import logging
-import os
 import threading
-import weakref
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -64,7 +62,6 @@ class Refresher:
         self._stopped = False
         self._lock = threading.Lock()
         self._wake = threading.Event()
-        _alive.add(self)
 
     def touch(self, now_s: float) -> None:
         """Say that the client is in use at ``now_s`` (monotonic); starts the thread."""
@@ -122,15 +119,3 @@ class Refresher:
         self._thread = None
         self._lock = threading.Lock()
         self._wake = threading.Event()
-
-
-_alive: "weakref.WeakSet[Refresher]" = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for refresher in list(_alive):
-        refresher.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -5,10 +5,8 @@ whole, by one assignment, so readers need no lock.
 """
 
 import hashlib
-import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,15 +65,10 @@ class ManifestKeeper:
         self._floor: dict[str, str] = {}
         self._etag: str | None = None
         self._stored_digest = b""
-        _alive.add(self)
 
     def is_fresh(self, now: float) -> bool:
         """Whether ``current`` may be acted upon at ``now`` (Unix seconds)."""
         return self.current is not None and now < self.current.expires_at
-
-    def after_fork(self) -> None:
-        """Let go of a lock that another thread held when the process was forked."""
-        self._lock = threading.Lock()
 
     # ── from disk ──────────────────────────────────────────────────────────────────────────────
 
@@ -236,15 +229,3 @@ class ManifestKeeper:
             self.last_error = exc
             raise
         self.last_error = None
-
-
-_alive: "weakref.WeakSet[ManifestKeeper]" = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for keeper in list(_alive):
-        keeper.after_fork()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-    os.register_at_fork(after_in_child=_after_fork)
