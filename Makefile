@@ -58,7 +58,7 @@ fmt: .venv/dev
 	@$(BIN)/ruff check --fix $(CODE)
 
 bench: .venv/dev
-	@$(BIN)/python -m tests.bench
+	@PYTHONPATH=tests $(BIN)/python -m bench
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* htmlcov dist

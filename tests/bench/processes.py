@@ -119,11 +119,11 @@ class Load:
 
 
 def wrk(
-    port: int, *, connections: int, seconds: float, headers: Mapping[str, str], folder: Path
+    port: int, *, connections: int, seconds: int, headers: Mapping[str, str], folder: Path
 ) -> Load:
     """POST the 1.5 kB body to the server on ``port`` as fast as it answers."""
     script = folder / "post.lua"
-    lines = "\n".join(f'wrk.headers["{k}"] = "{v}"' for k, v in headers.items())
+    lines = "\n".join(f'wrk.headers["{k}"] = [[{v}]]' for k, v in headers.items())
     script.write_text(f"""
 local f = io.open("{BODY}", "rb"); wrk.body = f:read("*a"); f:close()
 wrk.method = "POST"; wrk.headers["Content-Type"] = "application/json"

@@ -1,0 +1,48 @@
+"""``make bench``: speed as ratios within one run. Name sections to run only those.
+
+Figures depend on the machine; the ratios much less. A section that lacks a tool says which.
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from bench import deciding, serving
+from bench.processes import Unavailable
+
+Rows = list[tuple[str, str, str]]
+
+SECTIONS: dict[str, Callable[[Path], Rows]] = {
+    "decide": lambda _: deciding.rows(),
+    "serve": serving.rows,
+    "stream": serving.stream_rows,
+}
+
+
+def main() -> int:
+    """Run the sections named, or all."""
+    console = Console()
+    chosen = sys.argv[1:] or list(SECTIONS)
+    unknown = [name for name in chosen if name not in SECTIONS]
+    if unknown:
+        console.print(f"no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
+        return 2
+    for name in chosen:
+        table = Table("what", "measured", "aim", title=name, title_justify="left")
+        with tempfile.TemporaryDirectory(prefix="waypost-bench-") as folder:
+            try:
+                for row in SECTIONS[name](Path(folder)):
+                    table.add_row(*row)
+            except Unavailable as exc:
+                console.print(f"{name}: skipped, {exc}")
+                continue
+        console.print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
