@@ -1,5 +1,6 @@
 """What people write, and what they are told when it is wrong."""
 
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from support.tokens import NOW, App
-from waypost.cli.yamlfile import FileError
-from waypost.edge.authoring import Authored, load_issuers, load_policy
+from waypost.cli.yamlfile import FileError, FileModel
+from waypost.edge.authoring import Authored, PolicyFile, load_issuers, load_policy
 from waypost.edge.init_project import template
+from waypost.edge.issuers_file import IssuersFile
 from waypost.shared.contracts import (
     Declared,
     Facts,
@@ -565,3 +567,25 @@ def test_a_mistake_in_issuers_is_named_with_its_line_path_and_mend(
         issuers(tmp_path, text)
 
     assert any(str(f).startswith(f"issuers.yaml:{expected}") for f in caught.value.findings)
+
+
+# ── the reference ──────────────────────────────────────────────────────────────────────────────
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_the_smallest_policy_of_the_reference_is_one(load: Load) -> None:
+    _, _, rest = (DOCS / "policy.md").read_text(encoding="utf-8").partition("```yaml\n")
+
+    assert load(rest.partition("```")[0]).full.routes[0].models == ("small",)
+
+
+@pytest.mark.parametrize(
+    ("document", "model"), [("policy.md", PolicyFile), ("tokens.md", IssuersFile)]
+)
+def test_the_reference_describes_every_field(document: str, model: type[FileModel]) -> None:
+    described = set(re.findall(r"[a-z_]+", (DOCS / document).read_text(encoding="utf-8")))
+    schema = model.model_json_schema()
+    sections = [schema, *schema["$defs"].values()]
+
+    assert {name for section in sections for name in section["properties"]} <= described

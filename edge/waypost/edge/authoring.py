@@ -54,7 +54,7 @@ from waypost.shared.engine import compile_policy
 from waypost.shared.money import Price
 from waypost.shared.rules import DECLARED_FIELDS
 
-__all__ = ["Authored", "load_issuers", "load_policy"]
+__all__ = ["Authored", "PolicyFile", "load_issuers", "load_policy"]
 
 
 class Authored(Struct, frozen=True):
@@ -85,7 +85,7 @@ def load_policy(path: Path, *, channel: str, version: int, issued_at: int) -> Au
     }
     for name in sorted(models & file.names("groups")):
         file.find(("groups", name), "is a model's name as well; rename the group")
-    written = file.read(_PolicyFile, context=known_names)
+    written = file.read(PolicyFile, context=known_names)
     _check_rows(file)
     if written is not None:
         _check_sense(file, written)
@@ -291,7 +291,9 @@ class _Endpoint(FileModel):
     region: Name = "global"
 
 
-class _PolicyFile(FileModel):
+class PolicyFile(FileModel):
+    """All of ``policy.yaml``, as written."""
+
     tiers: Some[Name]
     providers: dict[Name, _Provider]
     models: dict[Annotated[Name, AfterValidator(_not_reserved)], _Model] = Field(min_length=1)
@@ -376,7 +378,7 @@ class _PolicyFile(FileModel):
         )
 
 
-def _for_clients(full: Policy, written: _PolicyFile) -> Policy:
+def _for_clients(full: Policy, written: PolicyFile) -> Policy:
     hidden = {name for name, model in written.models.items() if model.private}
 
     def seen(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -433,7 +435,7 @@ def _check_rows(file: YAMLFile) -> None:
             )
 
 
-def _check_sense(file: YAMLFile, written: _PolicyFile) -> None:
+def _check_sense(file: YAMLFile, written: PolicyFile) -> None:
     """Find what holds field by field and makes no sense together."""
     used = {tier for model in written.models.values() for tier in model.tiers}
     for place, tier in enumerate(written.tiers):

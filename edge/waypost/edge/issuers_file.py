@@ -10,7 +10,7 @@ from waypost.edge.fields import Instant, known
 from waypost.edge.issue import public_key
 from waypost.shared.contracts import Issuer, IssuerKey, Issuers
 
-__all__ = ["load_issuers"]
+__all__ = ["IssuersFile", "load_issuers"]
 
 
 def load_issuers(path: Path, *, channel: str, version: int, issued_at: int) -> Issuers:
@@ -25,7 +25,7 @@ def load_issuers(path: Path, *, channel: str, version: int, issued_at: int) -> I
     """
     file = read_yaml(path)
     named = {str(issuer.get("iss")) for _, issuer in file.rows("issuers")}
-    written = file.read(_IssuersFile, context={"issuer": named})
+    written = file.read(IssuersFile, context={"issuer": named})
     if written is not None:
         _check(file, written)
     if written is None or file.findings:
@@ -76,7 +76,9 @@ class _Subject(FileModel):
     min_iat: Instant
 
 
-class _IssuersFile(FileModel):
+class IssuersFile(FileModel):
+    """All of ``issuers.yaml``, as written."""
+
     issuers: Annotated[list[_Issuer], Field(min_length=1)]
     revoked_tokens: list[_RevokedToken] = []
     subjects: list[_Subject] = []
@@ -102,7 +104,7 @@ class _IssuersFile(FileModel):
         )
 
 
-def _check(file: YAMLFile, written: _IssuersFile) -> None:
+def _check(file: YAMLFile, written: IssuersFile) -> None:
     kids: set[str] = set()
     names: set[str] = set()
     for i, issuer in enumerate(written.issuers):
