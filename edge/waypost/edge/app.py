@@ -110,6 +110,8 @@ async def _resign(resign: Callable[[], None]) -> None:
         await to_thread.run_sync(resign)
     except WaypostError as exc:
         _log.error("cannot sign anew: %s: %s", exc.code, exc.message)
+    except Exception:  # whatever it is, the next turn may succeed, and clients need the tree
+        _log.exception("cannot sign anew")
 
 
 async def _live(_request: Request) -> Response:
@@ -165,7 +167,7 @@ class _Tree:
         return _not_found(path) if entity is None else _respond(entity, headers, cache)
 
     def _answer_full(self, channel: str, headers: Headers) -> Response:
-        if self._private is None or self._private_token is None:
+        if self._private is None or not self._private_token:
             return _not_found("")
         scheme, _, token = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(

@@ -26,6 +26,7 @@ from tuf.api.metadata import (
     Targets,
     Timestamp,
 )
+from tuf.api.serialization import DeserializationError
 from tuf.repository import Repository
 
 from waypost.shared.contracts import Hints, Issuers, Policy
@@ -97,7 +98,7 @@ class ManifestRepository(Repository):
         version = self._version(role)
         if version == 0:
             return self._blank(role)
-        return Metadata[Any].from_bytes(self._need(_metadata_path(role, version)))
+        return self._parse(_metadata_path(role, version))
 
     def close(self, role: str, md: Metadata[Any]) -> None:
         """Give ``md`` the next version and a new expiry, sign it, and keep it."""
@@ -237,6 +238,12 @@ class ManifestRepository(Repository):
             raise StoreError(f"the tree has no {path}")
         return data
 
+    def _parse(self, path: str) -> Metadata[Any]:
+        try:
+            return Metadata[Any].from_bytes(self._need(path))
+        except DeserializationError as exc:
+            raise StoreError(f"{path} in the tree is damaged", code="tree_damaged") from exc
+
     def _lapses(self, role: str, within_s: Mapping[str, int]) -> bool:
         return self.expires_at(role) - self._now <= within_s[role]
 
@@ -252,14 +259,14 @@ class ManifestRepository(Repository):
             while self._read(_metadata_path("root", version + 1)) is not None:
                 version += 1
             return version
-        timestamp = self._read(_metadata_path("timestamp", 0))
-        if timestamp is None:
+        if self._read(_metadata_path("timestamp", 0)) is None:
             return 0
-        signed = Metadata[Timestamp].from_bytes(timestamp).signed
+        timestamp: Timestamp = self._parse(_metadata_path("timestamp", 0)).signed
         if role in ("timestamp", "snapshot"):
-            return signed.version if role == "timestamp" else signed.snapshot_meta.version
-        snapshot = self._need(_metadata_path("snapshot", signed.snapshot_meta.version))
-        meta = Metadata[Snapshot].from_bytes(snapshot).signed.meta.get(f"{role}.json")
+            return timestamp.version if role == "timestamp" else timestamp.snapshot_meta.version
+        path = _metadata_path("snapshot", timestamp.snapshot_meta.version)
+        snapshot: Snapshot = self._parse(path).signed
+        meta = snapshot.meta.get(f"{role}.json")
         return meta.version if meta is not None else 0
 
     def _blank(self, role: str) -> Metadata[Any]:
