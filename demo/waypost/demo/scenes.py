@@ -68,17 +68,17 @@ SCENES: tuple[Scene, ...] = (
         name="short",
         shows="a short question",
         who=ALICE,
-        prompt="Why is the sky blue?",
+        prompt="Say in one sentence why the sky is blue.",
     ),
     Scene(
         name="hard",
         shows="a hard question",
         who=BOB,
-        prompt="Prove that there are infinitely many primes.",
+        prompt="Prove step by step that the square root of 2 is irrational.",
     ),
     Scene(
         name="background",
-        shows="nobody is waiting: cheapest that is good enough, not streamed",
+        shows="nobody is waiting: the cheapest that is good enough",
         who=BOB,
         prompt="Write one sentence for the newsletter about our new lighthouse museum.",
         declared=Declared(interactive=False),
@@ -107,7 +107,7 @@ SCENES: tuple[Scene, ...] = (
     ),
     Scene(
         name="budget",
-        shows="an account that is used up",
+        shows="a used-up budget: a millionth of a dollar is left",
         who=TRIAL,
         prompt="What does HTTP status 402 mean?",
     ),
@@ -123,7 +123,7 @@ SCENES: tuple[Scene, ...] = (
         name="outage",
         shows="the chosen model's provider is down",
         who=ALICE,
-        prompt="What is the capital of France?",
+        prompt="What is photosynthesis?",
         outage="groq",
     ),
 )

@@ -15,7 +15,7 @@ __all__ = ["demo_table", "next_steps", "totals_text"]
 
 # Below this many columns, cells are stacked instead of squeezed.
 WIDE = 132
-ANSWER_CHARS = 110
+ANSWER_CHARS = 150
 
 _STYLES = {
     "accepted": "green",
@@ -67,7 +67,7 @@ def demo_table(rows: Sequence[Row], *, models: str, width: int) -> Table:
     for number, row in enumerate(rows, 1):
         table.add_row(
             str(number),
-            Text("\n").join([_request(row), Text(row.reason)]),
+            Text("\n").join([_request(row), Text.assemble(("why: ", "bold"), row.reason)]),
             Text("\n").join(
                 [Text(row.proposed or "-"), _verdict(row), Text(row.model or "nobody")]
             ),

@@ -33,7 +33,7 @@ from waypost.edge.project import Project
 from waypost.edge.publish import publish
 from waypost.edge.repository import ROLES
 from waypost.shared.contracts import Policy
-from waypost.shared.errors import StoreError, WaypostError
+from waypost.shared.errors import StoreError
 
 __all__ = ["CHANNEL", "Mode", "Persona", "Stage", "set_stage"]
 
@@ -45,9 +45,6 @@ TRIAL_ACCOUNT = "trial"
 TRIAL_LIMIT_USD = 0.000001  # less than the cheapest answer
 MANIFEST_REFRESH_S = 1.0
 READY_DEADLINE_S = 30.0
-
-# Where the project's policy says that validators are, until one is running.
-POLICY_ENDPOINT = "http://127.0.0.1:8787"
 
 CAPABLE_QUALITY = 85  # from here on, live mode takes the provider's better model
 
@@ -136,6 +133,9 @@ def set_stage(mode: Mode, *, say: Callable[[str], None]) -> Generator[Stage, Non
         create_keys(project, passphrase=None, now=now)
         policy = load_policy(project.policy, channel=CHANNEL, version=1, issued_at=now).full
 
+        say("signing and publishing the manifest")
+        _publish(project, now=now)
+
         say("starting the models and the edge")
         relays, models = _relays(mode, policy, stack, folder)
         api_keys = {model.provider: secrets.token_urlsafe(24) for model in policy.models}
@@ -177,10 +177,10 @@ def set_stage(mode: Mode, *, say: Callable[[str], None]) -> Generator[Stage, Non
         )
         validator_url = validator.url()
 
-        say("signing and publishing the manifest")
-        _point_policy_at(project.policy, validator_url)
-        _publish(project, now=int(time.time()))
-        _until_ready(validator, validator_url)
+        say("publishing where the validator is")
+        _point_policy_at(project.policy, policy, validator_url)
+        version = _publish(project, now=int(time.time()))
+        _until_serving(validator, validator_url, version=version)
         yield Stage(
             mode=mode,
             models=models,
@@ -314,33 +314,40 @@ def _write_validator_settings(
     path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
 
-def _point_policy_at(policy: Path, validator_url: str) -> None:
-    text = policy.read_text(encoding="utf-8")
-    if POLICY_ENDPOINT not in text:
-        raise WaypostError(f"{policy} does not name {POLICY_ENDPOINT}; has the template changed?")
-    policy.write_text(text.replace(POLICY_ENDPOINT, validator_url), encoding="utf-8")
+def _point_policy_at(file: Path, policy: Policy, validator_url: str) -> None:
+    # As text, so that whoever looks into the project finds the comments still there.
+    text = file.read_text(encoding="utf-8")
+    for endpoint in policy.endpoints:
+        text = text.replace(endpoint.url, validator_url)
+    file.write_text(text, encoding="utf-8")
 
 
-def _publish(project: Project, *, now: int) -> None:
+def _publish(project: Project, *, now: int) -> int:
+    """Return the version that clients and validators will find from now on."""
     keyring = load_keyring(project.keys)
     signing = [role for role in ROLES if role != "root"]
-    publish(
+    return publish(
         project,
         channel=CHANNEL,
         signers=load_signers(keyring, project.keys, signing, passphrase=None),
         hints_keys=keyring.of("hints"),
         now=now,
-    )
+    ).version
 
 
-def _until_ready(validator: Server, url: str) -> None:
+class _Readiness(Struct):
+    checks: dict[str, str]
+
+
+def _until_serving(validator: Server, url: str, *, version: int) -> None:
     give_up_at = time.monotonic() + READY_DEADLINE_S
     while time.monotonic() < give_up_at:
         try:
-            if httpx.get(f"{url}/readyz").status_code == HTTPStatus.OK:
-                return
+            answer = httpx.get(f"{url}/readyz")
         except httpx.TransportError:
-            if validator.process.poll() is not None:
-                raise validator.failed("ended while it was starting") from None
+            raise validator.failed("stopped answering while it was starting") from None
+        manifest = msgspec.json.decode(answer.content, type=_Readiness).checks.get("manifest")
+        if answer.status_code == HTTPStatus.OK and manifest == f"v{version}":
+            return
         time.sleep(0.05)
-    raise validator.failed(f"was not ready within {READY_DEADLINE_S:.0f} s")
+    raise validator.failed(f"did not serve manifest v{version} within {READY_DEADLINE_S:.0f} s")

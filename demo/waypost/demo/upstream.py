@@ -55,33 +55,17 @@ TOKEN_SIGMA = 0.25
 # Read from the top, first match wins: words of the newest user message → answer.
 ANSWERS: tuple[tuple[frozenset[str], str], ...] = (
     (
-        frozenset({"402"}),
-        "HTTP 402 is Payment Required: the request was understood, but nothing will be done "
-        "until somebody pays. Waypost answers it when a budget is used up.",
-    ),
-    (
-        frozenset({"capital"}),
-        "Paris is the capital of France, and has been for most of the last thousand years.",
-    ),
-    (
-        frozenset({"haiku"}),
-        "Signed slip, sealed and small: / each word finds its own window. / Rain forgets no roof.",
+        frozenset({"sky"}),
+        "Air scatters blue light far more than red, so blue reaches you from everywhere.",
     ),
     (
         frozenset({"prove", "proof"}),
-        "Assume there are finitely many primes and multiply them all, then add one. No prime of "
-        "the list divides the result, since each leaves remainder one. So the result has a prime "
-        "factor outside the list: a contradiction, hence there are infinitely many.",
+        "Assume the root of 2 is a fraction p/q in lowest terms. Then p² = 2q², so p is even: "
+        "p = 2r. Then q² = 2r², so q is even too. But p/q was in lowest terms: a contradiction.",
     ),
     (
-        frozenset({"patient", "discharge", "diagnosis"}),
-        "Summary: stable after treatment, discharged on oral medication, follow-up in two weeks. "
-        "Return at once if breathing gets worse. No allergies were recorded.",
-    ),
-    (
-        frozenset({"contract", "clause", "gdpr"}),
-        "The clause keeps the data in the European Union, forbids its use for training, and "
-        "obliges the provider to report a breach within 24 hours.",
+        frozenset({"newsletter"}),
+        "Come and climb 112 steps: our lighthouse museum opens its door, and its lamp, on Sunday.",
     ),
     (
         frozenset({"story"}),
@@ -89,9 +73,18 @@ ANSWERS: tuple[tuple[frozenset[str], str], ...] = (
         "a child two coasts away had a shoebox full of them, and came to ask how they end.",
     ),
     (
-        frozenset({"sql", "python", "code", "function", "refactor"}),
-        "Split it in two: a pure function that decides, and a thin shell that acts. Test the "
-        "first with plain values; give the second nothing worth testing.",
+        frozenset({"patient", "discharge", "diagnosis"}),
+        "Summary: discharged on oral antibiotics, follow-up in two weeks. Return at once if "
+        "breathing gets worse. No allergies were recorded.",
+    ),
+    (
+        frozenset({"contract", "clause", "gdpr"}),
+        "The clause on location keeps the data in the European Union and forbids its use for "
+        "training.",
+    ),
+    (
+        frozenset({"photosynthesis"}),
+        "Plants turn light, water and carbon dioxide into sugar, and give off oxygen.",
     ),
 )
 ANY_ANSWER = "A fair question. A real model would answer it here, at the same speed and price."
