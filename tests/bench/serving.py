@@ -51,7 +51,7 @@ def a_validator(folder: Path, upstream: str) -> Iterator[tuple[int, dict[str, st
     }
     (folder / "validator.yaml").write_text(json.dumps(config))
     port = free_port()
-    command = [
+    command: list[str | Path] = [
         Path(sys.executable).with_name("waypost"), "validator", "serve",
         "--config", folder / "validator.yaml", "--port", str(port),
     ]  # fmt: skip
