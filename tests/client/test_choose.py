@@ -316,6 +316,22 @@ def test_choosing_imports_neither_http_nor_tuf() -> None:
     assert done.stdout == "[]\n"
 
 
+REFRESHING = """
+import sys
+from waypost.client import Waypost
+Waypost(manifest_url="http://127.0.0.1:9/v1/prod/bundle.json", root=b"", cache_dir=False)
+print(hasattr(sys.modules.get("httpx"), "Response"))
+"""
+
+
+def test_a_client_that_refreshes_leaves_no_import_to_its_thread() -> None:
+    """openai looks at ``sys.modules["httpx"]`` at each request, and breaks on half a module."""
+    done = subprocess.run(
+        [sys.executable, "-c", REFRESHING], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True\n"
+
+
 def test_a_choice_prints_in_one_line_and_holds_no_prompt() -> None:
     choice = static_waypost(a_policy()).choose("my secret diagnosis")
     assert repr(choice) == (

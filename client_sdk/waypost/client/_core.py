@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
 from waypost.client._choose import Choice, Chooser, Freshness, base_of, endpoint_order
@@ -108,6 +109,9 @@ class Core:
         self._quiet = False
         self._refresher: Refresher | None = None
         if refresh_interval_s is not None:
+            # Here, not in the thread: openai looks at ``sys.modules["httpx"]`` at each request,
+            # and fails on a module that another thread is still importing.
+            import_module("httpx")
             self._refresher = Refresher(
                 self.refresh, interval_s=refresh_interval_s, monotonic=monotonic, draw=draw
             )
