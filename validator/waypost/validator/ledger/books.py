@@ -251,6 +251,7 @@ def _shortfall(hold: Hold, windows: tuple[WindowRow, ...]) -> Shortfall | None:
         ):
             most = room
             tightest = limit
+    most = max(0, most)  # what costs nothing may be had with nothing left, or in debt
     if hold.amount_nusd <= most:
         return None
     if tightest is None:
@@ -258,6 +259,6 @@ def _shortfall(hold: Hold, windows: tuple[WindowRow, ...]) -> Shortfall | None:
     return Shortfall(
         window=tightest.window,
         limit_nusd=tightest.limit_nusd,
-        available_nusd=max(0, most),
+        available_nusd=most,
         resets_at=resets_at(tightest.window, hold.now),
     )

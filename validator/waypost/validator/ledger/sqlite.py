@@ -63,7 +63,7 @@ CREATE TABLE windows (
     spent_nusd INTEGER NOT NULL CHECK (spent_nusd >= 0),
     debt_nusd INTEGER NOT NULL CHECK (debt_nusd >= 0),
     reserved_nusd INTEGER NOT NULL CHECK (reserved_nusd >= 0),
-    -- Cost of holds that are too old to be kept: only ``total`` outlives its holds.
+    -- The part of spent and debt whose holds are not kept any more.
     archived_nusd INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (account, start, window)
 ) WITHOUT ROWID;
@@ -87,6 +87,13 @@ _PUT_WINDOW = (
     "INSERT INTO windows (account, window, start, spent_nusd, debt_nusd, reserved_nusd)"
     " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET spent_nusd = excluded.spent_nusd,"
     " debt_nusd = excluded.debt_nusd, reserved_nusd = excluded.reserved_nusd"
+)
+_CLOSED_BEFORE = (
+    "SELECT id, account, at, cost_nusd FROM holds WHERE at < ? AND state != 'held' LIMIT ?"
+)
+_ARCHIVE = (
+    "UPDATE windows SET archived_nusd = archived_nusd + ?"
+    " WHERE account = ? AND window = ? AND start = ?"
 )
 
 MAX_BATCH = 256  # keeps one turn of the loop below about 3 ms
@@ -321,6 +328,8 @@ class SqliteLedger:
         """Release what was held for a caller that went away while it was being held."""
         if hold_id is not None and result is None and not self._closed:
             self._submit(lambda books: books.release(hold_id), must=True)
+            # First in the queue: what waits there may need this money.
+            self._queue.insert(0, self._queue.pop())
 
     def _keep(
         self, loop: asyncio.AbstractEventLoop, batch: list[_Op], error: BaseException
@@ -471,21 +480,20 @@ class _Upkeep(threading.Thread):
         while not self._stopping.is_set():
             db.execute("BEGIN IMMEDIATE")
             try:
-                rows = db.execute(
-                    "SELECT id, account, cost_nusd FROM holds"
-                    " WHERE at < ? AND state != 'held' LIMIT ?",
-                    (cutoff, PRUNE_BATCH),
-                ).fetchall()
+                rows = db.execute(_CLOSED_BEFORE, (cutoff, PRUNE_BATCH)).fetchall()
                 db.executemany("DELETE FROM holds WHERE id = ?", [row[:1] for row in rows])
                 db.executemany(
-                    "UPDATE windows SET archived_nusd = archived_nusd + ?"
-                    " WHERE account = ? AND window = 'total'",
-                    [(cost, account) for _, account, cost in rows],
+                    _ARCHIVE,
+                    [
+                        (cost, account, window, start)
+                        for _, account, at, cost in rows
+                        for window, start in zip(CALENDAR, window_starts(at), strict=True)
+                    ],
                 )
                 if len(rows) < PRUNE_BATCH:
                     # A hold still open keeps its windows: it will be settled into them.
                     db.execute(
-                        "DELETE FROM windows WHERE window != 'total' AND start < ?1"
+                        "DELETE FROM windows WHERE window != 'total' AND start < ?"
                         " AND reserved_nusd = 0",
                         (cutoff,),
                     )
