@@ -580,6 +580,13 @@ def test_a_failed_answer_costs_its_model_and_retry_after_more(world: World, cloc
     assert not world.wp._core.endpoints.is_ejected("https://validator.test", clock.now_s)
 
 
+def test_an_outage_of_all_providers_costs_what_was_proposed(world: World, clock: Clock) -> None:
+    header = {"Waypost-Decision": 'id="1", verdict=refused, reason="upstream_unavailable"'}
+    refused = answering(world, clock, status=503, headers=header)
+    a_race(world, clock).post(refused, **proposed_of(world, "a"))
+    assert expected_ms(world, "a") == pytest.approx(5_000)
+
+
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 429])
 def test_what_the_caller_did_wrong_is_not_the_models_fault(
     world: World, clock: Clock, status: int

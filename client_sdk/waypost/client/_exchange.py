@@ -228,8 +228,11 @@ class Watch:
             return
         core.endpoints.succeed(self._endpoint)
         model = decision.get("model")
-        self._model = model if isinstance(model, str) else None
-        fell_back = decision.get("verdict") == "accepted" and self._model != self._proposed
+        if not isinstance(model, str):
+            # An outage names none: everything it tried has failed, what we proposed first.
+            model = self._proposed if failed else None
+        self._model = model
+        fell_back = decision.get("verdict") == "accepted" and model != self._proposed
         if self._proposed is not None and (fell_back or decision.get("reason") == "out_of_service"):
             # The validator tried it, or knows from others that it is failing.
             core.failed_model(self._proposed, self._elapsed_ms())
