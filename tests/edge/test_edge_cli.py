@@ -188,6 +188,8 @@ def test_a_port_in_use_is_an_error_of_one_line(project: Project) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         done = waypost("edge", "serve", "--port", port, cwd=project.directory)
-    assert done.returncode == 1
-    assert "port_unavailable" in done.stderr
-    assert "Traceback" not in done.stderr
+    nowhere = waypost("edge", "serve", "--host", "no.such.host.invalid", cwd=project.directory)
+    for failed in (done, nowhere):
+        assert failed.returncode == 1
+        assert "port_unavailable" in failed.stderr
+        assert "Traceback" not in failed.stderr

@@ -1,10 +1,12 @@
 """The last good manifest stays in use, whatever the network and the disk do."""
 
+import fcntl
 import multiprocessing
 import os
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +19,7 @@ import pytest
 from support.origin import Origin, Reply, serving
 from support.publisher import Publisher
 from waypost.shared.errors import TrustError
-from waypost.shared.trust import ManifestKeeper
+from waypost.shared.trust import ManifestKeeper, verifier
 from waypost.shared.trust.bundle import pack_bundle, unpack_bundle
 from waypost.shared.trust.store import decode_state
 
@@ -250,6 +252,15 @@ def test_without_a_disk_the_keeper_works_from_memory(publisher: Publisher, place
     assert keeper.store_error is not None
 
 
+def test_a_machine_without_any_place_to_verify_in_says_so(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = publisher.publish()
+    monkeypatch.setattr(verifier, "_MEMORY", "/proc/nowhere")
+    monkeypatch.setattr(tempfile, "tempdir", "/proc/nowhere")
+    assert refusal(keeper_of(publisher), bundle) == "unavailable"
+
+
 def test_a_full_disk_costs_the_store_and_nothing_else(publisher: Publisher, tmp_path: Path) -> None:
     # A limit on file size stands in for a full disk: both fail in the middle of a write.
     cache = tmp_path / "state.json"
@@ -261,7 +272,7 @@ def test_a_full_disk_costs_the_store_and_nothing_else(publisher: Publisher, tmp_
     script = f"""
 import resource, signal
 from pathlib import Path
-from waypost.shared.trust import ManifestKeeper
+from waypost.shared.trust import ManifestKeeper, verifier
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 bundle, root = Path({str(bundle)!r}).read_bytes(), Path({str(root)!r}).read_bytes()
 keeper = ManifestKeeper(url=None, channel="prod", root=root, cache=Path({str(cache)!r}))
@@ -303,6 +314,20 @@ def test_a_store_that_lies_about_versions_does_not_keep_the_true_ones_out(
     again = keeper_of(publisher, cache)
     again.load()
     assert version_of(again) == 1
+
+
+def test_a_store_locked_by_another_process_is_left_alone(
+    publisher: Publisher, tmp_path: Path
+) -> None:
+    keeper = keeper_of(publisher, tmp_path / "state.json")
+    with open(tmp_path / "state.json.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        keeper.accept(publisher.publish(), etag=None)
+        assert keeper.store_error is not None
+        assert keeper.store_error.code == "store_locked"
+        assert not (tmp_path / "state.json").exists()
+    keeper.accept(publisher.publish(), etag=None)
+    assert keeper.store_error is None
 
 
 def _accept_all(root: bytes, cache: Path, bundles: list[bytes]) -> None:

@@ -12,7 +12,7 @@ that ships with the program, never a cached one.
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,11 +103,10 @@ def _run(
     optional: tuple[str, ...],
 ) -> Verified:
     fetcher = _BundleFetcher(files)
-    # A target ``full/prod.json`` is signed by the delegated role ``full``, if there is one.
-    behind = {*_TOP_LEVEL, *(path.partition("/")[0] for path in required)}
     targets: dict[str, bytes] = {}
     error: TrustError | None = None
     expires_at = 0
+    versions: dict[str, int] = {}
     try:
         updater = Updater(
             str(directory), _METADATA, fetcher=fetcher, config=_CONFIG, bootstrap=root
@@ -115,11 +114,12 @@ def _run(
         updater.refresh()
         for path in required:
             targets[path] = _target(updater, fetcher, path)
-        roles = _trusted_roles(directory)
-        expires_at = min(int(roles[name].expires.timestamp()) for name in behind & {*roles})
+        roles = _trusted_roles(directory, required)
+        expires_at = min(int(role.expires.timestamp()) for role in roles.values())
         for path in optional:
             with suppress(DownloadHTTPError, ExpiredMetadataError):
                 targets[path] = _target(updater, fetcher, path)
+        versions = {name: role.version for name, role in _trusted_roles(directory, targets).items()}
     except (RepositoryError, DownloadError) as exc:
         error = _refusal(exc, fetcher.asked)
     except Exception as exc:  # hostile input must not find a way around refusal
@@ -132,7 +132,7 @@ def _run(
     return Verified(
         error,
         targets,
-        {name: role.version for name, role in _trusted_roles(directory).items()},
+        versions,
         expires_at,
         {**floor, **learned},
     )
@@ -196,12 +196,15 @@ def _harvest(directory: Path) -> dict[str, str]:
     }
 
 
-def _trusted_roles(directory: Path) -> dict[str, Any]:
-    """Return the ``tuf.api.metadata.Signed`` of each role."""
+def _trusted_roles(directory: Path, targets: Iterable[str]) -> dict[str, Any]:
+    """Return the ``tuf.api.metadata.Signed`` of each role behind ``targets``."""
+    # ``full/prod.json`` is signed by the delegated role ``full``, ``policy/…`` by no other.
+    behind = {*_TOP_LEVEL, *(path.partition("/")[0] for path in targets)}
     # By tuf's own parser: another one might read other versions out of the same bytes.
     return {
-        path.name.removesuffix(".json"): Metadata[Any].from_file(str(path)).signed
-        for path in directory.glob("*.json")
+        name: Metadata[Any].from_file(str(path)).signed
+        for name in sorted(behind)
+        if (path := directory / f"{name}.json").exists()
     }
 
 
