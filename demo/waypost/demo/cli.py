@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from waypost.cli.output import console, fail, print_json
+from waypost.shared.errors import WaypostError
 
 if TYPE_CHECKING:
     from waypost.demo.scenes import Row
@@ -52,6 +53,8 @@ def demo(
             _run(
                 mode="real" if real else "live" if live else "simulated", keep=keep, as_json=as_json
             )
+    except WaypostError as exc:
+        fail(exc, exit_code=2 if exc.code == "live_not_configured" else 1)
     except KeyboardInterrupt:
         # Everything was ended on the way here.
         raise typer.Exit(0 if keep else 130) from None
@@ -128,8 +131,10 @@ def _signals_as_interrupt() -> Generator[None, None, None]:
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    names = (signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGTERM,)
-    before = {name: signal.signal(name, interrupt) for name in names}
+    names = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    # Under nohup a closed terminal is meant to be ignored.
+    heeded = [name for name in names if signal.getsignal(name) is not signal.SIG_IGN]
+    before = {name: signal.signal(name, interrupt) for name in heeded}
     try:
         yield
     finally:

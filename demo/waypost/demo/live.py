@@ -10,9 +10,7 @@ from msgspec import Struct
 from waypost.demo.upstream import Relay
 from waypost.shared.errors import WaypostError
 
-__all__ = ["VARIABLES", "Live", "LiveError", "find_live"]
-
-VARIABLES = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "WAYPOST_LIVE_BASE_URL")
+__all__ = ["Live", "LiveError", "find_live"]
 
 OPENAI = "https://api.openai.com/v1"
 # Documented as OpenAI compatible, except for the list of models, which wants its own headers.
@@ -72,7 +70,8 @@ def find_live(environment: Mapping[str, str], *, http: httpx.Client) -> dict[str
     if not found:
         raise LiveError(
             "--live needs OPENAI_API_KEY, ANTHROPIC_API_KEY, or WAYPOST_LIVE_BASE_URL "
-            "(with WAYPOST_LIVE_API_KEY) of any OpenAI-compatible server"
+            "(with WAYPOST_LIVE_API_KEY) of any OpenAI-compatible server",
+            code="live_not_configured",
         )
     return {"": next(iter(found.values())), **found}
 

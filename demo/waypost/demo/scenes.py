@@ -27,9 +27,10 @@ from waypost.shared.headers import (
 )
 from waypost.shared.records import DecisionRecord
 
-__all__ = ["SCENES", "Row", "Scene", "Totals", "add_up", "play"]
+__all__ = ["BOB", "OUTAGE_PROVIDER", "SCENES", "Row", "Scene", "Totals", "add_up", "play"]
 
 MAX_TOKENS = 100
+OUTAGE_PROVIDER = "groq"  # serves short questions, so its loss shows
 RECORD_DEADLINE_S = 5.0  # records are written behind the answers, in groups
 
 ALICE = Persona(name="alice", tier="free", account="alice")
@@ -124,7 +125,7 @@ SCENES: tuple[Scene, ...] = (
         shows="the chosen model's provider is down",
         who=ALICE,
         prompt="What is photosynthesis?",
-        outage="groq",
+        outage=OUTAGE_PROVIDER,
     ),
 )
 

@@ -1,5 +1,6 @@
 """The table of a demonstration, at any width; and what to try next."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from waypost.demo.scenes import Row, Totals
+from waypost.demo.scenes import OUTAGE_PROVIDER, Row, Totals
 from waypost.demo.stage import Stage
 from waypost.shared.money import format_usd
 
@@ -143,10 +144,15 @@ def next_steps(stage: Stage, *, waypost: str, token_file: Path | None) -> list[t
             ("start a deployment of your own", f"{waypost} init my-waypost"),
         ]
     folder = stage.project.directory
+
+    def path(name: str) -> str:
+        return shlex.quote(str(folder / name))
+
     return [
         (
             "in another terminal",
-            f'export WAYPOST_URL={stage.validator_url} WAYPOST_TOKEN="$(cat {token_file})"',
+            f"export WAYPOST_URL={stage.validator_url}"
+            f' WAYPOST_TOKEN="$(cat {shlex.quote(str(token_file))})"',
         ),
         ("ask by hand; -i shows what was decided", chat),
         (
@@ -154,21 +160,22 @@ def next_steps(stage: Stage, *, waypost: str, token_file: Path | None) -> list[t
             chat.replace("/v1/chat/completions", "/v1/decide"),
         ),
         (
-            "every decision so far",
-            f"{waypost} decisions list --config {folder}/validator.yaml",
+            "every decision so far, and why the last one came out as it did",
+            f"{waypost} decisions list --config {path('validator.yaml')}"
+            f" && {waypost} decisions explain --config {path('validator.yaml')}",
         ),
         (
             "what the policy does with a prompt",
-            f"{waypost} policy explain --policy {folder}/policy.yaml --tier free"
+            f"{waypost} policy explain {path('policy.yaml')} --tier free"
             ' --text "Prove that P is not NP."',
         ),
         (
-            "take a provider down, ask again, and bring it back with DELETE",
-            f"curl -s -X PUT {stage.upstream_url}/openai/outage",
+            "take a provider down, and ask again; DELETE brings it back",
+            f"curl -s -X PUT {stage.upstream_url}/{OUTAGE_PROVIDER}/outage",
         ),
         (
             "another token, for an hour",
             f"{waypost} token mint --sub alice --tier free --account alice --lifetime 3600"
-            f" --key {folder}/issuer.key.pem --issuers {folder}/issuers.yaml",
+            f" --key {path('issuer.key.pem')} --issuers {path('issuers.yaml')}",
         ),
     ]
