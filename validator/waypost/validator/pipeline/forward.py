@@ -13,8 +13,6 @@ from types import TracebackType
 from typing import Self
 
 from msgspec import Struct
-from pyreqwest.exceptions import RequestError
-from pyreqwest.response import Response
 
 from waypost.shared.contracts import Facts
 from waypost.shared.engine import Decision
@@ -27,7 +25,7 @@ from waypost.validator.pipeline.call import Call, Receive
 from waypost.validator.pipeline.reserve import Booking
 from waypost.validator.problems import OK, envelope, outcome_of
 from waypost.validator.providers import StreamReader
-from waypost.validator.upstream import Answer, failure_of
+from waypost.validator.upstream import Answer, NoAnswer, Stream
 
 __all__ = ["Delivered", "forward"]
 
@@ -160,8 +158,8 @@ async def _whole(hop: _Hop, body: bytes) -> Delivered | None:
     target = hop.target
     try:
         answer = await target.upstream.ask(body, trace=hop.trace)
-    except RequestError as exc:
-        hop.ended(failure_of(exc), None)
+    except NoAnswer as exc:
+        hop.ended(exc.outcome, None)
         return None
     outcome = outcome_of(answer.status)
     usage: Usage | None = None
@@ -229,7 +227,7 @@ class _HangUp:
         return self._task.uncancel() == 0 and kind is asyncio.CancelledError
 
 
-class _Stream:
+class _Progress:
     """How far one streamed answer has got."""
 
     __slots__ = ("outcome", "reader", "status")
@@ -245,55 +243,55 @@ async def _streamed(hop: _Hop, body: bytes, request: ChatRequest) -> Delivered |
     call, target = hop.call, hop.target
     options = request.stream_options
     shows_usage = options is not None and options.include_usage is True
-    stream = _Stream(target.upstream.dialect.reader(shows_usage=shows_usage))
+    progress = _Progress(target.upstream.dialect.reader(shows_usage=shows_usage))
     rejection: Answer | None = None
     async with _HangUp(call.receive) as hang_up:
         try:
-            rejection = await _relay(hop, body, stream)
-        except RequestError as exc:
-            stream.outcome = "cut_short" if call.has_started else failure_of(exc)
+            rejection = await _relay(hop, body, progress)
+        except NoAnswer as exc:
+            progress.outcome = "cut_short" if call.has_started else exc.outcome
         except ValueError:
-            stream.outcome = "cut_short" if call.has_started else "bad_response"
-    if stream.reader.is_done and call.has_started:
+            progress.outcome = "cut_short" if call.has_started else "bad_response"
+    if progress.reader.is_done and call.has_started:
         # Whatever happened to the connection afterwards: SDKs hang up as soon as they read [DONE].
-        stream.outcome = "ok"
+        progress.outcome = "ok"
     elif hang_up.happened:
-        stream.outcome = "cancelled"
-    hop.ended(stream.outcome, stream.status)
+        progress.outcome = "cancelled"
+    hop.ended(progress.outcome, progress.status)
     if rejection is not None:
         return await _pass_error_on(hop, rejection)
-    if not call.has_started and stream.outcome != "cancelled":
+    if not call.has_started and progress.outcome != "cancelled":
         return None
     if call.has_started:
         rest = b""
-        if stream.outcome == "cut_short" and not stream.reader.has_failed:
-            rest = stream.reader.breaking_off(CUT_SHORT, code="upstream_cut_short")
+        if progress.outcome == "cut_short" and not progress.reader.has_failed:
+            rest = progress.reader.breaking_off(CUT_SHORT, code="upstream_cut_short")
         await call.send({"type": "http.response.body", "body": rest})
-    return Delivered(target, stream.outcome, stream.reader.usage, stream.reader.output_bytes)
+    return Delivered(target, progress.outcome, progress.reader.usage, progress.reader.output_bytes)
 
 
-async def _relay(hop: _Hop, body: bytes, stream: _Stream) -> Answer | None:
+async def _relay(hop: _Hop, body: bytes, progress: _Progress) -> Answer | None:
     """Pass a provider's stream on as it arrives; return its answer if that is a rejection."""
-    call, reader = hop.call, stream.reader
-    async with hop.target.upstream.ask_streamed(body, trace=hop.trace) as response:
-        stream.status = response.status
-        stream.outcome = outcome_of(response.status)
-        if stream.outcome != "ok":
-            if stream.outcome == "client_error":
+    call, reader = hop.call, progress.reader
+    async with hop.target.upstream.stream(body, trace=hop.trace) as response:
+        progress.status = response.status
+        progress.outcome = outcome_of(response.status)
+        if progress.outcome != "ok":
+            if progress.outcome == "client_error":
                 return await _rejection(response)
             return None
-        stream.outcome = "bad_response"
-        if not (response.get_header("content-type") or "").startswith("text/event-stream"):
+        progress.outcome = "bad_response"
+        if not response.content_type.startswith("text/event-stream"):
             return None
-        while (chunk := await response.body_reader.read_chunk()) is not None:
-            events = reader.feed(bytes(chunk))
+        while chunk := await response.read():
+            events = reader.feed(chunk)
             if not events:
                 continue
             if not call.has_started:
                 if reader.has_failed:
-                    stream.outcome = "server_error"
+                    progress.outcome = "server_error"
                     return None
-                stream.outcome = "cut_short"
+                progress.outcome = "cut_short"
                 hop.first_byte()
                 call.ttft_ms = call.elapsed_ms()
                 call.steps_ms["forward"] = hop.ttft_ms or 0.0
@@ -302,11 +300,8 @@ async def _relay(hop: _Hop, body: bytes, stream: _Stream) -> Answer | None:
     return None
 
 
-async def _rejection(response: Response) -> Answer:
+async def _rejection(response: Stream) -> Answer:
     body = b""
-    while len(body) < MAX_ERROR_BYTES:
-        chunk = await response.body_reader.read_chunk()
-        if chunk is None:
-            break
-        body += bytes(chunk)
-    return Answer(response.status, response.get_header("content-type") or "", body)
+    while len(body) < MAX_ERROR_BYTES and (chunk := await response.read()):
+        body += chunk
+    return Answer(response.status, response.content_type, body)
