@@ -4,6 +4,8 @@ pyreqwest, by measurement (docs/adr/0007). No redirects: a provider must not be 
 prompt, and our key with it, somewhere else. No compression: bytes pass through untouched.
 """
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 
 from msgspec import Struct
@@ -16,14 +18,23 @@ from pyreqwest.exceptions import (
     RequestTimeoutError,
 )
 from pyreqwest.http import Url
-from pyreqwest.request import RequestBuilder, StreamRequest
+from pyreqwest.request import RequestBuilder
+from pyreqwest.response import Response
 
 from waypost.shared.records import AttemptOutcome
 from waypost.validator.config import ProviderConfig
 from waypost.validator.providers import DIALECTS
 from waypost.validator.resilience.breaker import Breaker
 
-__all__ = ["Answer", "Upstream", "failure_of"]
+__all__ = ["Answer", "NoAnswer", "Stream", "Upstream"]
+
+
+class NoAnswer(Exception):
+    """A provider could not be asked, or did not answer, or not to the end."""
+
+    def __init__(self, outcome: AttemptOutcome) -> None:
+        super().__init__(outcome)
+        self.outcome: AttemptOutcome = outcome
 
 
 class Answer(Struct, frozen=True):
@@ -64,20 +75,33 @@ class Upstream:
         """Return the provider's answer to ``body``, whole, whatever its status.
 
         Raises:
-            RequestError: there was none; see ``failure_of``.
+            NoAnswer: there was none.
         """
         request = self._post(body, trace).timeout(self._timeout).build()
-        response = await request.send()
-        return Answer(
-            response.status,
-            response.get_header("content-type") or "",
-            bytes(await response.bytes()),
-        )
+        try:
+            response = await request.send()
+            return Answer(
+                response.status,
+                response.get_header("content-type") or "",
+                bytes(await response.bytes()),
+            )
+        except RequestError as exc:
+            raise NoAnswer(_failure(exc)) from exc
 
-    def ask_streamed(self, body: bytes, *, trace: str | None) -> StreamRequest:
-        """Return a request whose answer is read as it arrives; leaving it hangs up."""
+    @asynccontextmanager
+    async def stream(self, body: bytes, *, trace: str | None) -> AsyncGenerator["Stream"]:
+        """Give the provider's answer to ``body`` as it arrives; leaving early hangs up.
+
+        Raises:
+            NoAnswer: there was none, or it broke off.
+        """
         # The default buffer would hold a stream back until its end.
-        return self._post(body, trace).streamed_read_buffer_limit(0).build_streamed()
+        request = self._post(body, trace).streamed_read_buffer_limit(0).build_streamed()
+        try:
+            async with request as response:
+                yield Stream(response)
+        except RequestError as exc:
+            raise NoAnswer(_failure(exc)) from exc
 
     def _post(self, body: bytes, trace: str | None) -> RequestBuilder:
         request = self._client.post(self._url).body_bytes(body)
@@ -88,8 +112,23 @@ class Upstream:
         await self._client.close()
 
 
-def failure_of(error: RequestError) -> AttemptOutcome:
-    """Return what kind of failure it is that kept a provider from answering."""
+class Stream:
+    """A response whose body has not arrived yet."""
+
+    __slots__ = ("_read", "content_type", "status")
+
+    def __init__(self, response: Response) -> None:
+        self.status = response.status
+        self.content_type = response.get_header("content-type") or ""
+        self._read = response.body_reader.read_chunk
+
+    async def read(self) -> bytes:
+        """Return the next bytes as they come off the wire; empty at the end."""
+        chunk = await self._read()
+        return b"" if chunk is None else bytes(chunk)
+
+
+def _failure(error: RequestError) -> AttemptOutcome:
     if isinstance(error, ConnectError | ConnectTimeoutError):
         return "connect_error"
     if isinstance(error, RequestTimeoutError):
