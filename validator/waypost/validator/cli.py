@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from waypost.validator import decisions_cli
+
 __all__ = ["register"]
 
 
@@ -15,6 +17,7 @@ def register(app: typer.Typer) -> None:
     validator.command("serve")(serve)
     validator.callback()(lambda: None)
     app.add_typer(validator, name="validator")
+    decisions_cli.register(app)
 
 
 def serve(
