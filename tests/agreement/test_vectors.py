@@ -1,12 +1,16 @@
 """One set of cases, decided alike by engine, SDK and validator."""
 
 import json
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from support.tokens import Wishes
+from support.upstream import running_upstream
+from support.validator import Running, running_validator
 from support.worlds import NOW
 from waypost.shared.contracts import (
     AUTO,
@@ -18,6 +22,7 @@ from waypost.shared.contracts import (
     decode_policy,
 )
 from waypost.shared.engine import Decision, compile_policy, decide
+from waypost.shared.headers import FACTS, PROPOSAL, format_facts, format_proposal
 from waypost.shared.measure import decode_chat, measure_chat
 
 VECTORS = Path(__file__).parents[1] / "vectors"
@@ -69,3 +74,39 @@ def test_the_engine_decides_requests_as_the_vectors_say(case: Case) -> None:
     decision = decide(POLICY, given, None if wish is None else Proposal(model=wish))
 
     assert outcome(decision) == case["expect"]
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def validator(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Running]:
+    folder = tmp_path_factory.mktemp("validator")
+    async with (
+        running_upstream() as upstream,
+        running_validator(
+            folder, {"acme": upstream, "medcloud": upstream}, policy=POLICY.policy
+        ) as running,
+    ):
+        yield running
+
+
+@pytest.mark.anyio
+@cases("requests.json")
+async def test_the_validator_decides_requests_as_the_vectors_say(
+    case: Case, validator: Running
+) -> None:
+    headers = validator.headers(**msgspec.convert(case["token"], Wishes))
+    if case["proposal"] is not None:
+        headers[PROPOSAL] = format_proposal(Proposal(model=case["proposal"]))
+    if case["declared"]:
+        headers[FACTS] = format_facts(msgspec.convert(case["declared"], Declared))
+
+    response = await validator.client.post("/v1/decide", json=case["body"], headers=headers)
+
+    if case["expect"]["verdict"] == "refused":
+        assert response.json()["error"]["code"] == case["expect"]["reason"]
+    else:
+        assert {key: response.json()[key] for key in case["expect"]} == case["expect"]

@@ -15,7 +15,9 @@ tests hold the two against each other.
 """
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Literal
 
 from msgspec import Struct
@@ -210,7 +212,7 @@ class CompiledPolicy:
         # Sorted by window: models from a place onwards are those whose window is large enough.
         windows = sorted((model.context_tokens, self.bits[model.id]) for model in policy.models)
         self.windows = [window for window, _ in windows]
-        self.by_window = [sum(bit for _, bit in windows[i:]) for i in range(len(windows) + 1)]
+        self.by_window = [*accumulate((bit for _, bit in reversed(windows)), initial=0)][::-1]
         self.by_row = [
             sum(self.bits[name] for name in {*route.models, *route.fallback})
             for route in policy.routes
@@ -395,14 +397,15 @@ def _check(policy: Policy) -> None:
                     )
         if route.enforce and steered:
             raise PolicyError(f"{where} enforces, but clients can steer into {steered} before it")
+    tiers = set(policy.tiers)
     for model in policy.models:
-        _known(f"model '{model.id}'", "tier", model.tiers, set(policy.tiers))
+        _known(f"model '{model.id}'", "tier", model.tiers, tiers)
 
 
 def _unique(what: str, names: Sequence[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise PolicyError(f"there are two {what}s named '{name}'")
+    if len(set(names)) < len(names):
+        twice = next(name for name, count in Counter(names).items() if count > 1)
+        raise PolicyError(f"there are two {what}s named '{twice}'")
 
 
 def _known(where: str, what: str, names: Iterable[str], known: set[str]) -> None:
