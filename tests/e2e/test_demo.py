@@ -2,22 +2,22 @@
 
 import io
 import json
+import re
 import signal
 import socket
 import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 import pytest
 from rich.console import Console
 
-from support.demo import KeptDemo, kept_demo, run_demo
+from support.demo import KeptDemo, kept_demo, run_demo, starting_demo, wait_for
 from waypost.demo import local_model
 from waypost.demo.processes import ServerError, running
-from waypost.demo.scenes import SCENES, Row
+from waypost.demo.scenes import SCENES, Row, surprises
 from waypost.demo.show import demo_table
 from waypost.demo.upstream import ANNOUNCEMENT, Config, Profile, Provider
 
@@ -162,6 +162,13 @@ def test_the_table_is_what_people_see(tmp_path: Path) -> None:
     assert "demo --keep" in done.stdout
 
 
+def test_the_readme_shows_the_table_that_is_printed(told: dict[str, Any]) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+
+    for words in (told["models"], *(row["shows"] for row in told["rows"])):
+        assert words in readme, words
+
+
 # ── left running ───────────────────────────────────────────────────────────────────────────────
 
 
@@ -197,24 +204,38 @@ def test_a_minted_token_opens_the_validator(kept: KeptDemo) -> None:
     assert json.loads(done.stdout)["model"] == "small"
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_ends_every_server_and_removes_every_file(
-    tmp_path: Path, how: signal.Signals
-) -> None:
+def test_ctrl_c_ends_every_server_and_removes_every_file(tmp_path: Path) -> None:
     with kept_demo(tmp_path) as demo:
-        urls = [
-            word for step in demo.told["next"] for word in step["command"].split() if "://" in word
-        ]
-        ports = {urlsplit(url.partition("=")[2] or url).port for url in urls}
-        assert list(tmp_path.iterdir())
+        told = " ".join(step["command"] for step in demo.told["next"])
+        ports = {int(port) for port in re.findall(r"http://127\.0\.0\.1:(\d+)", told)}
+        assert len(ports) == 2
 
-        assert demo.stop(how) == 0
+        assert demo.stop(signal.SIGINT) == 0
 
     assert list(tmp_path.iterdir()) == []
-    assert len(ports) == 2
     for port in ports:
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", port or 0), timeout=1)
+            socket.create_connection(("127.0.0.1", port), timeout=1)
+
+
+@pytest.mark.parametrize("server", ["edge.log", "validator.log"])
+def test_a_kill_half_way_ends_every_server_and_removes_every_file(
+    tmp_path: Path, server: str
+) -> None:
+    with starting_demo(tmp_path) as process:
+        wait_for(lambda: any(tmp_path.glob(f"waypost-demo-*/{server}")))
+        urls = [
+            found
+            for log in tmp_path.glob("waypost-demo-*/*.log")
+            for found in re.findall(r"listening on http://127\.0\.0\.1:(\d+)", log.read_text())
+        ]
+        process.terminate()
+        assert process.wait(30) == 130
+
+    assert list(tmp_path.iterdir()) == []
+    for port in urls:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", int(port)), timeout=1)
 
 
 # ── real models ────────────────────────────────────────────────────────────────────────────────
@@ -296,7 +317,17 @@ def test_live_with_a_wrong_key_stops_before_anything_starts(
     assert "sk-wrong" not in done.stderr
 
 
-# ── when something does not start ──────────────────────────────────────────────────────────────
+# ── when something goes wrong ──────────────────────────────────────────────────────────────────
+
+
+def test_an_answer_that_should_have_come_is_a_failure(told: dict[str, Any]) -> None:
+    rows = msgspec.convert(told["rows"], list[Row])
+    assert surprises(rows) == []
+
+    broken = msgspec.structs.replace(rows[0], http_status=500, code="internal_error")
+    assert surprises([broken, *rows[1:]]) == [
+        "request 'short' got HTTP 500 (internal_error), not 200"
+    ]
 
 
 def test_a_server_that_ends_is_reported_with_its_last_words(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Generator, Mapping
+import time
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,8 +66,8 @@ class KeptDemo:
 
 
 @contextmanager
-def kept_demo(tmp: Path) -> Generator[KeptDemo, None, None]:
-    """Run ``waypost demo --keep --json``; enter when it has played all and waits."""
+def starting_demo(tmp: Path) -> Generator[subprocess.Popen[str], None, None]:
+    """Run ``waypost demo --keep --json``; enter at once."""
     process = subprocess.Popen(
         [WAYPOST, "demo", "--keep", "--json"],
         env=environment(tmp),
@@ -79,6 +80,21 @@ def kept_demo(tmp: Path) -> Generator[KeptDemo, None, None]:
     assert process.stdout is not None
     assert process.stderr is not None
     try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(30)
+        process.stdout.close()
+        process.stderr.close()
+
+
+@contextmanager
+def kept_demo(tmp: Path) -> Generator[KeptDemo, None, None]:
+    """Run ``waypost demo --keep --json``; enter when it has played all and waits."""
+    with starting_demo(tmp) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
         lines: list[str] = []
         for line in process.stdout:
             lines.append(line)
@@ -86,9 +102,11 @@ def kept_demo(tmp: Path) -> Generator[KeptDemo, None, None]:
                 break
         assert lines, process.stderr.read()
         yield KeptDemo(process, json.loads("".join(lines)), tmp)
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait(30)
-        process.stdout.close()
-        process.stderr.close()
+
+
+def wait_for(condition: Callable[[], bool], *, deadline_s: float = 30.0) -> None:
+    """Return when ``condition`` holds; other processes make it so."""
+    give_up_at = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.01)

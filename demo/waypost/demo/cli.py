@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -56,13 +56,13 @@ def demo(
     except WaypostError as exc:
         fail(exc, exit_code=2 if exc.code == "live_not_configured" else 1)
     except KeyboardInterrupt:
-        # Everything was ended on the way here.
-        raise typer.Exit(0 if keep else 130) from None
+        # Everything was ended on the way here. 128 + SIGINT, as shells have it.
+        raise typer.Exit(130) from None
 
 
 def _run(*, mode: "Mode", keep: bool, as_json: bool) -> None:
     # Imported late: servers and SDKs take a second, which `waypost --help` should not.
-    from waypost.demo.scenes import SCENES, add_up, play
+    from waypost.demo.scenes import SCENES, add_up, play, surprises
     from waypost.demo.show import demo_table, next_steps, totals_text
     from waypost.demo.stage import set_stage
 
@@ -96,12 +96,16 @@ def _run(*, mode: "Mode", keep: bool, as_json: bool) -> None:
             for what, command in steps:
                 console.print(f"\n  # {what}", style="dim", markup=False, highlight=False)
                 console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
+        wrong = surprises(rows)
         if keep:
             if not as_json:
                 console.print("\nEverything runs until Ctrl-C.", style="bold")
             sys.stdout.flush()
-            while True:
-                time.sleep(60)
+            with suppress(KeyboardInterrupt):
+                while True:
+                    time.sleep(60)
+        if wrong:
+            raise stage.validator.failed(f"answered otherwise than it must: {'; '.join(wrong)}")
 
 
 def _write_token(stage: "Stage") -> Path:

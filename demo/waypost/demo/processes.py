@@ -20,7 +20,8 @@ __all__ = ["Server", "ServerError", "running", "waypost_command"]
 START_DEADLINE_S = 60.0  # a cold disk and two busy cores; usually one second
 STOP_DEADLINE_S = 5.0
 POLL_S = 0.02
-LOG_TAIL_LINES = 12
+LOG_TAIL_LINES = 8
+LOG_LINE_CHARS = 400
 
 
 class ServerError(WaypostError):
@@ -60,7 +61,8 @@ class Server:
     def failed(self, how: str) -> ServerError:
         """Return the error that tells ``how`` it failed, with the last lines of its log."""
         lines = self.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
-        tail = "\n  ".join(lines) or "(it wrote nothing)"
+        # A traceback in a JSON log is one very long line, with what matters at its end.
+        tail = "\n  ".join(line[-LOG_LINE_CHARS:] for line in lines) or "(it wrote nothing)"
         return ServerError(f"{self.name} {how}. The last lines of its log:\n  {tail}")
 
 

@@ -27,7 +27,17 @@ from waypost.shared.headers import (
 )
 from waypost.shared.records import DecisionRecord
 
-__all__ = ["BOB", "OUTAGE_PROVIDER", "SCENES", "Row", "Scene", "Totals", "add_up", "play"]
+__all__ = [
+    "BOB",
+    "OUTAGE_PROVIDER",
+    "SCENES",
+    "Row",
+    "Scene",
+    "Totals",
+    "add_up",
+    "play",
+    "surprises",
+]
 
 MAX_TOKENS = 100
 OUTAGE_PROVIDER = "groq"  # serves short questions, so its loss shows
@@ -51,6 +61,7 @@ class Scene(Struct, frozen=True, kw_only=True):
         raw_proposal: sent by a client without the SDK, which proposes what it likes.
         forged: the token is signed with the caller's own key.
         outage: this provider is down meanwhile.
+        http_status: what should come of it.
     """
 
     name: str
@@ -62,6 +73,7 @@ class Scene(Struct, frozen=True, kw_only=True):
     raw_proposal: str | None = None
     forged: bool = False
     outage: str | None = None
+    http_status: int = 200
 
 
 SCENES: tuple[Scene, ...] = (
@@ -111,6 +123,7 @@ SCENES: tuple[Scene, ...] = (
         shows="a used-up budget: a millionth of a dollar is left",
         who=TRIAL,
         prompt="What does HTTP status 402 mean?",
+        http_status=402,
     ),
     Scene(
         name="forged",
@@ -119,6 +132,7 @@ SCENES: tuple[Scene, ...] = (
         prompt="Hello?",
         raw_proposal="frontier",
         forged=True,
+        http_status=401,
     ),
     Scene(
         name="outage",
@@ -185,6 +199,16 @@ def add_up(rows: Sequence[Row]) -> Totals:
         overridden=sum(row.verdict == "overridden" for row in rows),
         refused=sum(row.verdict == "refused" for row in rows),
     )
+
+
+def surprises(rows: Sequence[Row]) -> list[str]:
+    """Return what came out otherwise than it must, one line each; empty when all went well."""
+    expected = {scene.name: scene.http_status for scene in SCENES}
+    return [
+        f"request '{row.scene}' got HTTP {row.http_status} ({row.code}), not {expected[row.scene]}"
+        for row in rows
+        if row.http_status != expected[row.scene]
+    ]
 
 
 class _Error(Struct, frozen=True):

@@ -130,10 +130,11 @@ def next_steps(stage: Stage, *, waypost: str, token_file: Path | None) -> list[t
         ' [{"role": "user", "content": "Why is the sky blue?"}]}\''
     )
     if token_file is None:
+        mode = "" if stage.mode == "simulated" else f" --{stage.mode}"
         return [
             (
                 "leave it all running; prints WAYPOST_URL and WAYPOST_TOKEN for the next line",
-                f"{waypost} demo --keep",
+                f"{waypost} demo{mode} --keep",
             ),
             ("ask by hand, from another terminal; -i shows what was decided", chat),
             ("a real language model on this machine answers", "make demo-real"),

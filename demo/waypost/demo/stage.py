@@ -71,9 +71,14 @@ class Stage:
     models: str
     project: Project
     edge_url: str
-    validator_url: str
+    validator: Server
     upstream_url: str
     key: Ed25519PrivateKey
+
+    @property
+    def validator_url(self) -> str:
+        """Where requests go."""
+        return self.validator.url()
 
     @property
     def manifest_url(self) -> str:
@@ -186,7 +191,7 @@ def set_stage(mode: Mode, *, say: Callable[[str], None]) -> Generator[Stage, Non
             models=models,
             project=project,
             edge_url=edge_url,
-            validator_url=validator_url,
+            validator=validator,
             upstream_url=upstream_url,
             key=key,
         )
