@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable
 
 from waypost.shared.contracts import (
+    ClockBetween,
     Condition,
     Declared,
     Facts,
-    HourBetween,
     Measured,
     Model,
     NumberBetween,
@@ -50,7 +50,7 @@ def a_large_policy(rules: int, models: int) -> Policy:
             (NumberBetween("input_tokens", below=10 + i), OneOf("tier", ("pro",))),
             (TextHas("keywords", any_of=(f"keyword{i}",)),),
             (OneOf("task", (f"task{i}",)), YesNo("interactive", True)),
-            (TextHas("tags", any_of=(f"tag{i}",)), HourBetween(i % 24, (i + 5) % 24)),
+            (TextHas("tags", any_of=(f"tag{i}",)), ClockBetween("hour", i % 24, (i + 5) % 24)),
         )
         return kinds[i % len(kinds)]
 

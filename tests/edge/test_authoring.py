@@ -17,9 +17,9 @@ from waypost.edge.authoring import Authored, PolicyFile, load_issuers, load_poli
 from waypost.edge.init_project import template
 from waypost.edge.issuers_file import IssuersFile
 from waypost.shared.contracts import (
+    ClockBetween,
     Declared,
     Facts,
-    HourBetween,
     Issuers,
     Measured,
     NumberBetween,
@@ -154,8 +154,8 @@ def test_every_condition_can_be_written_and_reads_as_meant(load: Load) -> None:
     assert load(text).full.routes[0].when == (
         NumberBetween("input_tokens", 10, 100),
         NumberBetween("messages", None, 3),
-        NumberBetween("weekday", 0, 5),
-        HourBetween(22, 6),
+        ClockBetween("weekday", 0, 5),
+        ClockBetween("hour", 22, 6),
         OneOf("tier", ("free",)),
         OneOf("tenant", ("acme", "umbrella")),
         OneOf("region", ("eu",)),
@@ -269,7 +269,7 @@ def test_a_mistake_is_named_with_its_line_path_and_mend(
         ("hour_utc: 9", "hour_utc: should be two hours, such as 9-17 or 22-6"),
         ("hour_utc: 8-8", "hour_utc: is the whole day; leave the condition out"),
         ("hour_utc: 0-24", "hour_utc: is the whole day; leave the condition out"),
-        ("weekday: sat-mon", "weekday: runs past Sunday; write two routes, since a week begins on Monday"),
+        ("weekday: tue-mon", "weekday: is the whole week; leave the condition out"),
         ("weekday: someday", "weekday: should be a day or a span, such as mon-fri, of mon, tue, wed, thu, fri, sat, sun"),
         ("tier: [fre]", "tier[0]: there is no tier 'fre'; did you mean 'free'?"),
         ("endpoint: chat", "endpoint[0]: there is no API 'chat'; there is: chat.completions, completions, embeddings, messages, responses"),

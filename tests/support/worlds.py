@@ -1,14 +1,14 @@
 """Small policies and facts that tests depart from, and strategies that draw others."""
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 from hypothesis import strategies as st
 
 from waypost.shared.contracts import (
+    ClockBetween,
     Condition,
     Declared,
     Facts,
-    HourBetween,
     Measured,
     Model,
     NumberBetween,
@@ -16,11 +16,15 @@ from waypost.shared.contracts import (
     Policy,
     Proposal,
     Route,
+    Share,
     Signed,
     TextHas,
     YesNo,
+    Zone,
 )
 from waypost.shared.money import Price
+
+T = TypeVar("T")
 
 NOW = 1_764_000_000  # Mon 24 Nov 2025 16:00 UTC
 
@@ -124,12 +128,31 @@ CLASSES = ("phi", "pii", "eu_personal")
 WORDS = ("analyse", "refund", "prove", "state of the art")
 TAGS = ("beta", "mobile", "batch")
 TASKS = ("classify", "extract", "write")
-NUMBER_FIELDS: tuple[Literal["input_tokens", "messages", "weekday"], ...] = (
-    "input_tokens",
-    "messages",
-    "weekday",
+NumberField = Literal["complexity", "input_bytes", "input_tokens", "messages"]
+WordField = Literal["keywords", "tags", "needs", "patterns"]
+OneOfField = Literal["tier", "tenant", "region", "endpoint", "language", "semantic", "task"]
+NUMBERS: tuple[NumberField, ...] = ("complexity", "input_bytes", "input_tokens", "messages")
+WORD_SETS: dict[WordField, tuple[str, ...]] = {
+    "keywords": WORDS,
+    "needs": NEEDS,
+    "patterns": ("^dear ", "[0-9]{4}"),
+    "tags": TAGS,
+}
+CHOICES: dict[OneOfField, tuple[str, ...]] = {
+    "endpoint": ("chat.completions", "embeddings"),
+    "language": ("de", "en"),
+    "region": ("eu", "us"),
+    "semantic": ("billing", "returns"),
+    "task": TASKS,
+    "tenant": ("acme", "zebra"),
+    "tier": TIERS,
+}
+# Winter time, summer time, and a zone east of the date line.
+ZONES = (
+    None,
+    Zone("Europe/Berlin", ((0, 3_600), (NOW + 200_000, 7_200))),
+    Zone("Pacific/Kiritimati", ((0, 50_400),)),
 )
-WORD_FIELDS: tuple[Literal["keywords", "tags"], ...] = ("keywords", "tags")
 MODELS = tuple(f"m{i}" for i in range(7))
 
 
@@ -143,29 +166,28 @@ numbers = st.integers(0, 300)
 @st.composite
 def conditions(draw: st.DrawFn, *, declared: bool = True) -> Condition:
     """Any condition, impossible ones included."""
-    kind = draw(st.sampled_from(("number", "hour", "one_of", "yes_no", "has")))
+    kind = draw(st.sampled_from(("number", "clock", "share", "one_of", "yes_no", "has")))
     if kind == "number":
-        number = draw(st.sampled_from(NUMBER_FIELDS))
         bound = st.none() | numbers
-        return NumberBetween(number, at_least=draw(bound), below=draw(bound))
-    if kind == "hour":
-        return HourBetween(draw(st.integers(0, 23)), draw(st.integers(0, 24)))
+        return NumberBetween(draw(st.sampled_from(NUMBERS)), draw(bound), draw(bound))
+    if kind == "clock":
+        field: Literal["hour", "weekday"] = draw(st.sampled_from(("hour", "weekday")))
+        last = 23 if field == "hour" else 6
+        start, end = draw(st.integers(0, last)), draw(st.integers(0, last + 1))
+        return ClockBetween(field, start, end, draw(st.sampled_from(ZONES)))
+    if kind == "share":
+        some_share = st.integers(0, 10_000)
+        return Share(draw(st.sampled_from(("a", "b"))), draw(some_share), draw(some_share))
     if kind == "yes_no" and declared:
         return YesNo("interactive", draw(st.booleans()))
     if kind == "has":
-        words = draw(st.sampled_from(WORD_FIELDS if declared else WORD_FIELDS[:1]))
-        some = _some(WORDS if words == "keywords" else TAGS)
+        sets = [name for name in WORD_SETS if declared or name != "tags"]
+        words = draw(st.sampled_from(sets))
+        some = _some(WORD_SETS[words])
         return TextHas(words, draw(some), draw(some), draw(some))
-    values = {
-        "tier": TIERS,
-        "tenant": ("acme", "zebra"),
-        "region": ("eu", "us"),
-        "endpoint": ("chat.completions", "embeddings"),
-    }
-    if declared:
-        values["task"] = TASKS
-    name = draw(st.sampled_from(sorted(values)))
-    return OneOf(name, draw(_some(values[name])))  # type: ignore[arg-type]
+    names = [name for name in CHOICES if declared or name != "task"]
+    choice = draw(st.sampled_from(names))
+    return OneOf(choice, draw(_some(CHOICES[choice])))
 
 
 @st.composite
@@ -235,6 +257,11 @@ def _routes(
     )
 
 
+def most_often(strategy: st.SearchStrategy[T]) -> st.SearchStrategy[T | None]:
+    """Like ``strategy``, but now and then nobody looked."""
+    return st.integers(0, 19).flatmap(lambda n: strategy if n else st.none())
+
+
 @st.composite
 def facts(draw: st.DrawFn) -> Facts:
     """Facts, some of them unknown to any policy."""
@@ -243,6 +270,7 @@ def facts(draw: st.DrawFn) -> Facts:
         now=draw(st.integers(NOW, NOW + 7 * 86_400)),
         signed=Signed(
             tier=draw(st.sampled_from((*TIERS, "root"))),
+            cohort=draw(st.integers(0, 2**20 - 1)),
             tenant=draw(st.sampled_from((None, "acme", "other"))),
             region=draw(st.sampled_from((None, "eu", "us"))),
             data_classes=draw(st.just(()) | classes),
@@ -257,6 +285,11 @@ def facts(draw: st.DrawFn) -> Facts:
             messages=draw(numbers),
             needs=draw(st.just(()) | _some(NEEDS)),
             keywords=draw(_some(WORDS)),
+            input_bytes=draw(numbers),
+            patterns=draw(most_often(_some(WORD_SETS["patterns"]))),
+            complexity=draw(most_often(numbers)),
+            semantic=draw(most_often(st.sampled_from(("", "billing", "returns")))),
+            language=draw(most_often(st.sampled_from(("", "de", "en")))),
             data_classes=draw(st.just(()) | classes),
             affordable_nusd=draw(st.none() | st.integers(0, 50_000_000)),
             out_of_service=draw(st.just(()) | _some(MODELS)),

@@ -37,9 +37,9 @@ from waypost.shared.contracts import (
     AUTO,
     CAPABILITIES,
     ENDPOINTS,
+    ClockBetween,
     Condition,
     Endpoint,
-    HourBetween,
     Model,
     NumberBetween,
     OneOf,
@@ -237,9 +237,9 @@ class _When(FileModel):
         if self.messages is not None:
             yield NumberBetween("messages", self.messages.at_least, self.messages.below)
         if self.weekday is not None:
-            yield NumberBetween("weekday", *self.weekday)
+            yield ClockBetween("weekday", *self.weekday)
         if self.hour_utc is not None:
-            yield HourBetween(*self.hour_utc)
+            yield ClockBetween("hour", *self.hour_utc)
         if self.tier is not None:
             yield OneOf("tier", tuple(self.tier))
         if self.tenant is not None:

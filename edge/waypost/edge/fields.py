@@ -159,9 +159,10 @@ def _days(value: object) -> object:
     last = last or first
     if first not in WEEKDAYS or last not in WEEKDAYS:
         raise wrong(f"should be a day or a span, such as mon-fri, of {', '.join(WEEKDAYS)}")
-    if WEEKDAYS.index(first) > WEEKDAYS.index(last):
-        raise wrong("runs past Sunday; write two routes, since a week begins on Monday")
-    return WEEKDAYS.index(first), WEEKDAYS.index(last) + 1
+    start, end = WEEKDAYS.index(first), WEEKDAYS.index(last) + 1
+    if start == end % 7:
+        raise wrong("is the whole week; leave the condition out")
+    return start, end if start < end else end % 7
 
 
 def _instant(value: object) -> object:

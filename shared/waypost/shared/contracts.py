@@ -21,13 +21,13 @@ __all__ = [
     "ENDPOINTS",
     "SUPPORTED_FEATURES",
     "Claims",
+    "ClockBetween",
     "Condition",
     "Declared",
     "Endpoint",
     "Facts",
     "Hint",
     "Hints",
-    "HourBetween",
     "Issuer",
     "IssuerKey",
     "Issuers",
@@ -40,12 +40,14 @@ __all__ = [
     "Policy",
     "Proposal",
     "Route",
+    "Share",
     "Signed",
     "SpendLimit",
     "TextHas",
     "Weights",
     "Window",
     "YesNo",
+    "Zone",
     "decode_hints",
     "decode_issuers",
     "decode_policy",
@@ -105,25 +107,55 @@ class Model(Struct, frozen=True, kw_only=True):
     tokens_per_s_prior: Annotated[int, Meta(ge=1, le=100_000)] = 60
 
 
-class NumberBetween(Struct, frozen=True, tag="number", tag_field="is"):
-    """``at_least ≤ field < below``; an absent bound does not bind."""
+class Zone(Struct, frozen=True):
+    """A time zone, as the offsets it has: each from an instant on, in seconds east of UTC.
 
-    field: Literal["input_tokens", "messages", "weekday"]
+    Written out when the policy is authored, so that no reader needs a time-zone database and
+    all agree. The last offset goes on for ever.
+    """
+
+    name: Annotated[str, Meta(min_length=1, max_length=64)]
+    offsets: Annotated[tuple[tuple[Instant, int], ...], Meta(min_length=1, max_length=64)]
+
+
+class NumberBetween(Struct, frozen=True, tag="number", tag_field="is"):
+    """``at_least ≤ field < below``; an absent bound does not bind.
+
+    ``complexity`` is 0 to 1,000, as the policy's scorer has it.
+    """
+
+    field: Literal["complexity", "input_bytes", "input_tokens", "messages"]
     at_least: int | None = None
     below: int | None = None
 
 
-class HourBetween(Struct, frozen=True, tag="hour", tag_field="is"):
-    """UTC hour from ``start`` up to but not including ``end``; may wrap past midnight."""
+class ClockBetween(Struct, frozen=True, tag="clock", tag_field="is"):
+    """Hour of the day, or day of the week (Monday is 0), from ``start`` up to before ``end``.
 
+    May wrap: 22 to 6, or Saturday to Tuesday. In UTC unless a ``zone`` is given.
+    """
+
+    field: Literal["hour", "weekday"]
     start: Annotated[int, Meta(ge=0, le=23)]
     end: Annotated[int, Meta(ge=0, le=24)]
+    zone: Zone | None = None
+
+
+class Share(Struct, frozen=True, tag="share", tag_field="is"):
+    """A stable share of the callers: ``at_least ≤ place < below``, in ten-thousandths.
+
+    A caller's place is the same for every request; under another ``salt`` it is another.
+    """
+
+    salt: Name
+    at_least: Annotated[int, Meta(ge=0, le=10_000)] = 0
+    below: Annotated[int, Meta(ge=0, le=10_000)] = 10_000
 
 
 class OneOf(Struct, frozen=True, tag="one_of", tag_field="is"):
     """The field's value is one of ``values``; an absent value is none of them."""
 
-    field: Literal["tier", "tenant", "region", "endpoint", "task"]
+    field: Literal["tier", "tenant", "region", "endpoint", "language", "semantic", "task"]
     values: tuple[str, ...]
 
 
@@ -137,17 +169,18 @@ class YesNo(Struct, frozen=True, tag="yes_no", tag_field="is"):
 class TextHas(Struct, frozen=True, tag="has", tag_field="is"):
     """Sets: at least one of ``any_of``, every one of ``all_of``, none of ``none_of``.
 
-    ``keywords`` are whole words of the newest user message, case folded; ``tags`` are declared.
-    An empty tuple does not bind.
+    ``keywords`` are whole words of the newest user message, case folded; ``patterns`` are
+    regular expressions found in it; ``needs`` are capabilities; ``tags`` are declared. An empty
+    tuple does not bind.
     """
 
-    field: Literal["keywords", "tags"]
+    field: Literal["keywords", "needs", "patterns", "tags"]
     any_of: tuple[str, ...] = ()
     all_of: tuple[str, ...] = ()
     none_of: tuple[str, ...] = ()
 
 
-Condition = NumberBetween | HourBetween | OneOf | YesNo | TextHas
+Condition = NumberBetween | ClockBetween | Share | OneOf | YesNo | TextHas
 
 
 class Weights(Struct, frozen=True, kw_only=True):
@@ -345,9 +378,15 @@ class Claims(Struct, frozen=True, kw_only=True):
 
 
 class Signed(Struct, frozen=True, kw_only=True):
-    """Vouched for by the access token."""
+    """Vouched for by the access token.
+
+    Attributes:
+        cohort: a short hash of who asks (``waypost.shared.rules.cohort``): enough to share out
+            callers, too little to tell them apart.
+    """
 
     tier: str
+    cohort: Annotated[int, Meta(ge=0, lt=2**20)] = 0
     tenant: str | None = None
     region: str | None = None
     data_classes: tuple[str, ...] = ()
@@ -358,17 +397,22 @@ class Measured(Struct, frozen=True, kw_only=True):
     """Seen by whoever decides, in the request itself or in its own state.
 
     Attributes:
+        input_bytes: UTF-8 length of all text.
         input_tokens: estimate that rules compare and prices are compared by.
         max_input_tokens: no tokenizer makes more of this prompt; bounds the cost.
         max_output_tokens: per answer, as the caller asked; ``None``: the model's own limit.
         choices: answers asked for (OpenAI's ``n``).
         needs: capabilities the request uses.
         keywords: words of the policy's vocabulary found in the newest user message.
+        patterns, complexity, semantic, language: likewise of the newest user message, where the
+            policy asks; ``None`` if nobody looked. ``semantic`` and ``language`` are ``""`` where
+            nothing was recognised.
         affordable_nusd: what the account can still pay for this request; ``None`` unbounded.
         out_of_service: models whose breaker is open.
     """
 
     endpoint: str = "chat.completions"
+    input_bytes: Tokens = 0
     input_tokens: Tokens = 0
     max_input_tokens: Tokens = 0
     max_output_tokens: Tokens | None = None
@@ -376,6 +420,10 @@ class Measured(Struct, frozen=True, kw_only=True):
     messages: Tokens = 1
     needs: tuple[str, ...] = ()
     keywords: tuple[str, ...] = ()
+    patterns: tuple[str, ...] | None = None
+    complexity: Annotated[int, Meta(ge=0, le=1_000)] | None = None
+    semantic: str | None = None
+    language: str | None = None
     data_classes: tuple[str, ...] = ()
     affordable_nusd: int | None = None
     out_of_service: tuple[str, ...] = ()

@@ -24,6 +24,7 @@ from msgspec import Struct
 
 from waypost.shared.contracts import (
     SUPPORTED_FEATURES,
+    ClockBetween,
     Facts,
     Hint,
     Hints,
@@ -31,6 +32,7 @@ from waypost.shared.contracts import (
     Policy,
     Proposal,
     Route,
+    Zone,
 )
 from waypost.shared.errors import PolicyError
 from waypost.shared.measure import Vocabulary
@@ -78,8 +80,8 @@ class Decision(Struct, frozen=True, kw_only=True):
 
     Attributes:
         reason: ``proposal_admissible`` or ``no_proposal``; of an override, why the proposed
-            model is out; of a refusal, ``unknown_tier``, ``unknown_data_class``, or what
-            emptied the set.
+            model is out; of a refusal, ``facts_incomplete``, ``unknown_tier``,
+            ``unknown_data_class``, or what emptied the set.
         model: ``None`` when refused.
         route: name of the row that matched; ``None`` when refused before that.
         candidates: the row's admissible models, best first; a client may pick any of them.
@@ -229,9 +231,18 @@ class CompiledPolicy:
             result &= mask
         return result
 
+    def missing(self, facts: Facts) -> tuple[str, ...]:
+        """Return the facts that the rules look at and nobody measured."""
+        return tuple(
+            name for name in self.rules.needs_facts if getattr(facts.measured, name) is None
+        )
+
     def admissible(self, facts: Facts) -> tuple[int, str]:
         """Return the set as bits, and what emptied it (``""`` if it is not empty)."""
         signed, measured, declared = facts.signed, facts.measured, facts.declared
+        if self.rules.needs_facts and self.missing(facts):
+            # A rule that quietly did not match would be a hole in the policy.
+            return 0, "facts_incomplete"
         tier = self.by_tier.get(signed.tier)
         if tier is None:
             return 0, "unknown_tier"
@@ -381,6 +392,7 @@ def _check(policy: Policy) -> None:
     if not policy.routes or policy.routes[-1].when:
         raise PolicyError("the last route must have no conditions, so that every request has one")
     steered = ""
+    zones: dict[str, Zone] = {}
     for place, route in enumerate(policy.routes):
         where = f"route '{route.name}'"
         _known(where, "model", (*route.models, *route.fallback), known)
@@ -389,6 +401,9 @@ def _check(policy: Policy) -> None:
         if not route.models and policy.projection == "full":
             raise PolicyError(f"{where} lists no model")
         for condition in route.when:
+            zone = condition.zone if isinstance(condition, ClockBetween) else None
+            if zone is not None and zones.setdefault(zone.name, zone) != zone:
+                raise PolicyError(f"{where} has another time zone by the name of {zone.name}")
             if field_of(condition) in DECLARED_FIELDS:
                 steered = steered or where
                 if route.enforce:
@@ -511,6 +526,8 @@ def exclusion(policy: CompiledPolicy, name: str, facts: Facts) -> Exclusion | No
         bound = cost_bound_nusd(model, facts)
         if bound > measured.affordable_nusd:
             return Exclusion("unaffordable", "the account cannot cover what it may cost")
+    if policy.missing(facts):
+        return None  # refused as a whole, whatever the model
     route = policy.policy.routes[policy.rules.first(facts)]
     if route.enforce and name not in (*route.models, *route.fallback):
         return Exclusion("not_in_route", f"route '{route.name}' allows only its own models")

@@ -22,6 +22,7 @@ from waypost.shared.rules import describe, holds
 __all__ = ["Explanation", "explain", "explain_record", "matched_rule"]
 
 _REFUSED = {
+    "facts_incomplete": "the policy's rules look at something that was not measured",
     "unknown_tier": "the token names tier {tier}, which this policy does not have",
     "unknown_data_class": "the request carries a data class that the policy does not know, and"
     " what is unknown is not sent anywhere",
@@ -160,7 +161,10 @@ def _trace(
                 f"{model.id}: admissible, about {estimate}, first token in about {wait} ms,"
                 f" quality {model.quality}"
             )
-    for route in policy.policy.routes:
+    missing = policy.missing(facts)
+    if missing:
+        lines.append(f"not measured: {', '.join(missing)}, so no rule can be chosen")
+    for route in () if missing else policy.policy.routes:
         missed = [describe(c) for c in route.when if not holds(c, facts)]
         if missed:
             lines.append(f"rule '{route.name}': no, needs {' and '.join(missed)}")

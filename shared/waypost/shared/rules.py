@@ -8,54 +8,119 @@ rows, and the lowest bit is the first match.
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from operator import attrgetter
 from typing import cast
 
 from waypost.shared.contracts import (
+    ClockBetween,
     Condition,
     Facts,
-    HourBetween,
     NumberBetween,
     OneOf,
     Route,
+    Share,
     TextHas,
     YesNo,
 )
 
-__all__ = ["DECLARED_FIELDS", "RuleTable", "describe", "field_of", "fulfils", "holds", "value_of"]
+__all__ = [
+    "DECLARED_FIELDS",
+    "OPTIONAL_FIELDS",
+    "RuleTable",
+    "cohort",
+    "describe",
+    "field_of",
+    "fulfils",
+    "holds",
+    "value_of",
+]
 
 # Fields that the client vouches for. They may steer preference, never enforce.
 DECLARED_FIELDS = frozenset({"interactive", "tags", "task"})
 
+# Fields that cost time or a library to measure, so that not everyone can.
+OPTIONAL_FIELDS = frozenset({"complexity", "language", "patterns", "semantic"})
+
 Value = int | str | bool | tuple[str, ...] | None
+Reader = Callable[[Facts], Value]
+
+SHARES = 10_000
+COHORT_BITS = 20
 
 _WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
-_READ: dict[str, Callable[[Facts], Value]] = {
+_READ: dict[str, Reader] = {
+    "complexity": attrgetter("measured.complexity"),
     "endpoint": attrgetter("measured.endpoint"),
-    "hour_utc": lambda facts: facts.now // 3_600 % 24,
+    "input_bytes": attrgetter("measured.input_bytes"),
     "input_tokens": attrgetter("measured.input_tokens"),
     "interactive": attrgetter("declared.interactive"),
     "keywords": attrgetter("measured.keywords"),
+    "language": attrgetter("measured.language"),
     "messages": attrgetter("measured.messages"),
+    "needs": attrgetter("measured.needs"),
+    "patterns": attrgetter("measured.patterns"),
     "region": attrgetter("signed.region"),
+    "semantic": attrgetter("measured.semantic"),
     "tags": attrgetter("declared.tags"),
     "task": attrgetter("declared.task"),
     "tenant": attrgetter("signed.tenant"),
     "tier": attrgetter("signed.tier"),
-    # The epoch was a Thursday; Monday is 0.
-    "weekday": lambda facts: (facts.now // 86_400 + 3) % 7,
 }
+
+
+def cohort(iss: str, sub: str) -> int:
+    """Return the short hash of a caller that shares are drawn by: 20 bits of SHA-256."""
+    digest = sha256(f"{iss} {sub}".encode()).digest()
+    return int.from_bytes(digest[:4]) >> (32 - COHORT_BITS)
+
+
+def _clock(condition: ClockBetween) -> Reader:
+    offsets = condition.zone.offsets if condition.zone is not None else ((0, 0),)
+    starts = [start for start, _ in offsets]
+
+    def local(facts: Facts) -> int:
+        return facts.now + offsets[max(0, bisect_right(starts, facts.now) - 1)][1]
+
+    if condition.field == "hour":
+        return lambda facts: local(facts) // 3_600 % 24
+    # The epoch was a Thursday; Monday is 0.
+    return lambda facts: (local(facts) // 86_400 + 3) % 7
+
+
+def _place(salt: str) -> Reader:
+    def place(facts: Facts) -> int:
+        digest = sha256(f"{salt} {facts.signed.cohort}".encode()).digest()
+        return int.from_bytes(digest[:8]) % SHARES
+
+    return place
 
 
 def field_of(condition: Condition) -> str:
     """Return the name of the fact that ``condition`` looks at."""
-    return "hour_utc" if isinstance(condition, HourBetween) else condition.field
+    match condition:
+        case ClockBetween(field=field, zone=zone):
+            return f"{field}_utc" if zone is None else f"{field} in {zone.name}"
+        case Share(salt=salt):
+            return f"share '{salt}'"
+        case _:
+            return condition.field
 
 
-def value_of(field: str, facts: Facts) -> Value:
-    """Return the fact named ``field``."""
-    return _READ[field](facts)
+def _reader(condition: Condition) -> Reader:
+    match condition:
+        case ClockBetween():
+            return _clock(condition)
+        case Share(salt=salt):
+            return _place(salt)
+        case _:
+            return _READ[condition.field]
+
+
+def value_of(condition: Condition, facts: Facts) -> Value:
+    """Return the fact that ``condition`` looks at."""
+    return _reader(condition)(facts)
 
 
 def fulfils(condition: Condition, value: Value) -> bool:
@@ -64,9 +129,11 @@ def fulfils(condition: Condition, value: Value) -> bool:
         case NumberBetween(at_least=low, below=high):
             number = cast("int", value)
             return (low is None or number >= low) and (high is None or number < high)
-        case HourBetween(start=start, end=end):
-            hour = cast("int", value)
-            return start <= hour < end if start < end else hour >= start or hour < end
+        case ClockBetween(start=start, end=end):
+            now = cast("int", value)
+            return start <= now < end if start < end else now >= start or now < end
+        case Share(at_least=low, below=high):
+            return low <= cast("int", value) < high
         case OneOf(values=values):
             return value in values
         case YesNo(value=wanted):
@@ -82,26 +149,25 @@ def fulfils(condition: Condition, value: Value) -> bool:
 
 def holds(condition: Condition, facts: Facts) -> bool:
     """Return whether ``condition`` is true of ``facts``."""
-    return fulfils(condition, value_of(field_of(condition), facts))
+    return fulfils(condition, value_of(condition, facts))
 
 
 def describe(condition: Condition, facts: Facts | None = None) -> str:
     """Return the condition as a person says it, with the fact it met if ``facts`` are given."""
     field = field_of(condition)
-    value = None if facts is None else value_of(field, facts)
-    subject = (
-        field if value is None or isinstance(value, tuple | str | bool) else f"{field} {value}"
-    )
+    value = None if facts is None else value_of(condition, facts)
+    subject = f"{field} {value}" if isinstance(value, int) else field
     match condition:
         case NumberBetween(at_least=low, below=high):
-            if field == "weekday":
-                days = _WEEKDAYS[low or 0 : high if high is not None else 7]
-                return f"weekday in {', '.join(days)}"
             if low is None:
                 return f"{subject} < {high}"
             return f"{subject} ≥ {low}" if high is None else f"{low} ≤ {subject} < {high}"
-        case HourBetween(start=start, end=end):
-            return f"{subject} in {start:02d}-{end:02d}"
+        case ClockBetween(field="hour", start=start, end=end):
+            return f"{subject} within {start:02d}-{end:02d}"
+        case ClockBetween(start=start, end=end):
+            return f"{field} within {_WEEKDAYS[start]}-{_WEEKDAYS[(end - 1) % 7]}"
+        case Share(at_least=low, below=high):
+            return f"{field} within {low / 100:g}-{high / 100:g}%"
         case OneOf(values=values):
             if value is not None:
                 return f"{field} = {value}"
@@ -111,11 +177,8 @@ def describe(condition: Condition, facts: Facts | None = None) -> str:
         case YesNo(value=wanted):
             return field if wanted else f"not {field}"
         case TextHas(any_of=any_of, all_of=all_of, none_of=none_of):
-            found = (
-                any_of
-                if facts is None
-                else [w for w in any_of if w in cast("tuple[str, ...]", value)]
-            )
+            met = value if isinstance(value, tuple) else any_of
+            found = [word for word in any_of if word in met]
             parts = [f"{field} has {', '.join(map(repr, found))}"] if any_of else []
             parts += [f"{field} has all of {', '.join(map(repr, all_of))}"] if all_of else []
             parts += [f"{field} has none of {', '.join(map(repr, none_of))}"] if none_of else []
@@ -125,9 +188,7 @@ def describe(condition: Condition, facts: Facts | None = None) -> str:
 class _Cells:
     """A field whose values fall into ranges: numbers, and the hour."""
 
-    def __init__(
-        self, read: Callable[[Facts], Value], cuts: Sequence[int], masks: Sequence[int]
-    ) -> None:
+    def __init__(self, read: Reader, cuts: Sequence[int], masks: Sequence[int]) -> None:
         self._read = read
         self._cuts = list(cuts)
         self._masks = list(masks)
@@ -139,7 +200,7 @@ class _Cells:
 class _Words:
     """A field whose value is a set of words."""
 
-    def __init__(self, read: Callable[[Facts], Value], rows: dict[int, list[TextHas]]) -> None:
+    def __init__(self, read: Reader, rows: dict[int, list[TextHas]]) -> None:
         self._read = read
         self._rows = rows
         self.vocabulary: set[str] = set()
@@ -164,20 +225,26 @@ class _Words:
 
 
 class RuleTable:
-    """The compiled decision table. ``first`` is total: the last row has no condition."""
+    """The compiled decision table. ``first`` is total: the last row has no condition.
+
+    Attributes:
+        needs_facts: the ``OPTIONAL_FIELDS`` that its rows look at. Where one was not measured,
+            nobody may guess which row applies.
+    """
 
     def __init__(self, routes: Sequence[Route]) -> None:
         self._all = (1 << len(routes)) - 1
-        self._exact: list[tuple[Callable[[Facts], Value], dict[Value, int], int]] = []
+        self._exact: list[tuple[Reader, dict[Value, int], int]] = []
         self._other: list[Callable[[Facts], int]] = []
         by_field: dict[str, dict[int, list[Condition]]] = {}
         for row, route in enumerate(routes):
             for condition in route.when:
                 by_field.setdefault(field_of(condition), {}).setdefault(row, []).append(condition)
-        for field, rows in sorted(by_field.items()):
-            self._tabulate(_READ[field], rows)
+        self.needs_facts = tuple(sorted(OPTIONAL_FIELDS & by_field.keys()))
+        for _, rows in sorted(by_field.items()):
+            self._tabulate(_reader(next(iter(rows.values()))[0]), rows)
 
-    def _tabulate(self, read: Callable[[Facts], Value], rows: dict[int, list[Condition]]) -> None:
+    def _tabulate(self, read: Reader, rows: dict[int, list[Condition]]) -> None:
         free = self._all & ~sum(1 << row for row in rows)
         conditions = [condition for some in rows.values() for condition in some]
 
@@ -189,7 +256,7 @@ class RuleTable:
             )
 
         match conditions[0]:
-            case NumberBetween() | HourBetween():
+            case NumberBetween() | ClockBetween() | Share():
                 cuts = sorted({cut for condition in conditions for cut in _cuts(condition)})
                 # All values of a cell mean the same, so its first one stands for it.
                 firsts = [cuts[0] - 1 if cuts else 0, *cuts]
@@ -220,8 +287,8 @@ class RuleTable:
 
 
 def _cuts(condition: Condition) -> tuple[int, ...]:
-    if isinstance(condition, HourBetween):
+    if isinstance(condition, ClockBetween):
         return (condition.start, condition.end)
-    if isinstance(condition, NumberBetween):
+    if isinstance(condition, NumberBetween | Share):
         return tuple(cut for cut in (condition.at_least, condition.below) if cut is not None)
     return ()
