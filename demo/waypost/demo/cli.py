@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -62,11 +62,9 @@ def demo(
 
 def _run(*, mode: "Mode", keep: bool, as_json: bool) -> None:
     # Imported late: servers and SDKs take a second, which `waypost --help` should not.
-    from waypost.demo.scenes import SCENES, add_up, play, surprises
-    from waypost.demo.show import demo_table, next_steps, totals_text
+    from waypost.demo.scenes import SCENES, play, surprises
     from waypost.demo.stage import set_stage
 
-    waypost = _as_typed()
     with ExitStack() as stack:
         status = stack.enter_context(Console(stderr=True).status("starting"))
         stage = stack.enter_context(set_stage(mode, say=lambda doing: status.update(f"{doing} …")))
@@ -76,36 +74,43 @@ def _run(*, mode: "Mode", keep: bool, as_json: bool) -> None:
             rows.append(row)
             status.update(f"request {min(len(rows) + 1, len(SCENES))} of {len(SCENES)} …")
         status.stop()
-        totals = add_up(rows)
-        token_file = _write_token(stage) if keep else None
-        steps = next_steps(stage, waypost=waypost, token_file=token_file)
-        if as_json:
-            print_json(
-                {
-                    "mode": mode,
-                    "models": stage.models,
-                    "rows": rows,
-                    "totals": totals,
-                    "next": [{"what": what, "command": command} for what, command in steps],
-                }
-            )
-        else:
-            console.print(demo_table(rows, models=stage.models, width=console.width))
-            console.print(totals_text(totals), markup=False, highlight=False)
-            console.print("\nTry next:", style="bold")
-            for what, command in steps:
-                console.print(f"\n  # {what}", style="dim", markup=False, highlight=False)
-                console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
+        # From here on, with --keep, Ctrl-C is the way to end it and not to break it off.
+        with suppress(KeyboardInterrupt) if keep else nullcontext():
+            _tell(stage, rows, keep=keep, as_json=as_json)
+            while keep:
+                time.sleep(60)
         wrong = surprises(rows)
-        if keep:
-            if not as_json:
-                console.print("\nEverything runs until Ctrl-C.", style="bold")
-            sys.stdout.flush()
-            with suppress(KeyboardInterrupt):
-                while True:
-                    time.sleep(60)
         if wrong:
             raise stage.validator.failed(f"answered otherwise than it must: {'; '.join(wrong)}")
+
+
+def _tell(stage: "Stage", rows: "list[Row]", *, keep: bool, as_json: bool) -> None:
+    from waypost.demo.scenes import add_up
+    from waypost.demo.show import demo_table, next_steps, totals_text
+
+    totals = add_up(rows)
+    token_file = _write_token(stage) if keep else None
+    steps = next_steps(stage, waypost=_as_typed(), token_file=token_file)
+    if as_json:
+        print_json(
+            {
+                "mode": stage.mode,
+                "models": stage.models,
+                "rows": rows,
+                "totals": totals,
+                "next": [{"what": what, "command": command} for what, command in steps],
+            }
+        )
+    else:
+        console.print(demo_table(rows, models=stage.models, width=console.width))
+        console.print(totals_text(totals), markup=False, highlight=False)
+        console.print("\nTry next:", style="bold")
+        for what, command in steps:
+            console.print(f"\n  # {what}", style="dim", markup=False, highlight=False)
+            console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
+        if keep:
+            console.print("\nEverything runs until Ctrl-C.", style="bold")
+    sys.stdout.flush()
 
 
 def _write_token(stage: "Stage") -> Path:
