@@ -45,6 +45,11 @@ class RecordSink:
         self._untold = 0
         self.dropped = 0
 
+    @property
+    def waiting(self) -> int:
+        """How many records are not written yet."""
+        return len(self._waiting)
+
     def put(self, record: DecisionRecord) -> None:
         """Take a record. Never blocks, never raises; call it from the event loop."""
         try:

@@ -81,6 +81,7 @@ ROWS_PER_STATEMENT = 100
 BUSY_S = 5.0  # another process writes its batch, or the command line reads
 PRUNE_EVERY_S = 60.0
 PRUNE_BATCH = 2_000
+MAX_INTEGER = 2**63 - 1
 DAY_MS = 86_400_000
 
 
@@ -199,11 +200,17 @@ class SqliteRecordStore:
     def _append(self, db: sqlite3.Connection, records: Sequence[Encoded], dropped: int) -> None:
         try:
             _insert(db, records)
-        except sqlite3.IntegrityError:
-            # Rare: a batch that was written although its writer was told otherwise.
+        except (sqlite3.IntegrityError, OverflowError):
+            # Rare: a record that is here already, or a bill no SQL integer holds, since a
+            # provider's usage was absurd. Looking for them each time would slow all others.
             db.execute("ROLLBACK")
             db.execute("BEGIN IMMEDIATE")
-            _insert(db, [item for item in records if not _is_kept(db, item[0].id)])
+            new = {record.id: (record, body) for record, body in reversed(records)}
+            _insert(
+                db,
+                [item for item in reversed(new.values()) if not _is_kept(db, item[0].id)],
+                columns=_bounded_columns,
+            )
         now = self._clock()
         if dropped:
             db.execute("INSERT INTO gaps VALUES (?, ?)", (int(now * 1_000), dropped))
@@ -237,7 +244,21 @@ def _connect(path: Path) -> sqlite3.Connection:
     return db
 
 
-def _insert(db: sqlite3.Connection, records: Sequence[Encoded]) -> None:
+_columns = attrgetter(*COLUMNS)
+
+
+def _bounded_columns(record: DecisionRecord) -> tuple[object, ...]:
+    return tuple(
+        min(value, MAX_INTEGER) if isinstance(value, int) else value for value in _columns(record)
+    )
+
+
+def _insert(
+    db: sqlite3.Connection,
+    records: Sequence[Encoded],
+    *,
+    columns: Callable[[DecisionRecord], tuple[object, ...]] = _columns,
+) -> None:
     (last,) = db.execute("SELECT coalesce(max(seq), 0) FROM records").fetchone()
     for start in range(0, len(records), ROWS_PER_STATEMENT):
         chunk = records[start : start + ROWS_PER_STATEMENT]
@@ -248,7 +269,7 @@ def _insert(db: sqlite3.Connection, records: Sequence[Encoded]) -> None:
             [
                 value
                 for seq, (record, _) in zip(seqs, chunk, strict=True)
-                for value in (seq, *_columns(record))
+                for value in (seq, *columns(record))
             ],
         )
         db.execute(
@@ -259,9 +280,6 @@ def _insert(db: sqlite3.Connection, records: Sequence[Encoded]) -> None:
                 for value in (seq, body.decode())
             ],
         )
-
-
-_columns = attrgetter(*COLUMNS)
 
 
 @lru_cache(maxsize=ROWS_PER_STATEMENT)
