@@ -19,7 +19,9 @@ class Reply:
 
 @dataclass
 class Origin:
-    """The server's address, and the headers of each request it got (names in lower case)."""
+    """The server's address, and the headers of each request it got: names in lower case, and
+    ``:path`` for what was asked for.
+    """
 
     url: str
     requests: list[dict[str, str]] = field(default_factory=list)
@@ -27,6 +29,7 @@ class Origin:
 
 class _Server(ThreadingMixIn, HTTPServer):
     daemon_threads = False
+    request_queue_size = 64  # the default of 5 drops what comes all at once
 
 
 @contextmanager
@@ -37,6 +40,7 @@ def serving(answer: Callable[[dict[str, str]], Reply]) -> Iterator[Origin]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             headers = {name.lower(): value for name, value in self.headers.items()}
+            headers[":path"] = self.path
             origin.requests.append(headers)
             reply = answer(headers)
             self.send_response(reply.status)

@@ -100,7 +100,7 @@ async def test_a_body_without_end_is_cut_off() -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"not gzip at all", gzip.compress(b"hello" * 999)[:-9], b"\x1f\x8b"]
+    "body", [b"not gzip at all", gzip.compress(b"hello" * 999, mtime=0)[:-9], b"\x1f\x8b"]
 )
 async def test_broken_compression_is_refused(body: bytes) -> None:
     outcome, _ = await both(Reply(body, headers={"Content-Encoding": "gzip"}))

@@ -15,13 +15,15 @@ from pathlib import Path
 
 import httpx
 import pytest
+from msgspec.structs import replace
+from securesystemslib.signer import CryptoSigner
 
 from support.origin import Origin, Reply, serving
 from support.publisher import Publisher
 from waypost.shared.errors import TrustError
 from waypost.shared.trust import ManifestKeeper, verifier
 from waypost.shared.trust.bundle import pack_bundle, unpack_bundle
-from waypost.shared.trust.store import decode_state
+from waypost.shared.trust.store import decode_state, encode_state
 
 pytestmark = pytest.mark.anyio
 
@@ -412,7 +414,7 @@ def test_a_manifest_whose_files_never_came_locks_nobody_out(
     assert version_of(again) == 2
 
 
-def test_a_stored_manifest_opens_only_above_the_newest_root_seen(
+def test_a_manifest_signed_with_a_revoked_key_is_dropped_at_once(
     publisher: Publisher, tmp_path: Path
 ) -> None:
     cache = tmp_path / "state.json"
@@ -421,9 +423,65 @@ def test_a_stored_manifest_opens_only_above_the_newest_root_seen(
     publisher.replace_key("timestamp")
     # The new root arrives, and nothing that the new timestamp key signed.
     assert refusal(keeper, publisher.bundle()) == "signature"
+    assert keeper.current is None
+    again = keeper_of(publisher, cache)
+    assert again.load() is None
+    again.accept(publisher.publish(), etag=None)
+    assert decode_state(cache.read_bytes()).floor.keys() >= {"2.root", "timestamp"}
+
+
+def test_a_stored_manifest_opens_only_above_the_newest_root_seen(
+    publisher: Publisher, tmp_path: Path
+) -> None:
+    cache = tmp_path / "state.json"
+    keeper_of(publisher, cache).accept(publisher.publish(), etag=None)
+    publisher.replace_key("targets")
+    state = decode_state(cache.read_bytes())
+    newer = publisher.files["metadata/2.root.json"].decode()
+    cache.write_bytes(encode_state(replace(state, floor={**state.floor, "2.root": newer})))
     again = keeper_of(publisher, cache)
     assert again.load() is None
     assert again.last_error is not None
     assert again.last_error.code == "signature"
-    again.accept(publisher.publish(), etag=None)
-    assert decode_state(cache.read_bytes()).floor.keys() >= {"2.root", "timestamp"}
+
+
+def test_a_manifest_that_a_newer_root_stands_behind_is_kept(publisher: Publisher) -> None:
+    keeper = keeper_of(publisher)
+    good = keeper.accept(publisher.publish(), etag=None)
+    # Another holder of root, other online keys beside the old ones: nothing of it is revoked.
+    repository = publisher.repository()
+    with repository.edit_root() as root:
+        root.add_key(CryptoSigner.generate_ed25519().public_key, "timestamp")
+    publisher.save(repository)
+    files = unpack_bundle(publisher.bundle())
+    files["metadata/timestamp.json"] = "{}"
+    assert refusal(keeper, pack_bundle(files)) == "format"
+    assert keeper.current is good
+
+
+def test_a_worker_drops_what_another_worker_learned_to_be_revoked(
+    publisher: Publisher, tmp_path: Path
+) -> None:
+    cache = tmp_path / "state.json"
+    first, second = keeper_of(publisher, cache), keeper_of(publisher, cache)
+    first.accept(publisher.publish(), etag=None)
+    second.load()
+    publisher.replace_key("targets")
+    assert refusal(first, publisher.bundle()) == "signature"
+    second.load()
+    assert second.current is None
+
+
+def test_a_running_keeper_believes_the_disk_no_more_than_the_network(
+    publisher: Publisher, tmp_path: Path
+) -> None:
+    cache = tmp_path / "state.json"
+    old = tmp_path / "old.json"
+    keeper_of(publisher, old).accept(publisher.publish(), etag=None)
+    keeper = keeper_of(publisher, cache)
+    newest = keeper.accept(publisher.publish(), etag=None)
+    cache.write_bytes(old.read_bytes())
+    assert keeper.load() is None
+    assert keeper.last_error is not None
+    assert keeper.last_error.code == "older_than_seen"
+    assert keeper.current is newest

@@ -145,7 +145,7 @@ class Core:
         with self._refreshing:
             import httpx
 
-            if self._http is None:
+            if self._http is None or self._http.is_closed:
                 self._http = httpx.Client(
                     timeout=httpx.Timeout(REFRESH_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
                 )
@@ -160,6 +160,7 @@ class Core:
     def _swap(self, freshness: Freshness) -> None:
         manifest, before = self._source.current, self._snapshot
         if manifest is None:
+            self._snapshot = None  # none came yet, or a newer root took back who signed it
             return
         if before is not None and before.manifest is manifest:
             before.freshness = freshness

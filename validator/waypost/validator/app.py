@@ -198,8 +198,10 @@ async def _bundle(request: Request) -> Response:
     body = await read_body(
         request.receive, headers, limit=MAX_BUNDLE_BYTES, timeout_s=BUNDLE_TIMEOUT_S
     )
-    trusted = await to_thread.run_sync(partial(desk.keeper.accept, body, etag=None))
-    await desk.take_over()
+    try:
+        trusted = await to_thread.run_sync(partial(desk.keeper.accept, body, etag=None))
+    finally:
+        await desk.take_over()  # even a bundle that is refused may revoke what is served
     return _json(
         {
             "version": trusted.policy.version,
@@ -214,7 +216,10 @@ async def _livez(_: Request) -> Response:
 
 
 async def _readyz(request: Request) -> Response:
-    """Whether requests can be served: a manifest to serve, and stores that answer."""
+    """Whether requests can be served: a manifest to serve, and stores that answer.
+
+    ``updates`` is told for the alarm alone: what was good is served until it expires.
+    """
     desk = _desk(request)
     now = int(desk.clock())
     checks: dict[str, str] = {}
@@ -222,6 +227,7 @@ async def _readyz(request: Request) -> Response:
         checks["manifest"] = f"v{desk.serving(now).version}"
     except RefusalError as refusal:
         checks["manifest"] = refusal.code
+    checks["updates"] = "held_back" if desk.keeper.is_held_back(now) else "ok"
     try:
         await desk.ledger.balances("readyz", (SpendLimit(window="total", limit_nusd=0),), now=now)
         checks["ledger"] = "ok"

@@ -166,7 +166,12 @@ class Desk:
     async def take_over(self) -> None:
         """Serve what the keeper holds now, if that is something new and can be served."""
         trusted = self.keeper.current
-        if trusted is None or (self._serving is not None and self._serving.trusted is trusted):
+        if trusted is None:
+            if self._serving is not None:
+                logger.error("manifest v%d was signed with a revoked key", self._serving.version)
+            self._serving = None
+            return
+        if self._serving is not None and self._serving.trusted is trusted:
             return
         try:
             serving = Serving(
@@ -197,9 +202,11 @@ class Desk:
                 else:
                     await self.keeper.arefresh(self._client)
             except TrustError as exc:
-                if exc.code != self._told:
+                # One node of a CDN that lags for moments is no news.
+                lags = exc.code == "older_than_seen" and not self.keeper.is_held_back(self.clock())
+                if exc.code != self._told and not lags:
                     logger.warning("manifest not refreshed: %s: %s", exc.code, exc)
-                self._told = exc.code
+                    self._told = exc.code
             else:
                 self._told = None
             await self.take_over()

@@ -5,7 +5,7 @@ Transport only. Nothing here says that a file may be believed; it only keeps wha
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import msgspec
@@ -15,8 +15,11 @@ from waypost.shared.errors import TrustError
 
 __all__ = [
     "MAX_BUNDLE_BYTES",
+    "MAX_ROOT_BYTES",
     "Projection",
+    "missing_roots",
     "pack_bundle",
+    "root_path",
     "target_path",
     "unpack_bundle",
 ]
@@ -27,6 +30,10 @@ Projection = Literal["client", "full"]
 MAX_BUNDLE_BYTES = 4 * 2**20
 MAX_FILE_BYTES = 2 * 2**20
 MAX_FILES = 64
+MAX_ROOT_BYTES = 64_000
+
+# One a day for five years. Their metadata is kept and verified again from the shipped one on.
+MAX_ROOTS = 2_048
 
 # What TUF's consistent snapshots and our own target names can produce, and no more.
 _PATH = re.compile(
@@ -35,17 +42,52 @@ _PATH = re.compile(
 )
 
 
+_ROOT = re.compile(r"metadata/([0-9]{1,10})\.root\.json")
+
+
 class _Bundle(Struct, frozen=True):
     format: Literal["tuf-bundle/1"]
     files: dict[str, str]
 
 
+class _Signed(Struct, frozen=True):
+    version: int
+
+
+class _Root(Struct, frozen=True):
+    signed: _Signed
+
+
 _decode = msgspec.json.Decoder(_Bundle).decode
+_decode_root = msgspec.json.Decoder(_Root).decode
 
 
 def target_path(channel: str, projection: Projection) -> str:
     """Return the TUF target path of the channel's policy."""
     return f"{'policy' if projection == 'client' else 'full'}/{channel}.json"
+
+
+def root_path(version: int) -> str:
+    """Return the repository path of a root."""
+    return f"metadata/{version}.root.json"
+
+
+def missing_roots(paths: Iterable[str], root: bytes) -> range:
+    """Return the versions between ``root`` and the newest in ``paths`` that nobody has.
+
+    They are contiguous: a bundle carries the newest, a client knows the oldest. Nothing here is
+    verified, so the answer is only good for asking for more.
+    """
+    try:
+        first = _decode_root(root).signed.version
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return range(0)  # the verifier will say so
+    have = {int(match[1]) for path in paths if (match := _ROOT.fullmatch(path)) is not None}
+    low = first + 1
+    while low in have:
+        low += 1
+    newer = [version for version in have if version > low]
+    return range(low, min(newer, default=low))[:MAX_ROOTS]
 
 
 def pack_bundle(files: Mapping[str, str]) -> bytes:

@@ -7,14 +7,20 @@ whole, by one assignment, so readers need no lock.
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from waypost.shared.errors import StoreError, TrustError
-from waypost.shared.trust.bundle import Projection, check_files, pack_bundle, unpack_bundle
-from waypost.shared.trust.fetch import Fetched, aget, get
+from waypost.shared.trust.bundle import (
+    Projection,
+    check_files,
+    missing_roots,
+    pack_bundle,
+    unpack_bundle,
+)
+from waypost.shared.trust.fetch import Chain, Fetched, aget, aget_roots, get, get_roots
 from waypost.shared.trust.manifest import Opened, Trusted, open_files
 from waypost.shared.trust.store import State, Store, decode_state, encode_state
 
@@ -22,6 +28,10 @@ if TYPE_CHECKING:
     import httpx
 
 __all__ = ["ManifestKeeper"]
+
+# What the edge lets caches do: max-age and stale-while-revalidate. A node that lags for longer
+# is broken, or somebody holds manifests back.
+MAX_LAG_S = 45.0
 
 
 class ManifestKeeper:
@@ -34,6 +44,8 @@ class ManifestKeeper:
         current: the manifest to act upon, while it ``is_fresh``; ``None`` before the first.
         last_error: why the last ``load``, ``refresh`` or ``accept`` failed, if it did.
         store_error: why the manifest is not kept on disk, if it is not.
+        lagging_since: Unix seconds since when every answer was ``older_than_seen``; ``None``
+            while the newest manifest seen is the newest there is.
     """
 
     def __init__(
@@ -55,6 +67,7 @@ class ManifestKeeper:
         self.current: Trusted | None = None
         self.last_error: TrustError | None = None
         self.store_error: StoreError | None = None
+        self.lagging_since: float | None = None
         self._url = url
         self._channel = channel
         self._root = root
@@ -70,12 +83,20 @@ class ManifestKeeper:
         """Whether ``current`` may be acted upon at ``now`` (Unix seconds)."""
         return self.current is not None and now < self.current.expires_at
 
+    def is_held_back(self, now: float) -> bool:
+        """Whether older manifests came for longer than a cache may keep them: an alarm.
+
+        A CDN has many nodes, and each may lag behind another for a while. That is no attack.
+        """
+        return self.lagging_since is not None and now - self.lagging_since > MAX_LAG_S
+
     # ── from disk ──────────────────────────────────────────────────────────────────────────────
 
     def load(self) -> Trusted | None:
         """Return the manifest kept on disk, verified anew, as ``current``.
 
-        ``None`` when there is none or it does not hold; ``last_error`` then has the reason.
+        ``None`` when there is none or it does not hold; ``last_error`` then has the reason. With
+        a manifest in use already, the disk is believed no more than the network is.
         """
         with self._lock:
             try:
@@ -99,14 +120,17 @@ class ManifestKeeper:
                 f"the stored manifest is for channel '{state.channel}', not '{self._channel}'",
                 code="semantic",
             )
+        check_files(state.files)
+        if self.current is not None:
+            files = {**_as_files(_roots(state.floor)), **state.files}
+            return self._judge(files, pack_bundle(state.files), state.etag)
         self._floor = state.floor
         if not state.files:
             return None
-        check_files(state.files)
         # Roots only: a newer timestamp whose manifest never arrived must not lock out the one
         # that did, but a key revoked by a newer root must.
-        roots = {name: text for name, text in state.floor.items() if name.endswith(".root")}
-        opened = self._open(state.files, pack_bundle(state.files), roots, None)
+        bundle = pack_bundle(state.files)
+        opened = self._open(state.files, bundle, _roots(state.floor), None)
         if isinstance(opened.result, TrustError):
             raise opened.result
         self.current, self._etag = opened.result, state.etag
@@ -120,16 +144,21 @@ class ManifestKeeper:
         Raises:
             TrustError: nothing newer may be used, or ``current`` has expired (``expired``).
         """
-        with self._recording():
-            return self._settle(get(client, self._address(), etag=self._validator()))
+        with self._asking():
+            fetched = get(client, self._address(), etag=self._validator())
+            files = self._unpack(fetched)
+            chain = get_roots(client, self._tree(), self._missing(files))
+            return self._settle(fetched, files, chain)
 
     async def arefresh(self, client: "httpx.AsyncClient") -> bool:
         """Like ``refresh``; verifies in a thread."""
         from anyio import to_thread
 
-        with self._recording():
+        with self._asking():
             fetched = await aget(client, self._address(), etag=self._validator())
-            return await to_thread.run_sync(self._settle, fetched)
+            files = await to_thread.run_sync(self._unpack, fetched)
+            chain = await aget_roots(client, self._tree(), self._missing(files))
+            return await to_thread.run_sync(self._settle, fetched, files, chain)
 
     def _address(self) -> str:
         if self._url is None:
@@ -139,15 +168,39 @@ class ManifestKeeper:
     def _validator(self) -> str | None:
         return self._etag if self.current is not None else None
 
-    def _settle(self, fetched: Fetched | None) -> bool:
+    def _tree(self) -> str:
+        # The bundle is at …/v1/<channel>/bundle.json, the repository beside v1.
+        return self._address().rpartition("/v1/")[0]
+
+    def _unpack(self, fetched: Fetched | None) -> dict[str, str] | None:
+        """Return the files of what was fetched; ``None`` if they are those of ``current``."""
         current = self.current
         if fetched is None or (current is not None and fetched.body == current.bundle):
+            return None
+        return unpack_bundle(fetched.body)
+
+    def _missing(self, files: dict[str, str] | None) -> range:
+        return (
+            range(0)
+            if files is None
+            else missing_roots({**_as_files(self._floor), **files}, self._root)
+        )
+
+    def _settle(self, fetched: Fetched | None, files: dict[str, str] | None, chain: Chain) -> bool:
+        if fetched is None or files is None:
             if not self.is_fresh(self._now()):
                 raise TrustError("the manifest has expired and there is no newer", code="expired")
             if fetched is not None:
                 self._etag = fetched.etag
             return False
-        return self._take(fetched.body, fetched.etag) is not current
+        current = self.current
+        try:
+            return self._take(fetched.body, files, fetched.etag, chain.roots) is not current
+        except TrustError as refusal:
+            if chain.error is None:
+                raise
+            # Without the roots in between, nothing newer can hold: name the cause.
+            raise chain.error from refusal
 
     # ── handed in ──────────────────────────────────────────────────────────────────────────────
 
@@ -158,22 +211,44 @@ class ManifestKeeper:
             TrustError: it was refused; ``current`` stays.
         """
         with self._recording():
-            return self._take(bundle, etag)
+            return self._take(bundle, unpack_bundle(bundle), etag, {})
 
-    def _take(self, bundle: bytes, etag: str | None) -> Trusted:
-        files = unpack_bundle(bundle)
+    def _take(
+        self, bundle: bytes, files: dict[str, str], etag: str | None, roots: Mapping[str, str]
+    ) -> Trusted:
         with self._lock:
-            opened = self._open(files, bundle, self._floor, self.current)
-            learned = opened.floor != self._floor
-            self._floor = opened.floor
-            if isinstance(opened.result, TrustError):
-                if learned:
+            before = self._floor
+            try:
+                taken = self._judge({**roots, **files}, bundle, etag)
+            except TrustError:
+                if self._floor != before:
                     kept = unpack_bundle(self.current.bundle) if self.current is not None else {}
                     self._persist(kept, self._etag)
-                raise opened.result
-            self.current, self._etag = opened.result, etag
+                raise
             self._persist(files, etag)
-            return opened.result
+            return taken
+
+    def _judge(self, files: dict[str, str], bundle: bytes, etag: str | None) -> Trusted:
+        """Make what ``files`` prove ``current``, or raise and learn what they do prove."""
+        before = self._floor
+        opened = self._open(files, bundle, before, self.current)
+        self._floor = opened.floor
+        if isinstance(opened.result, TrustError):
+            if _roots(opened.floor) != _roots(before):
+                self._drop_if_revoked()
+            raise opened.result
+        self.current, self._etag = opened.result, etag
+        return opened.result
+
+    def _drop_if_revoked(self) -> None:
+        """Let go of a manifest that a newer root does not stand behind, as a restart would."""
+        if self.current is None:
+            return
+        files = unpack_bundle(self.current.bundle)
+        again = self._open(files, self.current.bundle, _roots(self._floor), None).result
+        # Only for its signatures: one that has lapsed may still serve a validator's grace.
+        if isinstance(again, TrustError) and again.code == "signature":
+            self.current, self._etag = None, None
 
     # ── shared ─────────────────────────────────────────────────────────────────────────────────
 
@@ -219,7 +294,19 @@ class ManifestKeeper:
             return False
         if isinstance(self._open(files, b"", theirs.floor, None).result, Trusted):
             return False
-        return isinstance(self._open(theirs.files, b"", {}, None).result, Trusted)
+        roots = _roots(theirs.floor)
+        return isinstance(self._open(theirs.files, b"", roots, None).result, Trusted)
+
+    @contextmanager
+    def _asking(self) -> Generator[None]:
+        try:
+            with self._recording():
+                yield
+        except TrustError as exc:
+            if exc.code == "older_than_seen" and self.lagging_since is None:
+                self.lagging_since = self._now()
+            raise
+        self.lagging_since = None
 
     @contextmanager
     def _recording(self) -> Generator[None]:
@@ -229,3 +316,12 @@ class ManifestKeeper:
             self.last_error = exc
             raise
         self.last_error = None
+
+
+def _roots(floor: Mapping[str, str]) -> dict[str, str]:
+    return {name: text for name, text in floor.items() if name.endswith(".root")}
+
+
+def _as_files(floor: Mapping[str, str]) -> dict[str, str]:
+    """Return a floor's metadata by repository path."""
+    return {f"metadata/{name}.json": text for name, text in floor.items()}

@@ -10,18 +10,21 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from waypost.shared.errors import StoreError
 from waypost.shared.trust.bundle import MAX_BUNDLE_BYTES
 
 __all__ = ["State", "Store", "decode_state", "encode_state"]
 
-MAX_STATE_BYTES = 2 * MAX_BUNDLE_BYTES
+MAX_STATE_BYTES = 4 * MAX_BUNDLE_BYTES  # the rest is room for a long chain of roots
 LOCK_TRIES, LOCK_PAUSE_S = 20, 0.025
+
+# Becomes a file name in the verifier's directory, so it must not lead out of it.
+_Role = Annotated[str, Meta(pattern=r"^(?:[0-9]{1,10}\.root|[a-z]{1,32})\Z")]
 
 
 class State(Struct, frozen=True, kw_only=True):
@@ -35,7 +38,7 @@ class State(Struct, frozen=True, kw_only=True):
 
     channel: str
     files: dict[str, str]
-    floor: dict[str, str]
+    floor: dict[_Role, str]
     etag: str | None = None
     format: Literal["waypost-state/1"] = "waypost-state/1"
 

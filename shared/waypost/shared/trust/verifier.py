@@ -33,12 +33,13 @@ from tuf.api.serialization import DeserializationError
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from waypost.shared.errors import TrustCode, TrustError
+from waypost.shared.trust.bundle import MAX_ROOT_BYTES, MAX_ROOTS
 
 __all__ = ["Verified", "verify"]
 
 _CONFIG = UpdaterConfig(
-    max_root_rotations=64,
-    root_max_length=64_000,
+    max_root_rotations=MAX_ROOTS,
+    root_max_length=MAX_ROOT_BYTES,
     timestamp_max_length=4_096,
     snapshot_max_length=16_384,
     targets_max_length=262_144,
