@@ -1,8 +1,8 @@
 """Patterns that cost time linear in the text, whatever the text is: RE2, through one typed door.
 
 Bytes in and bytes out, since RE2's Python binding otherwise converts each offset. Its ``Set`` is
-left alone: when its automaton outgrows its memory the binding reports "nothing found", whereas a
-single pattern goes on with a slower automaton and stays right.
+left alone: the binding drops the error that RE2 returns when a set's automaton outgrows its
+memory, and what is left reads "nothing found". A single pattern goes on with a slower automaton.
 """
 
 from collections.abc import Iterator
