@@ -181,7 +181,7 @@ def _stats(
     saved = sum(row.saved_nusd for row in stats.rows)
     requests = sum(row.requests for row in stats.rows)
     _say(
-        f"{requests:,} requests cost {format_usd(cost)}; sending each to the best model that it"
+        f"{requests:,} {'request' if requests == 1 else 'requests'} cost {format_usd(cost)}; sending each to the best model that it"
         f" was allowed would have cost {format_usd(cost + saved)}. Times are p50 / p95."
     )
     if stats.dropped:
