@@ -64,11 +64,12 @@ def test_list_shows_the_newest_first_and_whole_ids_to_copy(path: Path, run: Run)
     _keep(path, a_record(0), OVERRIDDEN)
     result = run("list")
     assert result.exit_code == 0
-    rows = [line for line in result.stdout.splitlines() if "0199f000" in line]
-    assert [OVERRIDDEN.id in rows[0], a_record(0).id in rows[1]] == [True, True]
-    assert "2025-11-24 16:00:01" in rows[0]
-    assert "tier_not_allowed" in rows[0]
-    assert "$0.000066" in rows[0]
+    newest, at, older, _ = [line for line in result.stdout.splitlines() if line.startswith("│")]
+    for text in (OVERRIDDEN.id, "overridden", "small", "$0.000066"):
+        assert text in newest
+    for text in ("2025-11-24 16:00:01 UTC", "tier_not_allowed", "short-chat", "90 ms"):
+        assert text in at
+    assert a_record(0).id in older
 
 
 @pytest.mark.parametrize(

@@ -94,9 +94,10 @@ def _list(
     elif not records:
         _say("No decisions recorded." if wanted == _filter() else "No such decisions recorded.")
     else:
-        columns = ("time (UTC)", "decision", "verdict", "reason", "model", "cost", "first token")
-        shown = table(columns, map(_line, records))
-        shown.columns[1].no_wrap = True  # to be copied
+        shown = table(("decision", "verdict", "model", "cost, TTFT"), map(_lines, records))
+        for column in shown.columns:
+            column.overflow = "fold"
+        shown.columns[0].no_wrap = True  # ids are there to be copied
         console.print(shown)
 
 
@@ -118,7 +119,9 @@ def _show(
         for name, value in to_builtins(record).items()
         if value not in (None, "", [], {})
     ]
-    console.print(table(("field", "value"), rows))
+    shown = table(("field", "value"), rows)
+    shown.columns[1].overflow = "fold"
+    console.print(shown)
 
 
 def _explain(
@@ -157,32 +160,31 @@ def _stats(
     if as_json:
         print_json(stats)
         return
-    columns = ("route", "model", "verdict", "requests", "cost", "saved", "first token", "duration")
     shown = table(
-        columns,
+        ("route, model", "verdict", "requests", "cost, saved", "TTFT", "duration"),
         [
             (
-                row.route or "-",
-                row.model or "-",
+                f"{row.route or '-'}\n{row.model or '-'}",
                 row.verdict,
                 f"{row.requests:,}",
-                format_usd(row.cost_nusd),
-                format_usd(row.saved_nusd),
-                f"{_ms(row.ttft_p50_ms)} / {_ms(row.ttft_p95_ms)}",
-                f"{_ms(row.duration_p50_ms)} / {_ms(row.duration_p95_ms)}",
+                f"{format_usd(row.cost_nusd)}\n{format_usd(row.saved_nusd)}",
+                _ms(row.ttft_p50_ms, row.ttft_p95_ms),
+                _ms(row.duration_p50_ms, row.duration_p95_ms),
             )
             for row in stats.rows
         ],
     )
-    for column in shown.columns[3:]:
+    for column in shown.columns[2:]:
         column.justify = "right"
     console.print(shown)
     cost = sum(row.cost_nusd for row in stats.rows)
     saved = sum(row.saved_nusd for row in stats.rows)
     requests = sum(row.requests for row in stats.rows)
     _say(
-        f"{requests:,} {'request' if requests == 1 else 'requests'} cost {format_usd(cost)}; sending each to the best model that it"
-        f" was allowed would have cost {format_usd(cost + saved)}. Times are p50 / p95."
+        f"{requests:,} {'request' if requests == 1 else 'requests'} cost {format_usd(cost)};"
+        " sending each to the best model that it was allowed would have cost"
+        f" {format_usd(cost + saved)}."
+        " Times are p50 / p95; TTFT is the time to the first token."
     )
     if stats.dropped:
         _say(f"{stats.dropped:,} decisions could not be recorded, so the totals are too low.")
@@ -245,15 +247,13 @@ async def _explained(
 # ── words ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _line(record: DecisionRecord) -> tuple[object, ...]:
+def _lines(record: DecisionRecord) -> tuple[str, ...]:
+    """Return the cells of one decision, of two lines each: so they fit a narrow terminal."""
     return (
-        _utc(record.at_ms),
-        record.id,
-        record.verdict,
-        record.reason,
-        record.model or "-",
-        format_usd(record.cost_nusd),
-        _ms(record.ttft_ms),
+        f"{record.id}\n{_utc(record.at_ms)} UTC",
+        f"{record.verdict}\n{record.reason}",
+        f"{record.model or '-'}\n{record.route or ''}",
+        f"{format_usd(record.cost_nusd)}\n{_ms(record.ttft_ms)}",
     )
 
 
@@ -261,8 +261,9 @@ def _utc(at_ms: int) -> str:
     return f"{datetime.fromtimestamp(at_ms / 1_000, UTC):%Y-%m-%d %H:%M:%S}"
 
 
-def _ms(duration_ms: float | None) -> str:
-    return "-" if duration_ms is None else f"{duration_ms:,.0f} ms"
+def _ms(*durations_ms: float | None) -> str:
+    texts = [f"{duration:,.0f}" for duration in durations_ms if duration is not None]
+    return f"{' / '.join(texts)} ms" if texts else "-"
 
 
 def _compact(value: object) -> str:
