@@ -1,17 +1,14 @@
 """A client that slept through rotations catches up, however many there were."""
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio
 import httpx
 import pytest
 
-from support.origin import Reply, serving
 from support.publisher import Publisher
+from support.site import BUNDLE, site, tree_of
 from waypost.edge.repository import ROOTS_IN_BUNDLE
 from waypost.shared.errors import TrustError
 from waypost.shared.trust import ManifestKeeper, fetch
@@ -19,36 +16,6 @@ from waypost.shared.trust.bundle import missing_roots, pack_bundle, unpack_bundl
 from waypost.shared.trust.fetch import ROOTS_AT_ONCE
 
 pytestmark = pytest.mark.anyio
-
-BUNDLE = "/v1/prod/bundle.json"
-
-
-@dataclass
-class Site:
-    """A static site; ``files`` may be changed while it serves."""
-
-    url: str
-    files: dict[str, bytes]
-    asked: list[str] = field(default_factory=list)
-
-
-@contextmanager
-def site(files: Mapping[str, bytes]) -> Iterator[Site]:
-    shelf = Site("", dict(files))
-
-    def answer(headers: dict[str, str]) -> Reply:
-        shelf.asked.append(headers[":path"])
-        body = shelf.files.get(headers[":path"])
-        return Reply(status=404) if body is None else Reply(body)
-
-    with serving(answer) as origin:
-        shelf.url = origin.url
-        yield shelf
-
-
-def tree_of(publisher: Publisher) -> dict[str, bytes]:
-    files = {f"/{path}": data for path, data in publisher.files.items()}
-    return {**files, BUNDLE: publisher.bundle()}
 
 
 def rotated(publisher: Publisher, times: int) -> None:
