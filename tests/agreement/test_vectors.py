@@ -56,7 +56,7 @@ def test_the_engine_decides_facts_as_the_vectors_say(case: Case) -> None:
 def measured(body: Case) -> tuple[Measured, str]:
     raw = json.dumps(body).encode()
     request = decode_chat(raw)
-    seen = measure_chat(request, body_bytes=len(raw), vocabulary=POLICY.vocabulary)
+    seen = measure_chat(request, body_bytes=len(raw), reader=POLICY.reader)
     return seen, request.model
 
 

@@ -17,7 +17,8 @@ from waypost.client._token import UnverifiedClaims
 from waypost.shared.contracts import Declared, Endpoint, Facts, Measured, Policy
 from waypost.shared.engine import CompiledPolicy, decide
 from waypost.shared.errors import TrustError
-from waypost.shared.measure import ChatRequest, Vocabulary, measure_chat
+from waypost.shared.measure import ChatRequest, measure_chat
+from waypost.shared.reading import TextReader
 
 if TYPE_CHECKING:
     import httpx
@@ -251,8 +252,8 @@ class Core:
 
     def measure(self, request: ChatRequest, body_bytes: int) -> Measured:
         snapshot = self._snapshot
-        words = NO_WORDS if snapshot is None else snapshot.chooser.policy.vocabulary
-        return measure_chat(request, body_bytes=body_bytes, vocabulary=words)
+        reader = NOTHING_ASKED if snapshot is None else snapshot.chooser.policy.reader
+        return measure_chat(request, body_bytes=body_bytes, reader=reader)
 
     def declared(self, more: Said | None = None) -> Declared:
         here = current_facts(self._declared)
@@ -357,7 +358,7 @@ class Core:
         return first
 
 
-NO_WORDS = Vocabulary(())
+NOTHING_ASKED = TextReader(())
 
 _alive: "weakref.WeakSet[Core]" = weakref.WeakSet()
 

@@ -217,9 +217,7 @@ class FakeValidator:
         facts = Facts(
             now=int(time.time()),
             signed=claims.signed,
-            measured=measure_chat(
-                request, body_bytes=len(body), vocabulary=self._policy.vocabulary
-            ),
+            measured=measure_chat(request, body_bytes=len(body), reader=self._policy.reader),
             declared=declared,
         )
         decision = decide(self._policy, facts, proposal)

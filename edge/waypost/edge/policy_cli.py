@@ -161,7 +161,7 @@ def _measured(policy: "CompiledPolicy", text: str) -> "Measured":
     from waypost.shared.measure import decode_chat, measure_chat
 
     body = msgspec.json.encode({"messages": [{"role": "user", "content": text}]})
-    return measure_chat(decode_chat(body), body_bytes=len(body), vocabulary=policy.vocabulary)
+    return measure_chat(decode_chat(body), body_bytes=len(body), reader=policy.reader)
 
 
 @token_commands.command("mint")

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 from msgspec.json import Decoder
 
+from waypost.shared.complexity import ComplexityModel
 from waypost.shared.money import Nusd, Price, Tokens
 
 __all__ = [
@@ -234,6 +235,7 @@ class Policy(Struct, frozen=True, kw_only=True):
             that is not listed here is refused.
         last_resort: ends each chain, as far as it is admissible.
         default_output_tokens: expected answer length where nobody says.
+        complexity: what ``complexity`` conditions score by; ``None`` is the built-in heuristic.
         projection: ``client`` leaves out what the operator marked private.
     """
 
@@ -247,6 +249,7 @@ class Policy(Struct, frozen=True, kw_only=True):
     last_resort: tuple[Name, ...] = ()
     endpoints: tuple[Endpoint, ...] = ()
     default_output_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] = 300
+    complexity: ComplexityModel | None = None
     projection: Literal["full", "client"] = "full"
     kind: Literal["policy"] = "policy"
     schema: Literal[1] = 1

@@ -35,8 +35,8 @@ from waypost.shared.contracts import (
     Zone,
 )
 from waypost.shared.errors import PolicyError
-from waypost.shared.measure import Vocabulary
 from waypost.shared.money import Usage, bill, upper_bound
+from waypost.shared.reading import TextReader
 from waypost.shared.records import Verdict
 from waypost.shared.rules import DECLARED_FIELDS, RuleTable, describe, field_of
 
@@ -173,14 +173,14 @@ class CompiledPolicy:
     Attributes:
         models: by id.
         ttft_ms, tokens_per_s: expectation per model id, from hints within bounds, else priors.
-        vocabulary: the keywords its rules look for.
+        reader: finds in a text what its rules look for.
     """
 
     def __init__(self, policy: Policy, hints: Hints | None = None) -> None:
         _check(policy)
         self.policy = policy
         self.models = {model.id: model for model in policy.models}
-        self.vocabulary = Vocabulary.of(policy)
+        self.reader = TextReader(policy.routes, complexity=policy.complexity)
         self.rules = RuleTable(policy.routes)
         self.bits = {model.id: 1 << place for place, model in enumerate(policy.models)}
         self.all = (1 << len(policy.models)) - 1

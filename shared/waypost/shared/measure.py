@@ -5,24 +5,22 @@ types reject what providers would reject later and dearer: missing messages, a n
 ``max_tokens``, a number where text belongs.
 """
 
-import re
-from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from waypost.shared.contracts import AUTO, Measured, Policy, TextHas
+from waypost.shared.contracts import AUTO, Measured
 from waypost.shared.errors import InvalidRequestError
+from waypost.shared.reading import Findings, TextReader
 
-__all__ = ["ChatRequest", "Vocabulary", "decode_chat", "measure_chat"]
+__all__ = ["ChatRequest", "decode_chat", "measure_chat"]
 
 BYTES_PER_TOKEN = 4  # English prose in current tokenizers; an estimate, never a bound
 TOKENS_PER_MESSAGE = 4  # role and separators in the usual chat templates
 IMAGE_TOKENS = 1_500  # a large picture in high detail, as providers price it
 AUDIO_BYTES_PER_TOKEN = 1_000
 TOOLS_OVERHEAD_TOKENS = 1_000  # providers put a system prompt of their own before tools
-KEYWORD_SCAN_CHARS = 20_000  # keeps the slowest request bounded; the newest text is kept
 
 Count = Annotated[int, Meta(ge=1, le=10_000_000)]
 
@@ -89,63 +87,13 @@ def decode_chat(body: bytes) -> ChatRequest:
         raise InvalidRequestError("The body is not valid JSON.", code="invalid_json") from None
 
 
-_WORD = re.compile(r"\w+(?:['’-]\w+)*")
-
-
-class Vocabulary:
-    """The keywords that a policy's rules look for; finds them as whole words, case folded."""
-
-    def __init__(self, keywords: Iterable[str]) -> None:
-        self._words: dict[str, str] = {}
-        self._phrases: list[tuple[str, str]] = []
-        for keyword in keywords:
-            words = _WORD.findall(keyword.casefold())
-            if len(words) == 1:
-                self._words[words[0]] = keyword
-            elif words:
-                self._phrases.append((f" {' '.join(words)} ", keyword))
-        self._stems = {phrase.split()[0] for phrase, _ in self._phrases} | self._words.keys()
-
-    @classmethod
-    def of(cls, policy: Policy) -> "Vocabulary":
-        """Return the vocabulary of all rules of ``policy``."""
-        return cls(
-            sorted(
-                {
-                    keyword
-                    for route in policy.routes
-                    for condition in route.when
-                    if isinstance(condition, TextHas) and condition.field == "keywords"
-                    for keyword in (*condition.any_of, *condition.all_of, *condition.none_of)
-                }
-            )
-        )
-
-    def __bool__(self) -> bool:
-        return bool(self._words or self._phrases)
-
-    def find(self, text: str) -> tuple[str, ...]:
-        """Return the keywords in ``text``, sorted; looks at its last 20,000 characters."""
-        if not self:
-            return ()
-        folded = text[-KEYWORD_SCAN_CHARS:].casefold()
-        # Most texts have none, and that shows at a fortieth of the cost of taking them apart.
-        if not any(stem in folded for stem in self._stems):
-            return ()
-        words = _WORD.findall(folded)
-        found = {self._words[word] for word in set(words) & self._words.keys()}
-        if self._phrases:
-            joined = f" {' '.join(words)} "
-            found.update(keyword for phrase, keyword in self._phrases if phrase in joined)
-        return tuple(sorted(found))
-
-
-def measure_chat(request: ChatRequest, *, body_bytes: int, vocabulary: Vocabulary) -> Measured:
+def measure_chat(request: ChatRequest, *, body_bytes: int, reader: TextReader) -> Measured:
     """Return the measured facts of a chat-completions request.
 
     Args:
         body_bytes: length of the request as JSON. A token is at least a byte long, so that
             length bounds the prompt's tokens in any tokenizer, template included.
+        reader: of the policy that is to decide.
     """
     chars = 0
     images = 0
@@ -173,15 +121,16 @@ def measure_chat(request: ChatRequest, *, body_bytes: int, vocabulary: Vocabular
         chars += sum(len(bytes(tool)) for tool in tools)
     if images:
         needs.append("vision")
-    keywords: tuple[str, ...] = ()
-    if vocabulary and newest_user:
-        keywords = vocabulary.find(
+    findings: Findings = {}
+    if not reader.is_idle:
+        findings = reader.read(
             newest_user
             if isinstance(newest_user, str)
-            else "\n".join(part.text for part in newest_user)
+            else "\n".join(part.text for part in newest_user or ())
         )
     audio_tokens = body_bytes // AUDIO_BYTES_PER_TOKEN if audio else 0
     return Measured(
+        input_bytes=chars,
         input_tokens=-(-chars // BYTES_PER_TOKEN)
         + TOKENS_PER_MESSAGE * len(request.messages)
         + IMAGE_TOKENS * images
@@ -193,5 +142,5 @@ def measure_chat(request: ChatRequest, *, body_bytes: int, vocabulary: Vocabular
         choices=request.n or 1,
         messages=len(request.messages),
         needs=tuple(needs),
-        keywords=keywords,
+        **findings,
     )

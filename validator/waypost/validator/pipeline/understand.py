@@ -34,7 +34,7 @@ async def understand(
     )
     request = decode_chat(call.body)
     compiled = serving.compiled
-    measured = measure_chat(request, body_bytes=len(call.body), vocabulary=compiled.vocabulary)
+    measured = measure_chat(request, body_bytes=len(call.body), reader=compiled.reader)
     out = desk.out_of_service(serving)
     if out:
         measured = structs.replace(measured, out_of_service=out)
