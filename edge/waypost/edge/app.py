@@ -26,27 +26,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from waypost.edge.names import CACHE_NO_ROOT_YET, CACHE_SHORT, CHANNEL, cache_control
 from waypost.shared.errors import WaypostError
 
 __all__ = ["create_app"]
 
 _log = logging.getLogger("waypost.edge")
 
-_CHANNEL = r"[a-z0-9-]{1,64}"
-_MUTABLE = re.compile(rf"/metadata/timestamp\.json|/v1/{_CHANNEL}/bundle\.json")
-_IMMUTABLE = re.compile(
-    r"/metadata/[0-9]{1,10}\.[a-z]{1,32}\.json"
-    rf"|/targets/[a-z]{{1,32}}/[0-9a-f]{{64}}\.{_CHANNEL}\.json"
-)
-_FULL = re.compile(rf"/v1/({_CHANNEL})/full/bundle\.json")
+_FULL = re.compile(rf"/v1/({CHANNEL})/full/bundle\.json")
 _NEXT_ROOT = re.compile(r"/metadata/[0-9]{1,10}\.root\.json")
-
-# max-age + stale-while-revalidate + stale-if-error stays within what a timestamp has left when
-# it is signed anew (six hours less five minutes), so no cache serves an expired bundle.
-CACHE_SHORT = "public, max-age=15, stale-while-revalidate=30, stale-if-error=3600"
-CACHE_FOR_EVER = "public, max-age=31536000, immutable"
-# A cache that remembers "no newer root" for long would hold up a rotation.
-CACHE_NO_ROOT_YET = "public, max-age=30"
 
 # Below, gzip's own header eats what it saves.
 MIN_GZIP_BYTES = 512
@@ -157,12 +145,12 @@ class _Tree:
         full = _FULL.fullmatch(path)
         if full is not None:
             return self._answer_full(full[1], headers)
-        if _MUTABLE.fullmatch(path):
-            cache = {"Cache-Control": CACHE_SHORT, "CDN-Cache-Control": "max-age=15"}
-        elif _IMMUTABLE.fullmatch(path):
-            cache = {"Cache-Control": CACHE_FOR_EVER}
-        else:
+        lasting = cache_control(path[1:])
+        if lasting is None:
             return _not_found(path)
+        cache = {"Cache-Control": lasting}
+        if lasting == CACHE_SHORT:
+            cache["CDN-Cache-Control"] = "max-age=15"
         entity = _entity(self._public / path[1:])
         return _not_found(path) if entity is None else _respond(entity, headers, cache)
 

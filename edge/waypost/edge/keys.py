@@ -1,26 +1,30 @@
 """Signing keys: made once, kept encrypted, listed by role.
 
-``keyring.json`` holds public halves and says where each private half is, as a securesystemslib
-URI: ``file:`` relative to it, or anything else that library can sign with. A machine has the
-private halves it needs and no more: a release engineer's those of ``targets``, an edge's those
-of ``hints``, ``snapshot`` and ``timestamp``.
+``keyring.json`` is an address book: public halves, and where each private half is, as a
+securesystemslib URI: ``file:`` relative to it, or anything else that library can sign with.
+Which of them count is said by the signed metadata alone. A machine has the private halves it
+needs and no more: a release engineer's those of ``targets``, an edge's those of ``hints``,
+``snapshot`` and ``timestamp``.
 """
 
 # securesystemslib spells __all__ as Class.__name__, which no type checker reads.
 # pyright: reportPrivateImportUsage=false
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
+    PublicFormat,
     load_pem_private_key,
+    load_pem_public_key,
 )
 from cryptography.hazmat.primitives.serialization.pkcs12 import (
     PBES,
@@ -28,14 +32,37 @@ from cryptography.hazmat.primitives.serialization.pkcs12 import (
     serialize_key_and_certificates,
 )
 from msgspec import Struct
-from securesystemslib.signer import CryptoSigner, Key, Signer
+from securesystemslib.signer import (
+    SIGNER_FOR_URI_SCHEME,
+    CryptoSigner,
+    HSMSigner,
+    Key,
+    Signer,
+    SSlibKey,
+)
 
 from waypost.edge.files import write_file
 from waypost.edge.project import Project
 from waypost.edge.repository import ROLES, ManifestRepository
 from waypost.shared.errors import StoreError
 
-__all__ = ["ONLINE_ROLES", "KeyEntry", "Keyring", "create_keys", "load_keyring", "load_signers"]
+__all__ = [
+    "ONLINE_ROLES",
+    "KeyEntry",
+    "Keyring",
+    "Secrets",
+    "create_keys",
+    "forget_keys",
+    "given_key",
+    "holder_signer",
+    "list_key",
+    "load_keyring",
+    "load_signers",
+    "make_key",
+    "needs_passphrase",
+    "public_pem",
+    "root_keys",
+]
 
 # How many keys a role gets, and how many of them must sign.
 DEFAULT_KEYS: Mapping[str, tuple[int, int]] = {
@@ -52,16 +79,26 @@ ONLINE_ROLES = ("hints", "snapshot", "timestamp")
 # OWASP, Password Storage Cheat Sheet, 2023: PBKDF2-HMAC-SHA256. 80 ms a key on a small machine.
 KDF_ROUNDS = 600_000
 
+# Asked with "pin" or "passphrase"; returns it.
+Secrets = Callable[[str], str]
+
 
 class KeyEntry(Struct, frozen=True, kw_only=True):
-    """One key. ``uri`` says where its private half is; ``created_at`` is Unix seconds."""
+    """One key.
+
+    Attributes:
+        uri: where its private half is; empty if only its holder knows.
+        created_at: when it was listed here, Unix seconds.
+        replaces: id of the key that it takes over from.
+    """
 
     name: str
     role: str
     keyid: str
-    uri: str
+    uri: str = ""
     created_at: int
     public: dict[str, Any]
+    replaces: str = ""
 
     @property
     def key(self) -> Key:
@@ -73,56 +110,184 @@ class Keyring(Struct, frozen=True, kw_only=True):
     """The keys of a deployment, public halves only."""
 
     keys: tuple[KeyEntry, ...]
-    thresholds: dict[str, int]
     schema: int = 1
 
     def of(self, role: str) -> list[Key]:
-        """Return the public halves that sign for ``role``."""
+        """Return the public halves listed for ``role``."""
         return [entry.key for entry in self.keys if entry.role == role]
 
+    def named(self, name: str) -> KeyEntry | None:
+        """Return the key with this name, or with a key id that begins so."""
+        for entry in self.keys:
+            if name == entry.name or (len(name) >= 8 and entry.keyid.startswith(name)):
+                return entry
+        return None
 
-def create_keys(project: Project, *, passphrase: str | None, now: int) -> Keyring:
+
+def create_keys(
+    project: Project,
+    *,
+    passphrase: str | None,
+    now: int,
+    held: Sequence[KeyEntry] = (),
+    thresholds: Mapping[str, int] | None = None,
+) -> Keyring:
     """Return a new keyring, written to the project with its trust root.
+
+    The root is left out if it takes signatures of ``held`` keys: see ``publish.draft_root``.
 
     Args:
         passphrase: encrypts the private halves; ``None`` leaves them readable.
         now: Unix seconds; the root lapses a year later.
+        held: keys that exist already. A role that has one gets none made here.
+        thresholds: how many must sign, by role, where it is not the default.
 
     Raises:
         StoreError: ``keys_exist``, or the disk refused. Keys are never overwritten.
+            ``too_few_keys``.
     """
     if project.root.exists() or (project.keys.exists() and any(project.keys.iterdir())):
         raise StoreError(f"{project.directory} has keys already", code="keys_exist")
     entries: list[KeyEntry] = []
-    signers: dict[str, list[Signer]] = {}
     for role in ROLES:
-        for place in range(1, DEFAULT_KEYS[role][0] + 1):
-            private = Ed25519PrivateKey.generate()
-            signer = CryptoSigner(private)
-            name = f"{role}-{place}"
-            suffix, data = _sealed(private, name, passphrase)
-            write_file(project.keys / f"{name}{suffix}", data, mode=0o600)
-            signers.setdefault(role, []).append(signer)
-            entries.append(
-                KeyEntry(
-                    name=name,
-                    role=role,
-                    keyid=signer.public_key.keyid,
-                    uri=f"file:{name}{suffix}",
-                    created_at=now,
-                    public=signer.public_key.to_dict(),
-                )
-            )
+        given = [entry for entry in held if entry.role == role]
+        count = 0 if given else DEFAULT_KEYS[role][0]
+        made = [
+            make_key(project.keys, f"{role}-{place}", role=role, passphrase=passphrase, now=now)
+            for place in range(1, count + 1)
+        ]
+        entries += [*given, *made]
+    keyring = Keyring(keys=tuple(entries))
+    _save(keyring, project.keys)
     project.keys.chmod(0o700)
-    thresholds = {role: needed for role, (_, needed) in DEFAULT_KEYS.items()}
-    keyring = Keyring(keys=tuple(entries), thresholds=thresholds)
-    repository = ManifestRepository(_nothing, signers, now=now)
-    repository.create_root({role: keyring.of(role) for role in ROLES}, thresholds)
-    write_file(project.keys / "keyring.json", msgspec.json.format(msgspec.json.encode(keyring)))
-    for path, data in repository.written.items():
-        write_file(project.public / path, data)
-        write_file(project.root, data)
+    if not any(entry.role == "root" for entry in held):
+        signers = load_signers(keyring, project.keys, ["root"], passphrase=passphrase)
+        repository = ManifestRepository(_nothing, signers, now=now)
+        repository.create_root(*root_keys(keyring, thresholds))
+        for path, data in repository.written.items():
+            write_file(project.public / path, data)
+            write_file(project.root, data)
     return keyring
+
+
+def root_keys(
+    keyring: Keyring, thresholds: Mapping[str, int] | None
+) -> tuple[dict[str, list[Key]], dict[str, int]]:
+    """Return what a first root says: keys and thresholds by role."""
+    keys = {role: keyring.of(role) for role in ROLES}
+    needed = {role: default for role, (_, default) in DEFAULT_KEYS.items()} | dict(thresholds or {})
+    for role in ROLES:
+        if not 1 <= needed[role] <= len(keys[role]):
+            raise StoreError(
+                f"{role} has {len(keys[role])} keys, of which {needed[role]} cannot sign",
+                code="too_few_keys",
+            )
+    return keys, needed
+
+
+def make_key(
+    directory: Path, name: str, *, role: str, passphrase: str | None, now: int
+) -> KeyEntry:
+    """Return a new key, its private half written to ``directory`` and nowhere else.
+
+    Raises:
+        StoreError: ``keys_exist``: a key is never written over.
+    """
+    private = Ed25519PrivateKey.generate()
+    public = CryptoSigner(private).public_key
+    suffix, data = _sealed(private, name, passphrase)
+    path = directory / f"{name}{suffix}"
+    if path.exists():
+        raise StoreError(f"{path} exists already", code="keys_exist")
+    write_file(path, data, mode=0o600)
+    return KeyEntry(
+        name=name,
+        role=role,
+        keyid=public.keyid,
+        uri=f"file:{path.name}",
+        created_at=now,
+        public=public.to_dict(),
+    )
+
+
+def given_key(key: str, *, role: str, public: bytes | None, now: int, secrets: Secrets) -> KeyEntry:
+    """Return the entry of a key that exists.
+
+    Args:
+        key: a file with its public half in PEM, whose holder signs elsewhere; or the URI of its
+            private half, in any scheme that securesystemslib signs with.
+        public: the public half in PEM, for URIs other than ``hsm:``, which tells it itself.
+
+    Raises:
+        StoreError: ``key_unusable``.
+    """
+    uri, name = "", Path(key).stem
+    try:
+        if key.partition(":")[0] in SIGNER_FOR_URI_SCHEME:
+            uri, name = key, ""
+            found = _hsm_key(key, secrets) if public is None else _public(public)
+        else:
+            found = _public(Path(key).read_bytes())
+    except Exception as exc:  # each kind of store has errors of its own
+        raise StoreError(f"{key} is no usable key: {_said(exc)}", code="key_unusable") from None
+    return KeyEntry(
+        name=name or f"{role}-{found.keyid[:8]}",
+        role=role,
+        keyid=found.keyid,
+        uri=uri,
+        created_at=now,
+        public=found.to_dict(),
+    )
+
+
+def _public(pem: bytes) -> SSlibKey:
+    return SSlibKey.from_crypto(load_pem_public_key(pem))
+
+
+def _hsm_key(uri: str, secrets: Secrets) -> SSlibKey:
+    parts = urlsplit(uri)
+    if parts.scheme != HSMSigner.SCHEME:
+        raise ValueError("say its public half, too: --public FILE")
+    label = parse_qs(parts.query).get("label", [None])[0]
+    return HSMSigner.import_(int(parts.path) if parts.path else None, label, secrets)[1]
+
+
+def public_pem(entry: KeyEntry) -> bytes:
+    """Return the public half of an Ed25519 key in PEM, to send to others."""
+    raw = bytes.fromhex(entry.public["keyval"]["public"])
+    key = Ed25519PublicKey.from_public_bytes(raw)
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def list_key(directory: Path, entry: KeyEntry) -> Keyring:
+    """Return the keyring of ``directory`` with one key more.
+
+    Raises:
+        StoreError: ``key_in_use``: one key serves one role, and one name one key.
+    """
+    keyring = load_keyring(directory)
+    for other in keyring.keys:
+        if entry.keyid == other.keyid or entry.name == other.name:
+            raise StoreError(
+                f"{other.name} of {other.role} is listed already; each role wants keys of its own",
+                code="key_in_use",
+            )
+    keyring = msgspec.structs.replace(keyring, keys=(*keyring.keys, entry))
+    _save(keyring, directory)
+    return keyring
+
+
+def forget_keys(directory: Path, keyids: Iterable[str]) -> None:
+    """Take keys off the list, if there is one. Their private halves stay where they are."""
+    gone = set(keyids)
+    if gone and (directory / "keyring.json").exists():
+        keyring = load_keyring(directory)
+        kept = tuple(entry for entry in keyring.keys if entry.keyid not in gone)
+        _save(msgspec.structs.replace(keyring, keys=kept), directory)
+
+
+def _save(keyring: Keyring, directory: Path) -> None:
+    write_file(directory / "keyring.json", msgspec.json.format(msgspec.json.encode(keyring)))
 
 
 def _nothing(_path: str) -> None:
@@ -153,9 +318,18 @@ def needs_passphrase(keyring: Keyring, directory: Path, roles: Iterable[str]) ->
 
 
 def load_signers(
-    keyring: Keyring, directory: Path, roles: Iterable[str], *, passphrase: str | None
+    keyring: Keyring,
+    directory: Path,
+    roles: Iterable[str],
+    *,
+    passphrase: str | None,
+    secrets: Secrets | None = None,
 ) -> dict[str, list[Signer]]:
     """Return what can sign for ``roles`` on this machine; roles without a key are left out.
+
+    Args:
+        passphrase: opens the encrypted files.
+        secrets: asked by stores other than files, such as a hardware module for its PIN.
 
     Raises:
         StoreError: ``key_locked`` for a wrong or missing passphrase, ``key_unusable``.
@@ -164,27 +338,62 @@ def load_signers(
     signers: dict[str, list[Signer]] = {}
     for entry in keyring.keys:
         if entry.role in wanted and _is_at_hand(entry, directory):
-            signers.setdefault(entry.role, []).append(_signer(entry, directory, passphrase))
+            signers.setdefault(entry.role, []).append(
+                _signer(entry, directory, passphrase, secrets)
+            )
     return signers
+
+
+def holder_signer(key: str, keyring: Keyring | None, *, secrets: Secrets) -> Signer:
+    """Return what signs with one holder's key.
+
+    Args:
+        key: a private key file, or a URI that ``keyring`` lists.
+
+    Raises:
+        StoreError: ``key_locked``, ``key_unusable``, ``key_unknown``.
+    """
+    for entry in keyring.keys if keyring is not None else ():
+        if entry.uri == key and not key.startswith("file:"):
+            return _signer(entry, Path(), None, secrets)
+    path = Path(key)
+    if not path.is_file():
+        raise StoreError(
+            f"{key} is neither a key file nor a URI that the keyring lists", code="key_unknown"
+        )
+    passphrase = secrets("passphrase") if path.suffix == ".p12" else None
+    try:
+        return CryptoSigner(_unsealed(path, passphrase))
+    except (OSError, ValueError) as exc:
+        raise StoreError(f"key {key} is unusable: {exc}", code="key_unusable") from None
 
 
 def _is_at_hand(entry: KeyEntry, directory: Path) -> bool:
     scheme, _, name = entry.uri.partition(":")
-    return scheme != "file" or (directory / name).exists()
+    return bool(entry.uri) and (scheme != "file" or (directory / name).exists())
 
 
-def _signer(entry: KeyEntry, directory: Path, passphrase: str | None) -> Signer:
+def _signer(
+    entry: KeyEntry, directory: Path, passphrase: str | None, secrets: Secrets | None
+) -> Signer:
     scheme, _, name = entry.uri.partition(":")
     try:
         if scheme != "file":
-            return Signer.from_priv_key_uri(entry.uri, entry.key)
-        private = _unsealed(directory / name, passphrase)
-        signer = CryptoSigner(private)
-    except (OSError, ValueError) as exc:
-        raise StoreError(f"key {entry.name} is unusable: {exc}", code="key_unusable") from None
+            return Signer.from_priv_key_uri(entry.uri, entry.key, secrets)
+        signer = CryptoSigner(_unsealed(directory / name, passphrase))
+    except StoreError:
+        raise
+    except Exception as exc:  # each kind of store has errors of its own
+        raise StoreError(
+            f"key {entry.name} is unusable: {_said(exc)}", code="key_unusable"
+        ) from None
     if signer.public_key.keyid != entry.keyid:
         raise StoreError(f"{name} is not the key that the keyring lists", code="key_unusable")
     return signer
+
+
+def _said(exc: Exception) -> str:
+    return str(exc) or type(exc).__name__
 
 
 def _sealed(private: Ed25519PrivateKey, name: str, passphrase: str | None) -> tuple[str, bytes]:

@@ -1,8 +1,11 @@
-"""Publishes: from what people wrote to a tree that any web server can serve.
+"""Publishes: from what people wrote and signed to a tree that any web server can serve.
 
 Every file but two kinds is immutable under its name. ``timestamp.json`` and the bundles flip
 last, whole, and only after a clean client has accepted the new state from every root a client
 may still start from; so a reader sees one publication or the next, never something between.
+
+Whatever people sign is a draft first, also where one machine holds all the keys: ``publish`` is
+``draft_publication``, ``sign_draft`` and ``apply_drafts`` in one go.
 """
 
 # securesystemslib spells __all__ as Class.__name__, which no type checker reads.
@@ -16,15 +19,36 @@ from msgspec import Struct
 from securesystemslib.signer import Key, Signer
 
 from waypost.edge.authoring import load_issuers, load_policy
+from waypost.edge.draft import Draft, Result, make_draft, merge_drafts, sign_draft, signatures
 from waypost.edge.files import locked, write_file
+from waypost.edge.keys import ONLINE_ROLES, Keyring, forget_keys, root_keys
 from waypost.edge.project import Project
-from waypost.edge.repository import LIFETIME_S, ROLES, ManifestRepository
-from waypost.shared.contracts import Hints
+from waypost.edge.repository import (
+    LIFETIME_S,
+    ROLES,
+    KeyChange,
+    ManifestRepository,
+    metadata_path,
+)
+from waypost.shared.contracts import Hint, Hints
 from waypost.shared.errors import PolicyError, StoreError
 from waypost.shared.trust import Projection, Trusted, open_bundle
 from waypost.shared.trust.bundle import pack_bundle
 
-__all__ = ["RESIGN_EVERY_S", "Published", "expiries", "publish", "resign"]
+__all__ = [
+    "RESIGN_EVERY_S",
+    "Published",
+    "RoleKeys",
+    "apply_drafts",
+    "change_keys",
+    "draft_key_changes",
+    "draft_publication",
+    "draft_root",
+    "publish",
+    "publish_hints",
+    "resign",
+    "role_keys",
+]
 
 RESIGN_EVERY_S = 300
 
@@ -35,13 +59,16 @@ RESIGN_WITHIN_S: Mapping[str, int] = {
     "timestamp": LIFETIME_S["timestamp"] - RESIGN_EVERY_S // 2,
 }
 
+Signers = Mapping[str, Sequence[Signer]]
+
 
 class Published(Struct, frozen=True, kw_only=True):
-    """One publication, as a script wants to know it.
+    """What a channel says after a publication, as a script wants to know it.
 
     Attributes:
         expires_at: when it lapses unless an edge signs its timestamp anew; Unix seconds.
         policy_digest: SHA-256 of the policy that clients get, in hex.
+        private_models: as far as the full projection is at hand.
     """
 
     channel: str
@@ -53,70 +80,255 @@ class Published(Struct, frozen=True, kw_only=True):
 
 
 def publish(
-    project: Project,
-    *,
-    channel: str,
-    signers: Mapping[str, Sequence[Signer]],
-    hints_keys: Sequence[Key],
-    now: int,
+    project: Project, *, channel: str, signers: Signers, hints_keys: Sequence[Key], now: int
 ) -> Published:
-    """Sign and publish policy.yaml and issuers.yaml to ``channel``.
+    """Sign and publish policy.yaml and issuers.yaml to ``channel``, with the keys of one machine.
 
     Args:
         channel: letters a to z, digits and hyphens.
+        hints_keys: sign for ``hints`` from the first publication on; later ones keep what the
+            last one said.
 
     Raises:
         FileError, PolicyError: what is written makes no sense; with line and mend.
-        StoreError: a key is missing (``key_missing``) or the disk refused.
+        StoreError: ``signatures_missing``, ``key_missing``, or the disk refused.
         TrustError: clients would refuse the result, so nothing was published.
     """
+    with locked(project.lock):
+        draft = _draft_publication(project, channel, hints_keys, now=now)
+        draft = _sign_here(project, draft, signers)
+        return _apply(project, draft, signers=signers, now=now)[channel]
+
+
+def draft_publication(
+    project: Project, *, channel: str, hints_keys: Sequence[Key], now: int
+) -> Draft:
+    """Return what ``publish`` would publish, for its holders to sign.
+
+    Raises:
+        FileError, PolicyError, StoreError: as ``publish``.
+    """
+    with locked(project.lock):
+        return _draft_publication(project, channel, hints_keys, now=now)
+
+
+def _draft_publication(
+    project: Project, channel: str, hints_keys: Sequence[Key], *, now: int
+) -> Draft:
     if re.fullmatch(r"[a-z0-9-]{1,64}", channel) is None:
         raise PolicyError(f"channel {channel!r}: use letters a to z, digits and hyphens")
+    repository = _repository(project, {}, now=now, drafting=True)
+    version = repository.version("targets") + 1
+    authored = load_policy(project.policy, channel=channel, version=version, issued_at=now)
+    issuers = load_issuers(project.issuers, channel=channel, version=version, issued_at=now)
+    repository.put_offline(
+        channel,
+        policy=authored.client,
+        full=authored.full,
+        issuers=issuers,
+        hints_keys=repository.keys_of("hints") or hints_keys,
+    )
+    return make_draft(repository)
+
+
+def draft_root(
+    project: Project, keyring: Keyring, *, thresholds: Mapping[str, int], now: int
+) -> Draft:
+    """Return the first root, for the holders of its keys to sign.
+
+    Raises:
+        StoreError: ``too_few_keys``.
+    """
+    repository = _repository(project, {}, now=now, drafting=True)
+    repository.create_root(*root_keys(keyring, thresholds))
+    return make_draft(repository)
+
+
+def draft_key_changes(project: Project, changes: Sequence[KeyChange], *, now: int) -> Draft:
+    """Return what makes other keys count, for the holders of those in force to sign.
+
+    Raises:
+        StoreError: ``too_few_keys``, ``nothing_published`` for keys that only a publication
+            names.
+    """
+    with locked(project.lock):
+        repository = _repository(project, {}, now=now, drafting=True)
+        repository.change_keys(changes)
+        if not repository.written:
+            raise StoreError(
+                "the keys of hints are named by the first publication; publish first",
+                code="nothing_published",
+            )
+        return make_draft(repository)
+
+
+def change_keys(
+    project: Project, changes: Sequence[KeyChange], *, signers: Signers, now: int
+) -> None:
+    """Make other keys count, signed with the keys of one machine.
+
+    Raises:
+        StoreError, TrustError: as ``publish`` and ``draft_key_changes``.
+    """
+    draft = draft_key_changes(project, changes, now=now)
+    with locked(project.lock):
+        _apply(project, _sign_here(project, draft, signers), signers=signers, now=now)
+
+
+def apply_drafts(
+    project: Project, drafts: Sequence[Draft], *, signers: Signers, now: int
+) -> dict[str, Published]:
+    """Publish a draft that enough people have signed; return what each channel then says.
+
+    Args:
+        drafts: copies of one draft; their signatures are put together.
+        signers: of the online roles.
+
+    Raises:
+        StoreError: ``draft_mismatch``, ``draft_stale``, ``signatures_missing``.
+        TrustError: clients would refuse the result, so nothing was published.
+    """
+    draft = merge_drafts(drafts)
+    with locked(project.lock):
+        return _apply(project, draft, signers=signers, now=now)
+
+
+def publish_hints(
+    project: Project, models: Sequence[Hint], *, channel: str, signers: Signers, now: int
+) -> int:
+    """Publish what the fleet sees of the models; return the hints' version.
+
+    Raises:
+        PolicyError: ``hints_invalid``: a model that the policy does not have.
+        StoreError: ``nothing_published``, ``key_missing``, or the disk refused.
+        TrustError: clients would refuse the result, so nothing was published.
+    """
     with locked(project.lock):
         repository = _repository(project, signers, now=now)
-        version = repository.next_version
-        authored = load_policy(project.policy, channel=channel, version=version, issued_at=now)
-        issuers = load_issuers(project.issuers, channel=channel, version=version, issued_at=now)
-        repository.put(
-            channel,
-            policy=authored.client,
-            full=authored.full,
-            issuers=issuers,
-            hints=Hints(channel=channel, version=version, issued_at=now),
-            hints_keys=hints_keys,
+        if not repository.has("targets") or channel not in repository.channels():
+            raise StoreError(f"channel '{channel}' has no policy yet", code="nothing_published")
+        version = repository.version("hints") + 1
+        repository.put_hints(
+            channel, Hints(channel=channel, version=version, issued_at=now, models=tuple(models))
         )
-        opened = _flip(project, repository)[channel]
-        return Published(
-            channel=channel,
-            version=version,
-            models=len(authored.full.models),
-            private_models=len(authored.full.models) - len(authored.client.models),
-            policy_digest=opened.policy_digest,
-            expires_at=opened.expires_at,
-        )
+        repository.sign_online()
+        seen = _verified(project, repository)
+        # Everybody can read hints, so what is private must not be named in them.
+        known = {model.id for model in seen[channel, "client"].policy.models}
+        unknown = sorted({hint.model for hint in models} - known)
+        if unknown:
+            raise PolicyError(
+                f"the policy that clients of '{channel}' see has no model {', '.join(unknown)}",
+                code="hints_invalid",
+            )
+        _write_tree(project, repository)
+        return version
 
 
-def resign(project: Project, *, signers: Mapping[str, Sequence[Signer]], now: int) -> None:
+def resign(project: Project, *, signers: Signers, now: int) -> None:
     """Sign anew what is about to lapse, with the online keys alone; the content stays.
 
     Raises:
         StoreError, TrustError: as ``publish``; the published state stays as it was.
     """
     with locked(project.lock):
-        repository = _repository(project, signers, now=now)
+        repository = _repository(project, {}, now=now)
         if not repository.has("timestamp"):
             return
+        repository.signers = _counting(repository, signers)
         repository.refresh_online(within_s=RESIGN_WITHIN_S)
-        _flip(project, repository)
+        _verified(project, repository)
+        _write_tree(project, repository)
+
+
+# ── from a signed draft to the tree ────────────────────────────────────────────────────────────
+
+
+def _sign_here(project: Project, draft: Draft, signers: Signers) -> Draft:
+    asked = _signatures(draft, _repository(project, {}, now=0))
+    held = [signer for role in ("root", "targets") for signer in signers.get(role, ())]
+    return sign_draft(draft, asked, held)
+
+
+def _signatures(draft: Draft, repository: ManifestRepository) -> dict[str, Result]:
+    return signatures(
+        draft.files,
+        root=repository.root() if repository.has("root") else None,
+        targets=repository.targets() if repository.has("targets") else None,
+    )
+
+
+def _apply(project: Project, draft: Draft, *, signers: Signers, now: int) -> dict[str, Published]:
+    repository = _repository(project, {}, now=now)
+    _check_signed(draft, repository)
+    before = _keyids(repository)
+    repository.adopt({path: text.encode() for path, text in draft.files.items()})
+    repository.signers = _counting(repository, signers)
+    if repository.has("targets"):
+        for channel in repository.channels():
+            if repository.target_place("hints", f"hints/{channel}.json") is None:
+                repository.put_hints(channel, Hints(channel=channel, version=1, issued_at=now))
+        repository.refresh_online(within_s=RESIGN_WITHIN_S)
+    opened = _verified(project, repository)
+    _write_tree(project, repository)
+    forget_keys(project.keys, before - _keyids(repository))
+    channels = sorted({channel for channel, _ in opened})
+    return {channel: _said(opened, channel) for channel in channels}
+
+
+def _check_signed(draft: Draft, repository: ManifestRepository) -> None:
+    """Raise StoreError unless ``draft`` follows what is published, and enough have signed it."""
+    for role, result in _signatures(draft, repository).items():
+        path = metadata_path(role, repository.version(role) + 1)
+        if path not in draft.files:
+            raise StoreError(
+                f"the draft was made before {role} v{repository.version(role)} was published; "
+                "make it anew",
+                code="draft_stale",
+            )
+        if not result.verified:
+            still = ", ".join(sorted(keyid[:8] for keyid in result.unsigned))
+            raise StoreError(
+                f"{role} wants more signatures; these keys have not signed: {still}",
+                code="signatures_missing",
+            )
+
+
+def _keyids(repository: ManifestRepository) -> set[str]:
+    if not repository.has("root"):
+        return set()
+    return {key.keyid for role in ROLES for key in repository.keys_of(role)}
+
+
+def _counting(repository: ManifestRepository, signers: Signers) -> dict[str, list[Signer]]:
+    """Return the signers of online roles whose signatures count by now."""
+    counting: dict[str, list[Signer]] = {}
+    for role in ONLINE_ROLES:
+        counts = {key.keyid for key in repository.keys_of(role)}
+        counting[role] = [s for s in signers.get(role, ()) if s.public_key.keyid in counts]
+    return counting
+
+
+def _said(opened: Mapping[tuple[str, Projection], Trusted], channel: str) -> Published:
+    client = opened[channel, "client"]
+    full = opened.get((channel, "full"), client)
+    return Published(
+        channel=channel,
+        version=client.policy.version,
+        models=len(full.policy.models),
+        private_models=len(full.policy.models) - len(client.policy.models),
+        policy_digest=client.policy_digest,
+        expires_at=client.expires_at,
+    )
 
 
 def _repository(
-    project: Project, signers: Mapping[str, Sequence[Signer]], *, now: int
+    project: Project, signers: Signers, *, now: int, drafting: bool = False
 ) -> ManifestRepository:
     def read(path: str) -> bytes | None:
         return _read(_place(project, path))
 
-    return ManifestRepository(read, signers, now=now)
+    return ManifestRepository(read, signers, now=now, drafting=drafting)
 
 
 def _read(path: Path) -> bytes | None:
@@ -139,31 +351,47 @@ def _bundle_place(project: Project, channel: str, projection: Projection) -> Pat
     return tree / "v1" / channel / "bundle.json"
 
 
-def _flip(project: Project, repository: ManifestRepository) -> dict[str, Trusted]:
-    """Verify what ``repository`` holds, then let it be seen; return it by channel."""
-    bundles: dict[Path, bytes] = {}
-    opened: dict[str, Trusted] = {}
-    for channel in repository.channels():
+def _bundles(repository: ManifestRepository) -> dict[tuple[str, Projection], bytes]:
+    bundles: dict[tuple[str, Projection], bytes] = {}
+    for channel in repository.channels() if repository.has("targets") else ():
+        bundles[channel, "client"] = pack_bundle(repository.bundle_files(channel, "client"))
         # An edge of its own may hold the public tree alone.
-        projections: list[Projection] = ["client"]
         if repository.has_full():
-            projections.append("full")
-        for projection in projections:
-            place = _bundle_place(project, channel, projection)
-            bundle = pack_bundle(repository.bundle_files(channel, projection))
-            bundles[place] = bundle
-            seen = _verify(bundle, repository, channel, projection, previous=_read(place))
-            opened.setdefault(channel, seen)
+            bundles[channel, "full"] = pack_bundle(repository.bundle_files(channel, "full"))
+    return bundles
+
+
+def _verified(
+    project: Project, repository: ManifestRepository
+) -> dict[tuple[str, Projection], Trusted]:
+    """Return what clients will see; raises TrustError if one of them would not."""
+    return {
+        (channel, projection): _verify(
+            bundle,
+            repository,
+            channel,
+            projection,
+            previous=_read(_bundle_place(project, channel, projection)),
+        )
+        for (channel, projection), bundle in _bundles(repository).items()
+    }
+
+
+def _write_tree(project: Project, repository: ManifestRepository) -> None:
+    """Let what ``repository`` made be seen, the way in last."""
     for path, data in repository.written.items():
         if path != "metadata/timestamp.json":
             _write(project, _place(project, path), data)
     timestamp = repository.written.get("metadata/timestamp.json")
     if timestamp is not None:
         _write(project, _place(project, "metadata/timestamp.json"), timestamp)
-    for place, bundle in bundles.items():
+    for (channel, projection), bundle in _bundles(repository).items():
+        place = _bundle_place(project, channel, projection)
         if _read(place) != bundle:
             _write(project, place, bundle)
-    return opened
+    newest = repository.written.get(metadata_path("root", repository.version("root")))
+    if newest is not None:
+        write_file(project.root, newest)
 
 
 def _write(project: Project, path: Path, data: bytes) -> None:
@@ -188,7 +416,33 @@ def _verify(
     return opened
 
 
-def expiries(project: Project) -> dict[str, int]:
-    """Return when the newest signature of each role lapses, Unix seconds."""
+# ── what there is ──────────────────────────────────────────────────────────────────────────────
+
+
+class RoleKeys(Struct, frozen=True, kw_only=True):
+    """Who signs for one role.
+
+    Attributes:
+        expires_at: when its newest signature lapses, Unix seconds; ``None`` before the first.
+    """
+
+    role: str
+    keyids: tuple[str, ...]
+    threshold: int
+    expires_at: int | None
+
+
+def role_keys(project: Project) -> list[RoleKeys]:
+    """Return whose signatures count now; nothing before the first root."""
     repository = _repository(project, {}, now=0)
-    return {role: repository.expires_at(role) for role in ROLES if repository.has(role)}
+    if not repository.has("root"):
+        return []
+    return [
+        RoleKeys(
+            role=role,
+            keyids=tuple(key.keyid for key in repository.keys_of(role)),
+            threshold=repository.threshold_of(role),
+            expires_at=repository.expires_at(role) if repository.has(role) else None,
+        )
+        for role in ROLES
+    ]

@@ -10,11 +10,13 @@ operator marked private out of everything that clients see, hashes included.
 # pyright: reportPrivateImportUsage=false
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 from securesystemslib.signer import Key, Signer
+from tuf.api.exceptions import UnsignedMetadataError
 from tuf.api.metadata import (
     DelegatedRole,
     Delegations,
@@ -36,9 +38,12 @@ from waypost.shared.trust.bundle import Projection, target_path
 __all__ = [
     "DELEGATED",
     "LIFETIME_S",
+    "OFFLINE",
     "ROLES",
+    "KeyChange",
     "ManifestRepository",
     "Read",
+    "metadata_path",
 ]
 
 HOUR_S, DAY_S = 3_600, 86_400
@@ -58,6 +63,9 @@ DELEGATED: Mapping[str, str] = {"hints": "hints", "full": "targets"}
 # Roles that own keys.
 ROLES = ("root", "targets", "hints", "snapshot", "timestamp")
 
+# What people sign; the rest is signed by machines, day and night.
+OFFLINE = ("root", "targets", "full")
+
 # A bundle repeats this many of the newest roots; older clients fetch the rest by name.
 ROOTS_IN_BUNDLE = 16
 
@@ -65,11 +73,27 @@ ROOTS_IN_BUNDLE = 16
 Read = Callable[[str], bytes | None]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyChange:
+    """Which keys sign for ``role`` from now on.
+
+    Attributes:
+        remove: key ids.
+        threshold: how many must sign; ``None`` leaves it.
+    """
+
+    role: str
+    add: tuple[Key, ...] = ()
+    remove: tuple[str, ...] = ()
+    threshold: int | None = None
+
+
 class ManifestRepository(Repository):
     """The newest state of a repository, and what was made since it was read.
 
     Attributes:
         written: path → bytes, in the order in which they must become visible.
+        signers: by role that owns keys.
     """
 
     def __init__(
@@ -79,10 +103,15 @@ class ManifestRepository(Repository):
         *,
         now: int,
         lifetime_s: Mapping[str, int] = LIFETIME_S,
+        drafting: bool = False,
     ) -> None:
+        """Args:
+        drafting: leave what is made unsigned, for others to sign.
+        """
         self.written: dict[str, bytes] = {}
+        self.signers = signers
         self._read = read
-        self._signers = signers
+        self._drafting = drafting
         self._now = now
         self._lifetime_s = lifetime_s
         self._versions: dict[str, int] = {}
@@ -91,6 +120,10 @@ class ManifestRepository(Repository):
         """Return the newest bytes at ``path``."""
         return self.written.get(path) or self._read(path)
 
+    def published(self, path: str) -> bytes | None:
+        """Return the bytes at ``path`` as they were before anything was made."""
+        return self._read(path)
+
     # ── tuf.repository.Repository ──────────────────────────────────────────────────────────────
 
     def open(self, role: str) -> Metadata[Any]:
@@ -98,17 +131,23 @@ class ManifestRepository(Repository):
         version = self._version(role)
         if version == 0:
             return self._blank(role)
-        return self._parse(_metadata_path(role, version))
+        return self._parse(metadata_path(role, version))
 
     def close(self, role: str, md: Metadata[Any]) -> None:
         """Give ``md`` the next version and a new expiry, sign it, and keep it."""
         md.signed.version = self._version(role) + 1
         md.signed.expires = datetime.fromtimestamp(self._now + self._lifetime_s[role], UTC)
         md.signatures.clear()
-        for signer in self._signers_of(role):
-            md.sign(signer, append=True)
+        for signer in () if self._drafting else self._signers_of(role):
+            try:
+                md.sign(signer, append=True)
+            except UnsignedMetadataError as exc:
+                raise StoreError(
+                    f"key {signer.public_key.keyid[:8]} did not sign {role}: {exc.__cause__}",
+                    code="key_unusable",
+                ) from None
         self._versions[role] = md.signed.version
-        self.written[_metadata_path(role, md.signed.version)] = md.to_bytes()
+        self.written[metadata_path(role, md.signed.version)] = md.to_bytes()
 
     @property
     def targets_infos(self) -> dict[str, MetaFile]:
@@ -120,7 +159,7 @@ class ManifestRepository(Repository):
                 # The version alone: a hash would confirm a guess at what is private.
                 infos["full.json"] = MetaFile(version)
             elif version:
-                data = self._need(_metadata_path(role, version))
+                data = self._need(metadata_path(role, version))
                 infos[f"{role}.json"] = MetaFile.from_data(version, data, ["sha256"])
         return infos
 
@@ -128,7 +167,7 @@ class ManifestRepository(Repository):
     def snapshot_info(self) -> MetaFile:
         """What the next timestamp says of the snapshot."""
         version = self._version("snapshot")
-        data = self._need(_metadata_path("snapshot", version))
+        data = self._need(metadata_path("snapshot", version))
         return MetaFile.from_data(version, data, ["sha256"])
 
     # ── what Waypost publishes ─────────────────────────────────────────────────────────────────
@@ -153,19 +192,61 @@ class ManifestRepository(Repository):
         hints_keys: Sequence[Key],
     ) -> None:
         """Make ``channel`` say this, signed down to the timestamp."""
-        root = self.root()
+        self.put_offline(channel, policy=policy, full=full, issuers=issuers, hints_keys=hints_keys)
+        self.put_hints(channel, hints)
+        self.do_snapshot()
+        self.do_timestamp()
+
+    def put_offline(
+        self,
+        channel: str,
+        *,
+        policy: Policy,
+        full: Policy,
+        issuers: Issuers,
+        hints_keys: Sequence[Key],
+    ) -> None:
+        """Make the part of ``put`` that people sign."""
         with self.edit_targets() as targets:
-            targets_keys = [root.get_key(keyid) for keyid in root.roles[Targets.type].keyids]
-            targets.delegations = _delegations(
-                hints_keys, targets_keys, root.roles[Targets.type].threshold
-            )
+            self._delegate(targets, hints_keys)
             self._add(targets, target_path(channel, "client"), policy)
             self._add(targets, f"issuers/{channel}.json", issuers)
         with self.edit_targets("full") as private:
             self._add(private, target_path(channel, "full"), full)
-        self.put_hints(channel, hints)
-        self.do_snapshot()
-        self.do_timestamp()
+
+    def change_keys(self, changes: Sequence[KeyChange]) -> None:
+        """Make the root, and the targets that delegate, name other keys.
+
+        Raises:
+            StoreError: ``too_few_keys`` if a role could no longer be signed for.
+        """
+        roles = {change.role for change in changes}
+        if roles - {"hints"}:
+            with self.edit_root() as root:
+                for change in changes:
+                    if change.role != "hints":
+                        _change(root, change)
+        if self.has("targets") and roles & {"hints", "targets"}:
+            hints_keys = {key.keyid: key for key in self.keys_of("hints")}
+            for change in changes:
+                if change.role == "hints":
+                    hints_keys |= {key.keyid: key for key in change.add}
+                    for keyid in change.remove:
+                        hints_keys.pop(keyid, None)
+            _check_enough("hints", len(hints_keys), 1)
+            with self.edit_targets() as targets:
+                self._delegate(targets, list(hints_keys.values()))
+            if "targets" in roles:
+                with self.edit_targets("full"):
+                    pass
+
+    def adopt(self, files: Mapping[str, bytes]) -> None:
+        """Take new versions of what people sign, made and signed elsewhere."""
+        self.written.update(files)
+        for role in OFFLINE:
+            version = self._version(role) + 1
+            if metadata_path(role, version) in files:
+                self._versions[role] = version
 
     def put_hints(self, channel: str, hints: Hints) -> None:
         """Make the channel's hints these; a snapshot and a timestamp must follow."""
@@ -174,11 +255,38 @@ class ManifestRepository(Repository):
 
     def refresh_online(self, *, within_s: Mapping[str, int]) -> None:
         """Sign anew what lapses within its role's ``within_s``, with the online keys alone."""
-        if self._lapses("hints", within_s):
+        if self._lapses("hints", within_s) or self._wants_signature("hints"):
             with self.edit_targets("hints"):
                 pass
-        self.do_snapshot(force=self._lapses("snapshot", within_s))
-        self.do_timestamp(force=self._lapses("timestamp", within_s))
+        self.sign_online(within_s=within_s)
+
+    def sign_online(self, *, within_s: Mapping[str, int] | None = None) -> None:
+        """Make the snapshot and the timestamp that all else needs by now.
+
+        Anew, too, if other keys than the last time must sign.
+        """
+        for role, make in (("snapshot", self.do_snapshot), ("timestamp", self.do_timestamp)):
+            lapses = within_s is not None and self._lapses(role, within_s)
+            make(force=lapses or self._wants_signature(role))
+
+    def keys_of(self, role: str) -> list[Key]:
+        """Return the keys whose signatures count for ``role`` now."""
+        if role == "hints":
+            delegations = self.targets().delegations if self.has("targets") else None
+            if delegations is None or delegations.roles is None:
+                return []
+            return [delegations.keys[keyid] for keyid in delegations.roles["hints"].keyids]
+        root = self.root()
+        return [root.keys[keyid] for keyid in root.roles[role].keyids]
+
+    def threshold_of(self, role: str) -> int:
+        """Return how many of ``keys_of`` must sign."""
+        return 1 if role == "hints" else self.root().roles[role].threshold
+
+    def target_place(self, role: str, path: str) -> str | None:
+        """Return where the newest target at ``path`` is; ``None`` if ``role`` has none."""
+        info = self.targets(role).targets.get(path) if self.has(role) else None
+        return None if info is None else f"targets/{info.get_prefixed_paths()[0]}"
 
     def channels(self) -> list[str]:
         """Return the channels that have a policy."""
@@ -188,10 +296,9 @@ class ManifestRepository(Repository):
             if path.startswith("policy/")
         )
 
-    @property
-    def next_version(self) -> int:
-        """The version of the next publication's documents."""
-        return self._version("targets") + 1
+    def version(self, role: str) -> int:
+        """Return the newest version of ``role``; 0 when there is none."""
+        return self._version(role)
 
     def has(self, role: str) -> bool:
         """Whether ``role`` has signed anything yet."""
@@ -200,19 +307,25 @@ class ManifestRepository(Repository):
     def has_full(self) -> bool:
         """Whether the full projection is at hand, not only known of."""
         version = self._version("full")
-        return bool(version) and self.read(_metadata_path("full", version)) is not None
+        return bool(version) and self.read(metadata_path("full", version)) is not None
+
+    def root_paths(self) -> list[str]:
+        """Return where the newest roots are, oldest first."""
+        newest = self._version("root")
+        oldest = max(1, newest - ROOTS_IN_BUNDLE + 1)
+        return [metadata_path("root", version) for version in range(oldest, newest + 1)]
 
     def roots_in_bundle(self) -> list[bytes]:
         """Return the newest roots, oldest first."""
-        return [self._need(path) for path in self._root_paths()]
+        return [self._need(path) for path in self.root_paths()]
 
     def bundle_files(self, channel: str, projection: Projection) -> dict[str, str]:
         """Return what a client of ``channel`` needs, by path: see ``pack_bundle``."""
         roles = ["snapshot", "targets", "hints", *(["full"] if projection == "full" else [])]
         paths = [
-            *self._root_paths(),
-            *(_metadata_path(role, self._version(role)) for role in roles),
-            _metadata_path("timestamp", 0),
+            *self.root_paths(),
+            *(metadata_path(role, self._version(role)) for role in roles),
+            metadata_path("timestamp", 0),
             self._target_file_path(
                 "full" if projection == "full" else "targets", target_path(channel, projection)
             ),
@@ -226,11 +339,6 @@ class ManifestRepository(Repository):
         return int(self.open(role).signed.expires.timestamp())
 
     # ── parts ──────────────────────────────────────────────────────────────────────────────────
-
-    def _root_paths(self) -> list[str]:
-        newest = self._version("root")
-        oldest = max(1, newest - ROOTS_IN_BUNDLE + 1)
-        return [_metadata_path("root", version) for version in range(oldest, newest + 1)]
 
     def _need(self, path: str) -> bytes:
         data = self.read(path)
@@ -247,8 +355,21 @@ class ManifestRepository(Repository):
     def _lapses(self, role: str, within_s: Mapping[str, int]) -> bool:
         return self.expires_at(role) - self._now <= within_s[role]
 
+    def _wants_signature(self, role: str) -> bool:
+        """Whether other keys than those at hand have signed ``role``."""
+        if not self.has(role):
+            return False
+        counts = {key.keyid for key in self.keys_of(role)}
+        at_hand = {signer.public_key.keyid for signer in self.signers.get(role, ())}
+        signed = set(self.open(role).signatures)
+        return not counts & at_hand <= signed <= counts
+
+    def _delegate(self, targets: Targets, hints_keys: Sequence[Key]) -> None:
+        targets.delegations = _delegations(
+            hints_keys, self.keys_of(Targets.type), self.threshold_of(Targets.type)
+        )
+
     def _version(self, role: str) -> int:
-        """Return the newest version of ``role``; 0 when there is none."""
         if role not in self._versions:
             self._versions[role] = self._find_version(role)
         return self._versions[role]
@@ -256,15 +377,15 @@ class ManifestRepository(Repository):
     def _find_version(self, role: str) -> int:
         if role == "root":
             version = 0
-            while self._read(_metadata_path("root", version + 1)) is not None:
+            while self._read(metadata_path("root", version + 1)) is not None:
                 version += 1
             return version
-        if self._read(_metadata_path("timestamp", 0)) is None:
+        if self._read(metadata_path("timestamp", 0)) is None:
             return 0
-        timestamp: Timestamp = self._parse(_metadata_path("timestamp", 0)).signed
+        timestamp: Timestamp = self._parse(metadata_path("timestamp", 0)).signed
         if role in ("timestamp", "snapshot"):
             return timestamp.version if role == "timestamp" else timestamp.snapshot_meta.version
-        path = _metadata_path("snapshot", timestamp.snapshot_meta.version)
+        path = metadata_path("snapshot", timestamp.snapshot_meta.version)
         snapshot: Snapshot = self._parse(path).signed
         meta = snapshot.meta.get(f"{role}.json")
         return meta.version if meta is not None else 0
@@ -281,7 +402,7 @@ class ManifestRepository(Repository):
                 return Metadata(Targets())
 
     def _signers_of(self, role: str) -> Sequence[Signer]:
-        signers = self._signers.get(DELEGATED.get(role, role), ())
+        signers = self.signers.get(DELEGATED.get(role, role), ())
         if not signers:
             raise StoreError(f"no key at hand to sign '{role}'", code="key_missing")
         return signers
@@ -293,14 +414,34 @@ class ManifestRepository(Repository):
         self.written[f"targets/{info.get_prefixed_paths()[0]}"] = data
 
     def _target_file_path(self, role: str, path: str) -> str:
-        info = self.targets(role).targets.get(path)
-        if info is None:
+        place = self.target_place(role, path)
+        if place is None:
             raise StoreError(f"'{role}' has no target {path}")
-        return f"targets/{info.get_prefixed_paths()[0]}"
+        return place
 
 
-def _metadata_path(role: str, version: int) -> str:
+def metadata_path(role: str, version: int) -> str:
+    """Return where ``version`` of ``role`` is in the repository."""
     return "metadata/timestamp.json" if role == "timestamp" else f"metadata/{version}.{role}.json"
+
+
+def _change(root: Root, change: KeyChange) -> None:
+    for key in change.add:
+        root.add_key(key, change.role)
+    role = root.roles[change.role]
+    for keyid in change.remove:
+        if keyid in role.keyids:
+            root.revoke_key(keyid, change.role)
+    role.threshold = change.threshold or role.threshold
+    _check_enough(change.role, len(role.keyids), role.threshold)
+
+
+def _check_enough(role: str, keys: int, threshold: int) -> None:
+    if keys < threshold:
+        raise StoreError(
+            f"{role} would have {keys} keys, of which {threshold} must sign; add one first",
+            code="too_few_keys",
+        )
 
 
 def _delegations(

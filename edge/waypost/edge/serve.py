@@ -47,23 +47,28 @@ def run(
     project: Project,
     sock: socket.socket,
     *,
-    signers: Mapping[str, Sequence[Signer]],
+    signers: Callable[[], Mapping[str, Sequence[Signer]]],
     private_token: str | None,
     ready: Callable[[str], None],
 ) -> None:
-    """Serve until SIGINT or SIGTERM; ``ready`` gets the URL once requests are answered."""
+    """Serve until SIGINT or SIGTERM; ``ready`` gets the URL once requests are answered.
+
+    ``signers`` is asked at each turn, so that a new key is used, and a revoked one not.
+    """
 
     def sign_anew() -> None:
-        resign(project, signers=signers, now=int(time.time()))
+        held = signers()
+        if held:
+            resign(project, signers=held, now=int(time.time()))
 
     app = create_app(
         project.public,
         private=project.private,
         private_token=private_token,
-        resign=sign_anew if signers else None,
+        resign=sign_anew,
         resign_every_s=RESIGN_EVERY_S,
     )
-    if not signers:
+    if not signers():
         _log.warning("no online keys here: the manifest lapses when its timestamp does")
     host, port = sock.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
