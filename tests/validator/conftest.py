@@ -10,6 +10,12 @@ from support.validator import Running, running_validator
 
 
 @pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """The loop that the validator runs on."""
+    return "asyncio", {"use_uvloop": True}
+
+
+@pytest.fixture
 async def acme() -> AsyncGenerator[Upstream]:
     """The provider of small, large and frontier."""
     async with running_upstream() as upstream:

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator
 from functools import cache
-from itertools import pairwise
 
 from stdnum import iban, luhn, numdb
 from stdnum.us import ssn
@@ -32,37 +31,42 @@ _ISSUED = re.compile(
     """,
     re.VERBOSE,
 )
-_GROUPINGS = {(4, 4, 4, 4), (4, 6, 5), (4, 6, 4), (4, 4, 4, 4, 3), (6, 13), (8, 8)}
-_MAX_GROUPS = 12  # more is a table, whose windows pass the check sum by chance
+# Unbroken, or as cards print it. A look-ahead, so that a number before it swallows none of it.
+_PRINTED = re.compile(
+    rb"""(?<!\d)(?=( \d{14,19}
+                   | \d{4}(?:\D{1,3}\d{4}){3}
+                   | \d{4}\D{1,3}\d{6}\D{1,3}\d{4,5}
+                   | \d{8}\D{1,3}\d{8}
+                   | \d{6}\D{1,3}\d{13}
+         )(?!\d))""",
+    re.VERBOSE,
+)
+_MAX_GROUPS = 12  # a line with more is of a table, where four in a row pass the check by chance
+_HALF_BYTES = 24  # of a number that goes on in the next line
 _DIGITS = re.compile(rb"\d+")
 
 
 def _cards(text: bytes) -> Iterator[bytes]:
     for match in _CARD_RUN.matches(text):
-        lines = [_DIGITS.findall(line) for line in re.split(rb"[\r\n]+", match[0] or b"")]
-        for groups in lines:
-            yield from (group for group in groups if len(group) >= 14)
-            yield from _grouped(groups)
-        # A number may be broken once by the end of a line.
-        for upper, lower in pairwise(lines):
-            yield from _grouped(upper[-4:] + lower[:4], across=len(upper[-4:]))
+        upper = b""
+        for line in (match[0] or b"").splitlines():
+            is_table = len(_DIGITS.findall(line)) > _MAX_GROUPS
+            whole = _digits(line)
+            yield whole  # grouped in any way, but alone
+            for printed in _PRINTED.finditer(line):
+                number = _digits(printed[1])
+                if number != whole and (number == printed[1] or not is_table):
+                    yield number
+            # A number may be broken once by the end of a line.
+            if not is_table:
+                for printed in _PRINTED.finditer(upper + b"\n" + line[:_HALF_BYTES]):
+                    if b"\n" in printed[1]:
+                        yield _digits(printed[1])
+            upper = b"" if is_table else line[-_HALF_BYTES:]
 
 
-def _grouped(groups: list[bytes], *, across: int = 0) -> Iterator[bytes]:
-    """Yield what is grouped as on a card, and the whole if it is as long as a card number.
-
-    Args:
-        across: only what has groups before and after this index.
-    """
-    if len(groups) <= _MAX_GROUPS:
-        lengths = [len(group) for group in groups]
-        for first in range(len(groups)):
-            for count in (2, 3, 4, 5):
-                is_asked_for = not across or first < across < first + count
-                if is_asked_for and tuple(lengths[first : first + count]) in _GROUPINGS:
-                    yield b"".join(groups[first : first + count])
-    if len(groups) > 1 and 14 <= sum(map(len, groups)) <= 19:
-        yield b"".join(groups)
+def _digits(number: bytes) -> bytes:
+    return number.translate(None, b" \t\r\n\f\v./_-")
 
 
 def _has_card(text: bytes) -> bool:

@@ -70,7 +70,7 @@ _HAS_DIGIT = re.compile(rb"\d")
 _NEXT_PARAMETER = re.compile(rb"&\w+=.*", re.DOTALL)
 _PASSWORD_CHARS = 6
 _KEY_CHARS = 16
-_DISTINCT_CHARS = 8  # in 20 random ones of 16, all but one in 10,000 have as many
+_DISTINCT_CHARS = 8  # of 20 random hexadecimal digits, one in 2,000 has fewer
 
 
 def _is_random(token: bytes) -> bool:
