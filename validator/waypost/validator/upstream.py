@@ -1,32 +1,31 @@
-"""Connections to one provider, and what its failures mean.
+"""One provider: its address, its key, its connections, and what its failures mean."""
 
-pyreqwest, by measurement (docs/adr/0007). No redirects: a provider must not be able to send a
-prompt, and our key with it, somewhere else. No compression: bytes pass through untouched.
-"""
-
+import asyncio
+import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from datetime import timedelta
 
 from msgspec import Struct
-from pyreqwest.client import Client, ClientBuilder
-from pyreqwest.exceptions import (
-    ConnectError,
-    ConnectTimeoutError,
-    NetworkError,
-    RequestError,
-    RequestTimeoutError,
-)
-from pyreqwest.http import Url
-from pyreqwest.request import RequestBuilder
-from pyreqwest.response import Response
 
 from waypost.shared.records import AttemptOutcome
 from waypost.validator.config import ProviderConfig
+from waypost.validator.http1 import HTTPFailure, Origin, Response, Stage
 from waypost.validator.providers import DIALECTS
 from waypost.validator.resilience.breaker import Breaker
 
 __all__ = ["Answer", "NoAnswer", "Stream", "Upstream"]
+
+MAX_ANSWER_BYTES = 64 * 1_048_576  # pictures and sounds come as base64 inside the JSON
+
+# W3C Trace Context §3.2, version 00. Nothing else that a caller sends reaches a header.
+_TRACE = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+_OUTCOMES: dict[Stage, AttemptOutcome] = {
+    "connect": "connect_error",
+    "timeout": "timeout",
+    "broken": "server_error",
+    "malformed": "bad_response",
+}
 
 
 class NoAnswer(Exception):
@@ -41,12 +40,11 @@ class Answer(Struct, frozen=True):
     """A whole response of a provider."""
 
     status: int
-    content_type: str
     body: bytes
 
 
 class Upstream:
-    """One provider: its address, its key, its connections, its breaker."""
+    """One provider, for one event loop."""
 
     def __init__(self, name: str, config: ProviderConfig, *, api_key: str | None) -> None:
         self.name = name
@@ -54,83 +52,71 @@ class Upstream:
         self.max_tokens_field = config.max_tokens_field
         self.timeout_s = config.timeout_s
         self.breaker = Breaker()
-        self._timeout = timedelta(seconds=config.timeout_s)
-        self._url = Url(config.base_url + self.dialect.PATH)
-        self._client: Client = (
-            ClientBuilder()
-            .default_headers(self.dialect.headers(api_key))
-            .user_agent("waypost")
-            .follow_redirects(False)
-            .referer(False)
-            .gzip(False)
-            .brotli(False)
-            .zstd(False)
-            .deflate(False)
-            .connect_timeout(timedelta(seconds=config.connect_timeout_s))
-            .read_timeout(self._timeout)
-            .build()
+        self._origin = Origin(
+            config.base_url + self.dialect.PATH,
+            headers={
+                **self.dialect.headers(api_key),
+                "Accept": "*/*",
+                # Bytes pass through untouched, so they had better not be compressed.
+                "Accept-Encoding": "identity",
+                "User-Agent": "waypost",
+            },
+            connect_timeout_s=config.connect_timeout_s,
         )
 
-    async def ask(self, body: bytes, *, trace: str | None) -> Answer:
+    async def ask(self, body: bytes, *, trace: bytes | None) -> Answer:
         """Return the provider's answer to ``body``, whole, whatever its status.
 
         Raises:
             NoAnswer: there was none.
         """
-        request = self._post(body, trace).timeout(self._timeout).build()
+        until = asyncio.get_running_loop().time() + self.timeout_s
         try:
-            response = await request.send()
-            return Answer(
-                response.status,
-                response.get_header("content-type") or "",
-                bytes(await response.bytes()),
-            )
-        except RequestError as exc:
-            raise NoAnswer(_failure(exc)) from exc
+            async with self._origin.post(body, headers=_headers(trace), until=until) as response:
+                answer = await response.read_all(until=until, at_most=MAX_ANSWER_BYTES)
+                return Answer(response.status, answer)
+        except HTTPFailure as failure:
+            raise NoAnswer(_OUTCOMES[failure.stage]) from failure
 
     @asynccontextmanager
-    async def stream(self, body: bytes, *, trace: str | None) -> AsyncGenerator["Stream"]:
+    async def stream(self, body: bytes, *, trace: bytes | None) -> AsyncGenerator["Stream"]:
         """Give the provider's answer to ``body`` as it arrives; leaving early hangs up.
 
         Raises:
             NoAnswer: there was none, or it broke off.
         """
-        # The default buffer would hold a stream back until its end.
-        request = self._post(body, trace).streamed_read_buffer_limit(0).build_streamed()
+        until = asyncio.get_running_loop().time() + self.timeout_s
         try:
-            async with request as response:
-                yield Stream(response)
-        except RequestError as exc:
-            raise NoAnswer(_failure(exc)) from exc
-
-    def _post(self, body: bytes, trace: str | None) -> RequestBuilder:
-        request = self._client.post(self._url).body_bytes(body)
-        return request if trace is None else request.header("traceparent", trace)
+            async with self._origin.post(body, headers=_headers(trace), until=until) as response:
+                yield Stream(response, self.timeout_s)
+        except HTTPFailure as failure:
+            raise NoAnswer(_OUTCOMES[failure.stage]) from failure
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._client.close()
+        await self._origin.close()
+
+
+def _headers(trace: bytes | None) -> str:
+    if trace is None or not _TRACE.fullmatch(trace):
+        return ""
+    return f"traceparent: {trace.decode()}\r\n"
 
 
 class Stream:
-    """A response whose body has not arrived yet."""
+    """A response whose body is still arriving."""
 
-    __slots__ = ("_read", "content_type", "status")
+    __slots__ = ("_loop", "_response", "_timeout_s", "is_event_stream", "status")
 
-    def __init__(self, response: Response) -> None:
+    def __init__(self, response: Response, timeout_s: float) -> None:
         self.status = response.status
-        self.content_type = response.get_header("content-type") or ""
-        self._read = response.body_reader.read_chunk
+        self.is_event_stream = response.content_type.lower().startswith(
+            "text/event-stream"
+        ) and response.content_encoding.lower() in ("", "identity")
+        self._response = response
+        self._timeout_s = timeout_s
+        self._loop = asyncio.get_running_loop()
 
     async def read(self) -> bytes:
         """Return the next bytes as they come off the wire; empty at the end."""
-        chunk = await self._read()
-        return b"" if chunk is None else bytes(chunk)
-
-
-def _failure(error: RequestError) -> AttemptOutcome:
-    if isinstance(error, ConnectError | ConnectTimeoutError):
-        return "connect_error"
-    if isinstance(error, RequestTimeoutError):
-        return "timeout"
-    return "server_error" if isinstance(error, NetworkError) else "bad_response"
+        return await self._response.read(until=self._loop.time() + self._timeout_s)

@@ -113,8 +113,7 @@ class _Hop:
         self.call = call
         self.target = target
         self.ttft_ms: float | None = None
-        trace = call.headers.get(b"traceparent")
-        self.trace = None if trace is None else trace.decode("latin-1")
+        self.trace = call.headers.get(b"traceparent")
 
     def first_byte(self) -> None:
         """Note that the answer has begun."""
@@ -281,7 +280,7 @@ async def _relay(hop: _Hop, body: bytes, progress: _Progress) -> Answer | None:
                 return await _rejection(response)
             return None
         progress.outcome = "bad_response"
-        if not response.content_type.startswith("text/event-stream"):
+        if not response.is_event_stream:
             return None
         while chunk := await response.read():
             events = reader.feed(chunk)
@@ -304,4 +303,4 @@ async def _rejection(response: Stream) -> Answer:
     body = b""
     while len(body) < MAX_ERROR_BYTES and (chunk := await response.read()):
         body += chunk
-    return Answer(response.status, response.content_type, body)
+    return Answer(response.status, body)

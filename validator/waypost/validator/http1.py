@@ -1,0 +1,305 @@
+"""A small HTTP/1.1 client for one origin: a pool of connections that POST and read.
+
+For the hot route alone, by measurement (docs/adr/0007). It knows TLS, keep-alive, chunked and
+counted bodies, time-outs, back-pressure and cancellation; llhttp parses. It knows no redirects,
+cookies, proxies, compression or HTTP/2, which the route does not want. Whatever goes wrong is
+one ``HTTPFailure`` that says at which stage.
+"""
+
+import asyncio
+import ssl
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Literal, cast
+from urllib.parse import urlsplit
+
+import httptools
+
+__all__ = ["HTTPFailure", "Origin", "Response", "Stage"]
+
+# Where an exchange failed: before a connection stood, by silence, by the connection's end, or
+# by bytes that are not HTTP or too many of them.
+Stage = Literal["connect", "timeout", "broken", "malformed"]
+
+MAX_HEAD_BYTES = 65_536
+HIGH_WATER_BYTES = 262_144  # read ahead of a slow reader; then the provider is held back
+# Servers close idle connections after some seconds and up. What has been idle for longer than
+# most of them wait is not worth the failure it might cause.
+MAX_IDLE_S = 30.0
+
+
+class HTTPFailure(Exception):
+    """An exchange that did not come to its end."""
+
+    def __init__(self, stage: Stage, detail: str) -> None:
+        super().__init__(f"{stage}: {detail}")
+        self.stage: Stage = stage
+
+
+class Response(asyncio.Protocol):
+    """One connection, and the response that is on it at the moment.
+
+    Attributes:
+        status: 0 until the head has come.
+        content_type, content_encoding: as sent; empty if not.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._transport: asyncio.Transport | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._paused = False
+        self.idle_since = 0.0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._parser = httptools.HttpResponseParser(self)
+        self._failure: HTTPFailure | None = None
+        self._has_head = self._is_complete = self._ends_with_connection = False
+        self._keeps_alive = False
+        self._head_bytes = 0
+        self._body = bytearray()
+        self.status = 0
+        self.content_type = self.content_encoding = ""
+
+    # ── by the pool ────────────────────────────────────────────────────────────────────────
+
+    @property
+    def is_reusable(self) -> bool:
+        """Whether the exchange is over and the connection may carry another."""
+        return (
+            self._is_complete
+            and self._keeps_alive
+            and self._failure is None
+            and self._transport is not None
+            and not self._transport.is_closing()
+        )
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether not a byte of a response has come."""
+        return not self._head_bytes
+
+    def send(self, request: bytes) -> None:
+        """Begin a new exchange."""
+        self._begin()
+        if self._transport is None or self._transport.is_closing():
+            self._fail("broken", "the connection was closed")
+        else:
+            self._transport.write(request)
+
+    def abort(self) -> None:
+        """Close the connection, whatever is on it."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # ── by the reader ──────────────────────────────────────────────────────────────────────
+
+    async def head(self, *, until: float) -> None:
+        """Wait for the head; ``until`` is by the loop's clock. Raises HTTPFailure."""
+        while not self._has_head:
+            await self._wait(until)
+
+    async def read(self, *, until: float) -> bytes:
+        """Return the next bytes of the body as they arrive; empty at its end.
+
+        Raises:
+            HTTPFailure: it did not come to its end.
+        """
+        while not self._body and not self._is_complete:
+            await self._wait(until)
+        body = bytes(self._body)
+        self._body.clear()
+        self._resume()
+        return body
+
+    async def read_all(self, *, until: float, at_most: int) -> bytes:
+        """Return the whole body; raises HTTPFailure (``malformed``) if it is longer."""
+        while not self._is_complete:
+            if len(self._body) > at_most:
+                raise HTTPFailure("malformed", f"a body of more than {at_most} bytes")
+            self._resume()
+            await self._wait(until)
+        return bytes(self._body)
+
+    async def _wait(self, until: float) -> None:
+        if self._failure is not None:
+            raise self._failure
+        self._waiter = self._loop.create_future()
+        timer = self._loop.call_at(until, self._fail, "timeout", "no answer in time")
+        try:
+            await self._waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
+
+    def _resume(self) -> None:
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _fail(self, stage: Stage, detail: str) -> None:
+        if self._failure is None:
+            self._failure = HTTPFailure(stage, detail)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(self._failure)
+
+    # ── by the event loop ──────────────────────────────────────────────────────────────────
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # TCP and TLS are streams
+
+    def data_received(self, data: bytes) -> None:
+        if not self._has_head:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
+            self._fail("malformed", str(exc))
+            self.abort()
+            return
+        if not self._has_head and self._head_bytes > MAX_HEAD_BYTES:
+            self._fail("malformed", f"a head of more than {MAX_HEAD_BYTES} bytes")
+            self.abort()
+        elif len(self._body) > HIGH_WATER_BYTES and not self._paused and self._transport:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._has_head and self._ends_with_connection and exc is None:
+            self._is_complete = True
+            self._wake()
+        elif not self._is_complete:
+            self._fail("broken", str(exc or "the provider closed the connection"))
+
+    # ── by the parser ──────────────────────────────────────────────────────────────────────
+
+    def on_message_begin(self) -> None:
+        if self._is_complete:
+            raise ValueError("a response that nobody asked for")
+        self._ends_with_connection = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        match name.lower():
+            case b"content-length" | b"transfer-encoding":
+                self._ends_with_connection = False
+            case b"content-type":
+                self.content_type = value.decode("latin-1")
+            case b"content-encoding":
+                self.content_encoding = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status >= 200:  # others announce the one that counts
+            self.status = status
+            self._keeps_alive = self._parser.should_keep_alive()
+            self._has_head = True
+            self._wake()
+
+    def on_body(self, body: bytes) -> None:
+        self._body += body
+        self._wake()
+
+    def on_message_complete(self) -> None:
+        if self._has_head:
+            self._is_complete = True
+            self._wake()
+
+
+class Origin:
+    """The connections to one scheme, host and port."""
+
+    def __init__(self, url: str, *, headers: dict[str, str], connect_timeout_s: float) -> None:
+        """Args:
+        url: where every request goes.
+        headers: of every request, Host and Content-Length aside.
+        """
+        parts = urlsplit(url)
+        self._host = parts.hostname or ""
+        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._port = parts.port or (443 if self._tls is not None else 80)
+        self._connect_timeout_s = connect_timeout_s
+        lines = {"Host": parts.netloc, **headers}
+        self._head = f"POST {parts.path or '/'} HTTP/1.1\r\n" + "".join(
+            f"{name}: {value}\r\n" for name, value in lines.items()
+        )
+        self._idle: list[Response] = []
+        self._open: set[Response] = set()
+
+    @asynccontextmanager
+    async def post(
+        self, body: bytes, *, headers: str = "", until: float
+    ) -> AsyncGenerator[Response]:
+        """Send ``body`` and give the response once its head is there.
+
+        Leaving before the body has been read to its end, cancelled or not, closes the
+        connection: that is how a provider learns that nobody listens any more.
+
+        Args:
+            headers: further header lines, each with its line end.
+            until: when the head must be there, by the loop's clock.
+
+        Raises:
+            HTTPFailure: there is no response.
+        """
+        request = f"{self._head}{headers}Content-Length: {len(body)}\r\n\r\n".encode() + body
+        response = self._take_idle()
+        is_used = response is not None
+        response = response or await self._connect()
+        try:
+            response.send(request)
+            try:
+                await response.head(until=until)
+            except HTTPFailure as failure:
+                # It was closed while we wrote, as servers close what is idle: RFC 9112 §9.3.1.
+                if not (is_used and failure.stage == "broken" and response.is_untouched):
+                    raise
+                self._open.discard(response)
+                response = await self._connect()
+                response.send(request)
+                await response.head(until=until)
+            yield response
+        finally:
+            if response.is_reusable:
+                response.idle_since = asyncio.get_running_loop().time()
+                self._idle.append(response)
+            else:
+                response.abort()
+                self._open.discard(response)
+
+    def _take_idle(self) -> Response | None:
+        # The last one used is the least likely to have been closed; the rest may age and go.
+        while self._idle:
+            response = self._idle.pop()
+            now = asyncio.get_running_loop().time()
+            if response.is_reusable and now - response.idle_since < MAX_IDLE_S:
+                return response
+            response.abort()
+            self._open.discard(response)
+        return None
+
+    async def _connect(self) -> Response:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                _, response = await loop.create_connection(
+                    lambda: Response(loop), self._host, self._port, ssl=self._tls
+                )
+        except TimeoutError:
+            raise HTTPFailure("connect", "no connection in time") from None
+        except (OSError, ssl.SSLError) as exc:
+            raise HTTPFailure("connect", str(exc)) from exc
+        self._open.add(response)
+        return response
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for response in self._open:
+            response.abort()
+        self._open.clear()
+        self._idle.clear()
+        await asyncio.sleep(0)  # sockets close on the loop's next turn
