@@ -191,6 +191,11 @@ def test_time_is_linear_whatever_the_text(detectors: Detectors, unit: str) -> No
     assert large < 8 * small * 4 + 0.02  # quadratic would be 64 times
 
 
+def test_a_table_of_four_digit_numbers_is_not_full_of_cards(detectors: Detectors) -> None:
+    table = " ".join(str(number) for number in range(4000, 5000, 7))
+    assert detectors.find([table]) == set()
+
+
 def test_too_many_near_misses_to_check_count_as_a_hit(detectors: Detectors) -> None:
     near_miss = "4111111111111112\n"
     assert detectors.find([near_miss * (MAX_CHECKS - 1)]) == set()
