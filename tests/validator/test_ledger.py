@@ -464,6 +464,16 @@ async def test_closing_writes_what_is_still_to_be_written(path: Path) -> None:
         await ledger.reserve(a_hold("b", 1))
 
 
+async def test_a_ledger_that_cannot_be_read_says_so(path: Path) -> None:
+    ledger = SqliteLedger.open(path)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("DROP TABLE windows")
+    with pytest.raises(StoreError, match="cannot be read") as caught:
+        await ledger.balances("acme", (limit("day", 1),), now=NOON)
+    assert caught.value.code == "ledger_unavailable"
+    await ledger.close()
+
+
 async def test_closing_gives_up_on_a_store_that_stays_locked(path: Path) -> None:
     ledger = SqliteLedger.open(path, patience_s=0.05)
     await ledger.reserve(a_hold("a", 10))
