@@ -11,13 +11,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import deciding, serving
+from bench import deciding, detecting, serving
 from bench.processes import Unavailable
 
 Rows = list[tuple[str, str, str]]
 
 SECTIONS: dict[str, Callable[[Path], Rows]] = {
     "decide": lambda _: deciding.rows(),
+    "detect": lambda _: detecting.rows(),
     "serve": serving.rows,
     "stream": serving.stream_rows,
 }

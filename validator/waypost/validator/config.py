@@ -72,7 +72,7 @@ Usd = Annotated[
     Decimal, BeforeValidator(_usd), Field(ge=0, le=9_000_000, decimal_places=9, allow_inf_nan=False)
 ]
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-ProviderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}$")]
+NameText = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}$")]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
@@ -206,17 +206,19 @@ class ValidatorConfig(_Section):
     Attributes:
         audience: what a token's ``aud`` must be, exactly.
         channel: which channel's manifest this validator obeys.
+        detectors: kind of finding → data class that it raises; see docs/compliance.md.
     """
 
     audience: Annotated[str, Field(min_length=1, max_length=300)]
     channel: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "prod"
     manifest: ManifestConfig
-    providers: Annotated[dict[ProviderName, ProviderConfig], Field(min_length=1)]
+    providers: Annotated[dict[NameText, ProviderConfig], Field(min_length=1)]
     ledger: LedgerConfig = LedgerConfig()
     records: RecordsConfig = RecordsConfig()
     budgets: Budgets = Budgets()
     pseudonym: PseudonymConfig = PseudonymConfig(path=Path("state/pseudonym.key"))
     limits: LimitsConfig = LimitsConfig()
+    detectors: dict[str, NameText] = {}
 
     def below(self, folder: Path) -> "ValidatorConfig":
         """Return the same with relative paths taken from ``folder``."""

@@ -29,6 +29,7 @@ from waypost.shared.errors import PolicyError, RefusalError, StoreError, TrustEr
 from waypost.shared.money import Price
 from waypost.shared.trust import ManifestKeeper, Trusted
 from waypost.validator.config import ConfigError, ValidatorConfig, load_pseudonym_key
+from waypost.validator.detectors import Detectors, load_detectors
 from waypost.validator.ledger import Ledger, SqliteLedger
 from waypost.validator.records import RecordSink, SqliteRecordStore
 from waypost.validator.tokens import TokenVerifier
@@ -119,6 +120,7 @@ class Desk:
         records: RecordSink,
         store: SqliteRecordStore,
         upstreams: Mapping[str, Upstream],
+        detectors: Detectors,
         pseudonym_key: bytes,
         client: httpx.AsyncClient,
         clock: Callable[[], float],
@@ -130,6 +132,7 @@ class Desk:
         self.records = records
         self.store = store
         self.upstreams = upstreams
+        self.detectors = detectors
         self.pseudonym_key = pseudonym_key
         self.clock = clock
         self.monotonic = monotonic
@@ -185,6 +188,15 @@ class Desk:
             return
         if serving.unserved:
             logger.warning("no provider is configured for: %s", ", ".join(serving.unserved))
+        undefined = self.detectors.undefined(trusted.policy.data_classes)
+        if undefined:
+            logger.error(
+                "detectors raise data classes that manifest v%d does not define: %s; requests in"
+                " which they are found are refused. Define them under data_classes in policy.yaml,"
+                " or remove their kinds from detectors in validator.yaml",
+                serving.version,
+                ", ".join(undefined),
+            )
         self._serving = serving
         self.callers.clear()
         logger.info("serving manifest v%d of channel %s", serving.version, self.config.channel)
@@ -337,6 +349,7 @@ async def open_desk(
             records=records,
             store=store,
             upstreams=upstreams,
+            detectors=load_detectors(config.detectors),
             pseudonym_key=pseudonym_key,
             client=client,
             clock=clock,

@@ -5,6 +5,7 @@ Reads what a decision needs and nothing else, and changes nothing.
 
 import asyncio
 
+from anyio import to_thread
 from msgspec import structs
 
 from waypost.shared.contracts import AUTO, Declared, Facts, Proposal
@@ -12,11 +13,13 @@ from waypost.shared.errors import InvalidRequestError
 from waypost.shared.headers import parse_facts, parse_proposal
 from waypost.shared.measure import ChatRequest, decode_chat, measure_chat
 from waypost.validator.desk import Caller, Desk, Serving
+from waypost.validator.detectors import json_text
 from waypost.validator.pipeline.call import Call, Headers, Receive
 
 __all__ = ["read_body", "understand"]
 
 NOTHING_DECLARED = Declared()
+DETECT_INLINE_BYTES = 64_000  # 25 ms at worst; a longer text would hold up other requests
 
 
 async def understand(
@@ -36,8 +39,9 @@ async def understand(
     compiled = serving.compiled
     measured = measure_chat(request, body_bytes=len(call.body), reader=compiled.reader)
     out = desk.out_of_service(serving)
-    if out:
-        measured = structs.replace(measured, out_of_service=out)
+    classes = await _detect(desk, call.body)
+    if out or classes:
+        measured = structs.replace(measured, out_of_service=out, data_classes=classes)
     declared = call.headers.get(b"waypost-facts")
     facts = Facts(
         now=call.now,
@@ -46,6 +50,15 @@ async def understand(
         declared=NOTHING_DECLARED if declared is None else parse_facts(declared.decode("latin-1")),
     )
     return request, facts, _proposal(request, call.headers, serving)
+
+
+async def _detect(desk: Desk, body: bytes) -> tuple[str, ...]:
+    """Return the data classes of what the body holds: all of it, not only what is understood."""
+    if not desk.config.detectors:
+        return ()
+    if len(body) <= DETECT_INLINE_BYTES:
+        return desk.detectors.classes((json_text(body),))
+    return await to_thread.run_sync(lambda: desk.detectors.classes((json_text(body),)))
 
 
 def _proposal(request: ChatRequest, headers: Headers, serving: Serving) -> Proposal | None:
