@@ -284,6 +284,10 @@ class Hints(Struct, frozen=True, kw_only=True):
 # ── issuers: whose access tokens hold ──────────────────────────────────────────────────────────
 
 
+# 32 bytes in canonical base64url: the last letter has four bits, so that one key has one spelling.
+_Coordinate = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]\Z")]
+
+
 class IssuerKey(Struct, frozen=True, kw_only=True):
     """One public key of a token issuer, as RFC 7517 writes an OKP or EC key.
 
@@ -292,8 +296,8 @@ class IssuerKey(Struct, frozen=True, kw_only=True):
 
     kid: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}\Z")]
     alg: Literal["EdDSA", "ES256"]
-    x: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{43}\Z")]
-    y: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{43}\Z")] | None = None
+    x: _Coordinate
+    y: _Coordinate | None = None
     status: Literal["active", "retiring", "revoked"] = "active"
     not_before: Instant = 0
     expires_at: Instant | None = None
