@@ -278,14 +278,15 @@ def _apply(project: Project, draft: Draft, *, signers: Signers, now: int) -> dic
 
 def _check_signed(draft: Draft, repository: ManifestRepository) -> None:
     """Raise StoreError unless ``draft`` follows what is published, and enough have signed it."""
-    for role, result in _signatures(draft, repository).items():
-        path = metadata_path(role, repository.version(role) + 1)
-        if path not in draft.files:
+    results = _signatures(draft, repository)
+    for role in results:
+        if metadata_path(role, repository.version(role) + 1) not in draft.files:
             raise StoreError(
-                f"the draft was made before {role} v{repository.version(role)} was published; "
-                "make it anew",
+                f"the draft does not follow {role} v{repository.version(role)}, which is "
+                "published; make it anew",
                 code="draft_stale",
             )
+    for role, result in results.items():
         if not result.verified:
             still = ", ".join(sorted(keyid[:8] for keyid in result.unsigned))
             raise StoreError(
