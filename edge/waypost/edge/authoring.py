@@ -11,9 +11,18 @@ from typing import Annotated, Literal, cast
 
 import msgspec
 from msgspec import Struct, structs
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from waypost.cli.yamlfile import FileError, FileModel, YAMLFile, read_yaml
+from waypost.edge.analysis.cells import DataHas
+from waypost.edge.analysis.invariants import Invariant, MaxCost
 from waypost.edge.fields import (
     URL,
     Days,
@@ -58,10 +67,14 @@ __all__ = ["Authored", "PolicyFile", "load_issuers", "load_policy"]
 
 
 class Authored(Struct, frozen=True):
-    """One policy, twice: for validators, and for clients without what is marked private."""
+    """One policy, twice: for validators, and for clients without what is marked private.
+
+    ``invariants`` are what ``prove`` holds it against before it is signed; they do not travel.
+    """
 
     full: Policy
     client: Policy
+    invariants: tuple[Invariant, ...] = ()
 
 
 def load_policy(path: Path, *, channel: str, version: int, issued_at: int) -> Authored:
@@ -80,6 +93,7 @@ def load_policy(path: Path, *, channel: str, version: int, issued_at: int) -> Au
     known_names = {
         "tier": file.names("tiers"),
         "provider": file.names("providers"),
+        "data class": file.names("data_classes"),
         "model": models,
         "model or group": models | file.names("groups"),
     }
@@ -92,7 +106,8 @@ def load_policy(path: Path, *, channel: str, version: int, issued_at: int) -> Au
     if written is None or file.findings:
         raise FileError(file.findings)
     full = written.policy(channel=channel, version=version, issued_at=issued_at)
-    authored = Authored(full, _for_clients(full, written))
+    invariants = tuple(map(written.invariant, written.invariants))
+    authored = Authored(full, _for_clients(full, written), invariants)
     for policy in (authored.full, authored.client):
         # Through the reader's own eyes: what is published can be decoded and compiled.
         compile_policy(decode_policy(msgspec.json.encode(policy)))
@@ -291,6 +306,56 @@ class _Endpoint(FileModel):
     region: Name = "global"
 
 
+DataRef = Annotated[str, known("data class")]
+
+
+class _HasData(FileModel):
+    any: Unique[DataRef] = []
+    all: Unique[DataRef] = []
+    none: Unique[DataRef] = []
+
+
+class _SpokenOf(_When):
+    """Which requests an invariant speaks of: a route's conditions, and classes of data."""
+
+    data: Annotated[_HasData, BeforeValidator(_any_of)] | None = None
+
+
+class _For(FileModel):
+    input_tokens: Tokens
+    output_tokens: Tokens
+
+
+class _Then(FileModel):
+    promises: Some[Promise] | None = None
+    models: Some[ModelRef] | None = None
+    providers: Some[Annotated[str, known("provider")]] | None = None
+    regions: Some[Name] | None = None
+    max_cost: Dollars | None = None
+    for_: Annotated[_For | None, Field(alias="for")] = None
+    has_fallback: Literal[True] | None = None
+    never_refused: Literal[True] | None = None
+
+    @model_validator(mode="after")
+    def _is_said(self) -> "_Then":
+        if not self.model_fields_set:
+            raise wrong(
+                "claims nothing; say promises, models, providers, regions, max_cost, "
+                "has_fallback or never_refused"
+            )
+        if (self.max_cost is None) != (self.for_ is None):
+            raise wrong(
+                "max_cost needs 'for: {input_tokens: …, output_tokens: …}', and the reverse"
+            )
+        return self
+
+
+class _Invariant(FileModel):
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    when: _SpokenOf = _SpokenOf()
+    then: _Then
+
+
 class PolicyFile(FileModel):
     """All of ``policy.yaml``, as written."""
 
@@ -303,6 +368,7 @@ class PolicyFile(FileModel):
     last_resort: Some[ModelRef] | None = None
     endpoints: dict[Name, _Endpoint] = {}
     default_output_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 300
+    invariants: list[_Invariant] = []
 
     def promises(self, model: _Model) -> tuple[str, ...]:
         """Return what holds for ``model``: its provider's promises, and its own."""
@@ -335,6 +401,24 @@ class PolicyFile(FileModel):
                 for name, endpoint in self.endpoints.items()
             ),
             default_output_tokens=self.default_output_tokens,
+        )
+
+    def invariant(self, written: _Invariant) -> Invariant:
+        """Return what is to be proved."""
+        then, data = written.then, written.when.data or _HasData()
+        return Invariant(
+            name=written.name,
+            when=tuple(written.when.conditions()),
+            data=DataHas(any_of=tuple(data.any), all_of=tuple(data.all), none_of=tuple(data.none)),
+            promises=tuple(then.promises or ()),
+            models=None if then.models is None else self.plain(then.models),
+            providers=None if then.providers is None else tuple(then.providers),
+            regions=None if then.regions is None else tuple(then.regions),
+            max_cost=None
+            if then.max_cost is None or then.for_ is None
+            else MaxCost(then.max_cost, then.for_.input_tokens, then.for_.output_tokens),
+            has_fallback=bool(then.has_fallback),
+            never_refused=bool(then.never_refused),
         )
 
     def _model(self, name: str, model: _Model) -> Model:

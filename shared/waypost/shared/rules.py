@@ -25,6 +25,7 @@ from waypost.shared.contracts import (
 )
 
 __all__ = [
+    "COHORT_BITS",
     "DECLARED_FIELDS",
     "OPTIONAL_FIELDS",
     "RuleTable",
@@ -33,6 +34,7 @@ __all__ = [
     "field_of",
     "fulfils",
     "holds",
+    "place",
     "value_of",
 ]
 
@@ -89,12 +91,10 @@ def _clock(condition: ClockBetween) -> Reader:
     return lambda facts: (local(facts) // 86_400 + 3) % 7
 
 
-def _place(salt: str) -> Reader:
-    def place(facts: Facts) -> int:
-        digest = sha256(f"{salt} {facts.signed.cohort}".encode()).digest()
-        return int.from_bytes(digest[:8]) % SHARES
-
-    return place
+def place(salt: str, of_cohort: int) -> int:
+    """Return where a cohort stands among the shares drawn under ``salt``: 0 to 9,999."""
+    digest = sha256(f"{salt} {of_cohort}".encode()).digest()
+    return int.from_bytes(digest[:8]) % SHARES
 
 
 def field_of(condition: Condition) -> str:
@@ -113,7 +113,7 @@ def _reader(condition: Condition) -> Reader:
         case ClockBetween():
             return _clock(condition)
         case Share(salt=salt):
-            return _place(salt)
+            return lambda facts: place(salt, facts.signed.cohort)
         case _:
             return _READ[condition.field]
 

@@ -1,0 +1,1 @@
+"""What a policy means for every request there can be: findings, proofs, differences."""

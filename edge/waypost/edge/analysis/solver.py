@@ -1,0 +1,89 @@
+"""Finds facts that fulfil a set of demands, or shows that there are none. Exact, pure.
+
+A variable takes one of a few cells, and a set of cells is the bits of an integer. This is
+satisfiability with unit propagation (Davis, Putnam, Logemann and Loveland), over variables of
+more than two values; policies make small and easy instances of it.
+"""
+
+from collections.abc import Iterable, Sequence
+
+__all__ = ["Atom", "Clause", "Domains", "Literal", "narrow", "solve"]
+
+Atom = tuple[int, int]
+"""A variable, and the cells it must be in."""
+Literal = tuple[Atom, ...]
+"""All of them hold; without any it is always true."""
+Clause = tuple[Literal, ...]
+"""At least one of them holds; without any it is never true."""
+Domains = Sequence[int]
+"""The cells that each variable may still be in."""
+
+
+def narrow(domains: Domains, literal: Literal) -> list[int] | None:
+    """Return ``domains`` where ``literal`` holds, ``None`` if it cannot."""
+    narrowed = list(domains)
+    for variable, cells in literal:
+        narrowed[variable] &= cells
+        if not narrowed[variable]:
+            return None
+    return narrowed
+
+
+def solve(domains: Domains, clauses: Iterable[Clause]) -> list[int] | None:
+    """Return domains any choice from which fulfils every clause, ``None`` if there is none."""
+    propagated = _propagate(list(domains), clauses)
+    if propagated is None:
+        return None
+    narrowed, open_clauses = propagated
+    if not open_clauses:
+        return narrowed
+    shortest = min(open_clauses, key=len)
+    for literal in shortest:
+        branch = narrow(narrowed, literal)
+        if branch is not None:
+            found = solve(branch, open_clauses)
+            if found is not None:
+                return found
+        if len(literal) == 1:
+            # Where it holds there is nothing, so the other branches need not look there again.
+            variable, cells = literal[0]
+            narrowed[variable] &= ~cells
+            if not narrowed[variable]:
+                return None
+    return None
+
+
+def _propagate(
+    domains: list[int], clauses: Iterable[Clause]
+) -> tuple[list[int], list[Clause]] | None:
+    """Assert what is left without an alternative, until nothing is; the rest stays open."""
+    waiting = list(clauses)
+    while True:
+        still: list[Clause] = []
+        asserted = False
+        for clause in waiting:
+            possible: list[Literal] = []
+            for literal in clause:
+                certain = True
+                for variable, cells in literal:
+                    domain = domains[variable]
+                    if not domain & cells:
+                        break
+                    if domain & ~cells:
+                        certain = False
+                else:
+                    if certain:
+                        break
+                    possible.append(literal)
+            else:
+                if not possible:
+                    return None
+                if len(possible) > 1:
+                    still.append(tuple(possible))
+                    continue
+                for variable, cells in possible[0]:
+                    domains[variable] &= cells
+                asserted = True
+        if not asserted:
+            return domains, still
+        waiting = still
