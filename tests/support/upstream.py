@@ -61,6 +61,10 @@ class Exchange:
     async def end_stream(self) -> None:
         await self.send(b"0\r\n\r\n")
 
+    def close(self) -> None:
+        """End the connection as a server does that has said all."""
+        self._writer.close()
+
     def reset(self) -> None:
         """End the connection as a crashing process does."""
         sock = self._writer.get_extra_info("socket")
@@ -76,6 +80,7 @@ class Upstream:
     behave: Behaviour = field(default_factory=lambda: answering())
     seen: list[Seen] = field(default_factory=list)
     hung_up: asyncio.Event = field(default_factory=asyncio.Event)
+    connections: int = 0
 
     @property
     def base_url(self) -> str:
@@ -83,6 +88,7 @@ class Upstream:
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection, request by request."""
+        self.connections += 1
         try:
             with suppress(ConnectionError, asyncio.IncompleteReadError):
                 while await self._exchange(reader, writer):

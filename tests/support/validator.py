@@ -86,6 +86,12 @@ class Running:
             await asyncio.sleep(0.01)
         raise AssertionError("no record was written")
 
+    async def settled(self, account: str = "acme") -> tuple[int, int]:
+        """Return the same once nothing is held any more."""
+        while (found := await self.spent(account))[1]:
+            await asyncio.sleep(0.01)
+        return found
+
     async def spent(self, account: str = "acme") -> tuple[int, int]:
         """Return what the account has spent in all, and what is still held."""
         limit = SpendLimit(window="total", limit_nusd=10**15)

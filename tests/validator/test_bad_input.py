@@ -123,9 +123,7 @@ async def test_a_body_in_chunks_is_as_good_as_one_in_a_piece(validator: Running)
     assert response.status_code == 200
 
 
-async def test_a_body_that_does_not_come_is_not_waited_for(
-    tmp_path: Path, acme: Upstream
-) -> None:
+async def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path, acme: Upstream) -> None:
     limits = {"body_timeout_s": 0.1}
     async with running_validator(tmp_path, {"acme": acme}, limits=limits) as validator:
 

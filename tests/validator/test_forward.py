@@ -87,9 +87,7 @@ async def test_a_provider_that_fails_is_replaced_by_the_next_of_the_chain(
     assert spent == (record.cost_nusd, 0)
 
 
-async def test_a_provider_that_is_not_there_is_replaced(
-    tmp_path: Path, medcloud: Upstream
-) -> None:
+async def test_a_provider_that_is_not_there_is_replaced(tmp_path: Path, medcloud: Upstream) -> None:
     async with running_upstream() as gone:
         pass
     async with running_validator(

@@ -9,7 +9,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -63,8 +63,11 @@ def _path(value: object) -> object:
 
 
 def _usd(value: object) -> object:
-    # YAML reads 0.1 as a float; its shortest text is what the person wrote.
-    return Decimal(str(value)) if isinstance(value, int | float | str) else value
+    try:
+        # YAML reads 0.1 as a float; its shortest text is what the person wrote.
+        return Decimal(str(value)) if isinstance(value, int | float | str) else value
+    except InvalidOperation:
+        raise ValueError("write dollars as a number, as in 0.50") from None
 
 
 FilePath = Annotated[Path, BeforeValidator(_path)]
