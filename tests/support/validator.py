@@ -88,9 +88,12 @@ class Running:
 
     async def settled(self, account: str = "acme") -> tuple[int, int]:
         """Return the same once nothing is held any more."""
-        while (found := await self.spent(account))[1]:
+        for _ in range(500):
+            found = await self.spent(account)
+            if not found[1]:
+                return found
             await asyncio.sleep(0.01)
-        return found
+        raise AssertionError("something is still held")
 
     async def spent(self, account: str = "acme") -> tuple[int, int]:
         """Return what the account has spent in all, and what is still held."""

@@ -1,6 +1,6 @@
 """The validator over HTTP: routes, their order, and how errors look."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Any, cast
@@ -36,7 +36,7 @@ def create_app(opening: Callable[[], AbstractAsyncContextManager[Desk]]) -> Vali
     """Return the ASGI application; it opens its desk when the server starts it."""
 
     @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+    async def lifespan(_: Starlette) -> AsyncGenerator[None]:
         async with opening() as desk:
             app.desk = rest.state.desk = desk
             yield

@@ -293,8 +293,8 @@ def _line(node: yaml.Node | None, path: Sequence[str | int]) -> int:
                 if key.value == str(step):
                     line, found = key.start_mark.line + 1, value
         elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
-            found = node.value[step]
-            line = found.start_mark.line + 1
+            item: yaml.Node = node.value[step]
+            line, found = item.start_mark.line + 1, item
         if found is None:
             break
         node = found

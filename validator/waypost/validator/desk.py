@@ -8,7 +8,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import httpx
@@ -300,7 +300,7 @@ async def open_desk(
     environment: Mapping[str, str],
     clock: Callable[[], float] = time.time,
     monotonic: Callable[[], float] = time.monotonic,
-) -> AsyncIterator[Desk]:
+) -> AsyncGenerator[Desk]:
     """Open everything in ``config``, serve the manifest at hand, and close it all at the end.
 
     Raises:

@@ -191,6 +191,8 @@ class Response(asyncio.Protocol):
                 self.content_type = value.decode("latin-1")
             case b"content-encoding":
                 self.content_encoding = value.decode("latin-1")
+            case _:
+                pass
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
