@@ -406,6 +406,41 @@ def test_documents_older_than_the_ones_accepted(publisher: Publisher, victim: Vi
     assert victim.refuses(publisher.publish(version=9)) == "rollback"
 
 
+def test_an_older_policy_brought_back_by_thieves_of_replaced_online_keys(
+    publisher: Publisher, victim: Victim
+) -> None:
+    old = dict(publisher.files)
+    victim.keeper.accept(publisher.publish(), etag=None)
+    publisher.replace_key("snapshot")
+    publisher.replace_key("timestamp")
+    roots = {path: data for path, data in publisher.files.items() if path.endswith(".root.json")}
+    # TUF forgets the versions of replaced keys, so the old targets are new again to it.
+    publisher.files = {**old, **roots}
+    repository = publisher.repository()
+    repository.do_snapshot(force=True)
+    repository.do_timestamp()
+    publisher.save(repository)
+    for _ in range(2):  # also once its own manifest is dropped, which the new root revokes
+        with pytest.raises(TrustError) as caught:
+            victim.keeper.accept(publisher.bundle(), etag=None)
+        assert caught.value.code == "rollback"
+        assert victim.keeper.current is None
+
+
+def test_a_publisher_who_lost_everything_begins_anew_with_new_keys(
+    publisher: Publisher, victim: Victim
+) -> None:
+    for _ in range(5):
+        victim.keeper.accept(publisher.publish(), etag=None)
+    publisher.files = {
+        path: data for path, data in publisher.files.items() if path.endswith(".root.json")
+    }
+    publisher.version = 0
+    for role in ("targets", "snapshot", "timestamp"):
+        publisher.replace_key(role)
+    assert victim.keeper.accept(publisher.publish(), etag=None).policy.version == 1
+
+
 def test_hints_rolled_back_under_a_new_snapshot(publisher: Publisher, victim: Victim) -> None:
     old = dict(publisher.files)
     publisher.publish()

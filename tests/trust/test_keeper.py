@@ -426,8 +426,33 @@ def test_a_manifest_signed_with_a_revoked_key_is_dropped_at_once(
     assert keeper.current is None
     again = keeper_of(publisher, cache)
     assert again.load() is None
+    assert again.last_error is not None
+    assert again.last_error.code == "signature"
     again.accept(publisher.publish(), etag=None)
     assert decode_state(cache.read_bytes()).floor.keys() >= {"2.root", "timestamp"}
+
+
+def test_what_was_revoked_still_blocks_older_documents_after_a_restart(
+    publisher: Publisher, tmp_path: Path
+) -> None:
+    cache = tmp_path / "state.json"
+    keeper = keeper_of(publisher, cache)
+    publisher.publish()
+    old = dict(publisher.files)
+    keeper.accept(publisher.publish(), etag=None)
+    publisher.replace_key("snapshot")
+    publisher.replace_key("timestamp")
+    assert refusal(keeper, publisher.bundle()) == "signature"
+    # A thief of the new online keys signs the older policy anew.
+    roots = {path: data for path, data in publisher.files.items() if path.endswith(".root.json")}
+    publisher.files = {**old, **roots}
+    repository = publisher.repository()
+    repository.do_snapshot(force=True)
+    repository.do_timestamp()
+    publisher.save(repository)
+    again = keeper_of(publisher, cache)
+    assert again.load() is None
+    assert refusal(again, publisher.bundle()) == "rollback"
 
 
 def test_a_stored_manifest_opens_only_above_the_newest_root_seen(

@@ -18,6 +18,7 @@ from waypost.shared.trust.bundle import (
     check_files,
     missing_roots,
     pack_bundle,
+    root_version,
     unpack_bundle,
 )
 from waypost.shared.trust.fetch import Chain, Fetched, aget, aget_roots, get, get_roots
@@ -76,6 +77,8 @@ class ManifestKeeper:
         self._store = Store(cache) if cache is not None else None
         self._lock = threading.Lock()
         self._floor: dict[str, str] = {}
+        # What was accepted last, though it may have been revoked: documents stay newer than it.
+        self._last: Trusted | None = None
         self._etag: str | None = None
         self._stored_digest = b""
 
@@ -121,7 +124,7 @@ class ManifestKeeper:
                 code="semantic",
             )
         check_files(state.files)
-        if self.current is not None:
+        if self._last is not None:
             files = {**_as_files(_roots(state.floor)), **state.files}
             return self._judge(files, pack_bundle(state.files), state.etag)
         self._floor = state.floor
@@ -132,9 +135,21 @@ class ManifestKeeper:
         bundle = pack_bundle(state.files)
         opened = self._open(state.files, bundle, _roots(state.floor), None)
         if isinstance(opened.result, TrustError):
+            self._last = self._revoked(state, bundle)
             raise opened.result
-        self.current, self._etag = opened.result, state.etag
+        self.current, self._last, self._etag = opened.result, opened.result, state.etag
         return opened.result
+
+    def _revoked(self, state: State, bundle: bytes) -> Trusted | None:
+        """Return what the stored files were good for when they were stored, if anything."""
+        newest = max((root_version(path) for path in state.files), default=0)
+        roots = {
+            name: text
+            for name, text in _roots(state.floor).items()
+            if root_version(f"metadata/{name}.json") <= newest
+        }
+        result = self._open(state.files, bundle, roots, None).result
+        return None if isinstance(result, TrustError) else result
 
     # ── from the network ───────────────────────────────────────────────────────────────────────
 
@@ -222,7 +237,7 @@ class ManifestKeeper:
                 taken = self._judge({**roots, **files}, bundle, etag)
             except TrustError:
                 if self._floor != before:
-                    kept = unpack_bundle(self.current.bundle) if self.current is not None else {}
+                    kept = unpack_bundle(self._last.bundle) if self._last is not None else {}
                     self._persist(kept, self._etag)
                 raise
             self._persist(files, etag)
@@ -231,13 +246,13 @@ class ManifestKeeper:
     def _judge(self, files: dict[str, str], bundle: bytes, etag: str | None) -> Trusted:
         """Make what ``files`` prove ``current``, or raise and learn what they do prove."""
         before = self._floor
-        opened = self._open(files, bundle, before, self.current)
+        opened = self._open(files, bundle, before, self._last)
         self._floor = opened.floor
         if isinstance(opened.result, TrustError):
             if _roots(opened.floor) != _roots(before):
                 self._drop_if_revoked()
             raise opened.result
-        self.current, self._etag = opened.result, etag
+        self.current, self._last, self._etag = opened.result, opened.result, etag
         return opened.result
 
     def _drop_if_revoked(self) -> None:

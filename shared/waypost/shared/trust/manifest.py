@@ -37,6 +37,7 @@ class Trusted:
         compiled: the policy, with its hints, ready for ``decide``.
         hints: ``None`` when the bundle has none that are fresh; they can only reorder.
         versions: of each TUF role.
+        authors: ids of the keys that may sign policies.
         expires_at: Unix seconds at which the first of the signatures behind the policy lapses.
         bundle: what was verified, as it came.
     """
@@ -48,6 +49,7 @@ class Trusted:
     issuers: Issuers
     hints: Hints | None
     versions: dict[str, int]
+    authors: frozenset[str]
     expires_at: int
     bundle: bytes
 
@@ -148,6 +150,7 @@ def open_files(
             channel=channel,
             projection=projection,
             versions=verified.versions,
+            authors=verified.authors,
             expires_at=verified.expires_at,
             bundle=bundle,
         )
@@ -176,6 +179,7 @@ def _trusted(
     channel: str,
     projection: Projection,
     versions: dict[str, int],
+    authors: frozenset[str],
     expires_at: int,
     bundle: bytes,
 ) -> Trusted:
@@ -211,6 +215,7 @@ def _trusted(
         issuers=issuers,
         hints=hints,
         versions=versions,
+        authors=authors,
         expires_at=expires_at,
         bundle=bundle,
     )
@@ -241,9 +246,10 @@ def _only_known(hints: Hints, policy: Policy) -> Hints:
 
 
 def _check_not_older(new: Trusted, accepted: Trusted | None) -> None:
-    # TUF lets a role's version fall back in one case only: its keys were replaced to recover
-    # from versions that an attacker drove up. The documents' own versions then fall with it.
-    if accepted is None or new.versions["targets"] < accepted.versions["targets"]:
+    # TUF forgets versions when online keys are replaced, to recover from ones that a thief drove
+    # up. A thief of the new keys could then bring an old policy back; but only its authors' keys
+    # can drive *its* version up, so only their replacement, of every one, lets it fall.
+    if accepted is None or new.authors.isdisjoint(accepted.authors):
         return
     for ours, theirs in ((new.policy, accepted.policy), (new.issuers, accepted.issuers)):
         if ours.version < theirs.version:

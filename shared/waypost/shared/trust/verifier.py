@@ -59,6 +59,7 @@ class Verified:
         error: why the bundle is refused; the rest of the fields but ``floor`` is then void.
         targets: bytes by target path.
         versions: of each role, ``root`` included.
+        authors: ids of the keys that the root lets sign ``targets``.
         expires_at: the earliest expiry among the roles behind the required targets.
         floor: metadata that verified, by file name without ``.json``.
     """
@@ -66,6 +67,7 @@ class Verified:
     error: TrustError | None
     targets: dict[str, bytes]
     versions: dict[str, int]
+    authors: frozenset[str]
     expires_at: int
     floor: dict[str, str]
 
@@ -92,7 +94,7 @@ def verify(
             return _run(Path(directory), files, root, floor, required, optional)
     except OSError as exc:
         error = TrustError(f"no temporary directory to verify in: {exc}", code="unavailable")
-        return Verified(error, {}, {}, 0, dict(floor))
+        return Verified(error, {}, {}, frozenset(), 0, dict(floor))
 
 
 def _run(
@@ -108,6 +110,7 @@ def _run(
     error: TrustError | None = None
     expires_at = 0
     versions: dict[str, int] = {}
+    authors: frozenset[str] = frozenset()
     try:
         updater = Updater(
             str(directory), _METADATA, fetcher=fetcher, config=_CONFIG, bootstrap=root
@@ -116,6 +119,7 @@ def _run(
         for path in required:
             targets[path] = _target(updater, fetcher, path)
         roles = _trusted_roles(directory, required)
+        authors = frozenset(roles["root"].roles["targets"].keyids)
         expires_at = min(int(role.expires.timestamp()) for role in roles.values())
         for path in optional:
             with suppress(DownloadHTTPError, ExpiredMetadataError):
@@ -134,6 +138,7 @@ def _run(
         error,
         targets,
         versions,
+        authors,
         expires_at,
         {**floor, **learned},
     )
