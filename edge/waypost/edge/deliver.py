@@ -54,12 +54,13 @@ def deliver(project: Project, place: Place) -> int:
     """Make ``place`` show what the public tree shows; return how many files it took.
 
     Raises:
-        StoreError: ``place_unavailable``, or the disk refused.
+        StoreError: ``place_unavailable``, ``place_foreign`` if it shows what another root vouches
+            for, or the disk refused.
         TrustError: the place is ahead of this tree: who reads there would be thrown back.
     """
     with locked(project.lock):
         tree = _tree(project.public)
-    _check_ahead(project, tree, place)
+    _check_place(project, tree, place)
     there = place.names()
     lasting = [name for name in tree if cache_control(name) == CACHE_FOR_EVER]
     new = [name for name in sorted(lasting) if name not in there]
@@ -84,15 +85,17 @@ def _tree(folder: Path) -> dict[str, bytes]:
         raise StoreError(f"cannot read {folder}: {exc.strerror}") from exc
 
 
-def _check_ahead(project: Project, tree: Mapping[str, bytes], place: Place) -> None:
-    root = tree.get("metadata/1.root.json")
-    if root is None:
+def _check_place(project: Project, tree: Mapping[str, bytes], place: Place) -> None:
+    first = "metadata/1.root.json"
+    if first not in tree:
         raise StoreError(f"{project.public} holds nothing yet; publish first")
+    # What is there under our names is taken for ours, and not written again.
+    if place.get(first) not in (None, tree[first]):
+        raise StoreError("the place shows another deployment's tree", code="place_foreign")
     for name in tree:
         if name.endswith("/bundle.json"):
-            channel = name.split("/")[1]
-            there = place.get(name)
-            open_bundle(tree[name], root=root, channel=channel, previous=there)
+            channel, there = name.split("/")[1], place.get(name)
+            open_bundle(tree[name], root=tree[first], channel=channel, previous=there)
 
 
 class _Folder:
