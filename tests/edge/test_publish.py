@@ -13,8 +13,9 @@ from support.projects import a_project, hide_model, publish_project
 from waypost.edge import publish as publishing
 from waypost.edge.keys import load_keyring, load_signers
 from waypost.edge.project import Project
-from waypost.edge.publish import publish, resign, role_keys
+from waypost.edge.publish import publish, publish_hints, resign, role_keys
 from waypost.edge.repository import LIFETIME_S, ROLES, ManifestRepository
+from waypost.shared.contracts import Hint
 from waypost.shared.errors import PolicyError, StoreError, TrustError, WaypostError
 from waypost.shared.trust import ManifestKeeper, Trusted, open_bundle
 
@@ -304,3 +305,51 @@ def test_documents_are_named_by_what_they_are(project: Project) -> None:
     assert sorted(repository.targets().targets) == ["issuers/prod.json", "policy/prod.json"]
     issuers = next((project.public / "targets/issuers").iterdir())
     assert msgspec.json.decode(issuers.read_bytes())["kind"] == "issuers"
+
+
+# ── hints ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def tell(project: Project, *hints: Hint) -> int:
+    """Publish hints as an edge does: with the online keys alone."""
+    keyring = load_keyring(project.keys)
+    signers = load_signers(keyring, project.keys, ONLINE, passphrase=None)
+    return publish_hints(project, hints, channel="prod", signers=signers, now=int(time.time()))
+
+
+def test_hints_reach_clients_without_the_keys_of_people(project: Project) -> None:
+    publish_project(project)
+    for path in [*project.keys.glob("root-*"), *project.keys.glob("targets-*")]:
+        path.unlink()
+    assert tell(project, Hint(model="small", ttft_ms=123, health=40)) == 2
+    trusted = opened(project)
+    assert trusted.hints is not None
+    assert trusted.hints.models == (Hint(model="small", ttft_ms=123, health=40),)
+    assert trusted.policy.version == 1
+
+
+def test_a_new_policy_keeps_what_the_fleet_sees(project: Project) -> None:
+    publish_project(project)
+    tell(project, Hint(model="small", drain=True))
+    publish_project(project)
+    trusted = opened(project)
+    assert trusted.policy.version == 2
+    assert trusted.hints is not None
+    assert trusted.hints.models == (Hint(model="small", drain=True),)
+
+
+@pytest.mark.parametrize("model", ["smal", "large"])
+def test_hints_name_public_models_only(project: Project, model: str) -> None:
+    hide_model(project, "large")  # hints are for everybody to read, names included
+    publish_project(project)
+    before = tree_of(project)
+    with pytest.raises(PolicyError) as caught:
+        tell(project, Hint(model=model))
+    assert caught.value.code == "hints_invalid"
+    assert tree_of(project) == before
+
+
+def test_hints_without_a_policy_are_refused(project: Project) -> None:
+    with pytest.raises(StoreError) as caught:
+        tell(project, Hint(model="small"))
+    assert caught.value.code == "nothing_published"
