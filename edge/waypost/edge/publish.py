@@ -18,6 +18,7 @@ from pathlib import Path
 from msgspec import Struct
 from securesystemslib.signer import Key, Signer
 
+from waypost.edge.analysis.prove import refuse_broken
 from waypost.edge.authoring import load_issuers, load_policy
 from waypost.edge.draft import Draft, Result, make_draft, merge_drafts, sign_draft, signatures
 from waypost.edge.files import locked, write_file
@@ -120,6 +121,7 @@ def _draft_publication(
     repository = _repository(project, {}, now=now, drafting=True)
     version = repository.version("targets") + 1
     authored = load_policy(project.policy, channel=channel, version=version, issued_at=now)
+    refuse_broken(authored)
     issuers = load_issuers(project.issuers, channel=channel, version=version, issued_at=now)
     repository.put_offline(
         channel,

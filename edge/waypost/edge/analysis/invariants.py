@@ -22,19 +22,18 @@ class MaxCost(Struct, frozen=True):
     def size(self) -> Size:
         return Size(self.input_tokens, self.output_tokens)
 
-    def worst(self, model: Model, sizes: Iterable[tuple[int, int]]) -> tuple[int, int, int] | None:
-        """Return cost, input and output of the dearest of ``sizes`` within, if it is too dear."""
-        within = (
-            (
-                bill(model.price, Usage(input_tokens=tokens_in, output_tokens=tokens_out)),
-                tokens_in,
-                tokens_out,
-            )
-            for tokens_in, tokens_out in sizes
-            if tokens_in <= self.input_tokens and tokens_out <= self.output_tokens
-        )
-        dearest = max(within, default=None)
-        return dearest if dearest is not None and dearest[0] > self.nusd else None
+    def cost_nusd(self, model: Model, size: tuple[int, int] | None = None) -> int:
+        """Return the estimate for input and output of ``size``, or for the longest."""
+        tokens_in, tokens_out = size or (self.input_tokens, self.output_tokens)
+        return bill(model.price, Usage(input_tokens=tokens_in, output_tokens=tokens_out))
+
+    def dearest(self, model: Model, sizes: Iterable[tuple[int, int]]) -> tuple[int, int] | None:
+        """Return which of ``sizes`` costs most, of those spoken of, if that is too much."""
+        within = [s for s in sizes if s[0] <= self.input_tokens and s[1] <= self.output_tokens]
+        dearest = max(within, key=lambda size: self.cost_nusd(model, size), default=None)
+        if dearest is None or self.cost_nusd(model, dearest) <= self.nusd:
+            return None
+        return dearest
 
 
 class Invariant(Struct, frozen=True, kw_only=True):

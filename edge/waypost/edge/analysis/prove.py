@@ -144,19 +144,21 @@ def _too_dear(search: _Search, limit: MaxCost) -> Iterator[Broken]:
         [(size.input, default if size.output is None else size.output) for size in sizes]
         for sizes in search.space.corners
     ]
-    for model in search.view.policy.models:
+    models = search.view.policy.models
+    for model in sorted(models, key=limit.cost_nusd, reverse=True):
         dear = {
-            cell: worst
+            cell: dearest
             for cell, sizes in enumerate(corners)
-            if (worst := limit.worst(model, sizes)) is not None
+            if (dearest := limit.dearest(model, sizes)) is not None
         }
         found = search.use(model.id, sum(1 << cell for cell in dear)) if dear else None
         if found is not None:
-            cost, tokens_in, tokens_out = dear[search.space.cell(found, search.space.size)]
+            tokens_in, tokens_out = dear[search.space.cell(found, search.space.size)]
+            cost = format_usd(limit.cost_nusd(model, (tokens_in, tokens_out)))
             size = Size(tokens_in, tokens_out)
             facts = search.space.sized(search.space.facts(found), size)
             because = (
-                f"{model.id} costs {format_usd(cost)} for {tokens_in} tokens in and"
+                f"{model.id} costs {cost} for {tokens_in} tokens in and"
                 f" {tokens_out} out, more than {format_usd(limit.nusd)}"
             )
             yield _broken(search, facts, because, model.id)

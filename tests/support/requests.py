@@ -1,0 +1,65 @@
+"""Requests at random, a thousand in the time in which hypothesis draws ten."""
+
+from collections.abc import Sequence
+from random import Random
+from typing import TypeVar
+
+from support.worlds import CLASSES, MODELS, NOW, TAGS, TASKS, TIERS, WORD_SETS, WORDS
+from waypost.shared.contracts import Declared, Facts, Measured, Signed
+
+T = TypeVar("T")
+
+
+def random_facts(count: int, *, seed: int) -> list[Facts]:
+    """Return facts like those of ``worlds.facts``: known to the policy or not, whole or not."""
+    random = Random(seed)
+    return [_facts(random) for _ in range(count)]
+
+
+def _some(random: Random, values: Sequence[T]) -> tuple[T, ...]:
+    return tuple(value for value in values if random.random() < 0.3)
+
+
+def _facts(random: Random) -> Facts:
+    classes = (*CLASSES, "unheard_of") if random.random() < 0.05 else CLASSES
+    seldom = random.random() < 0.05
+
+    def data() -> tuple[str, ...]:
+        return _some(random, classes) if random.random() < 0.4 else ()
+
+    return Facts(
+        now=NOW + random.randrange(7 * 86_400),
+        signed=Signed(
+            tier=random.choice((*TIERS, *TIERS, "root")),
+            cohort=random.randrange(2**20),
+            tenant=random.choice((None, "acme", "other")),
+            region=random.choice((None, "eu", "us")),
+            data_classes=data(),
+            models=_some(random, MODELS) if random.random() < 0.3 else None,
+        ),
+        measured=Measured(
+            endpoint=random.choice(("chat.completions", "embeddings")),
+            input_tokens=random.choice((random.randrange(300), random.randrange(1_100))),
+            max_input_tokens=random.randrange(300, 2_000),
+            max_output_tokens=random.choice((None, random.randrange(600))),
+            choices=random.choice((1, 1, 2)),
+            messages=random.randrange(300),
+            needs=_some(random, WORD_SETS["needs"]) if random.random() < 0.5 else (),
+            keywords=_some(random, WORDS),
+            input_bytes=random.randrange(300),
+            patterns=None if seldom else _some(random, WORD_SETS["patterns"]),
+            complexity=None if seldom else random.randrange(300),
+            semantic=random.choice(("", "billing", "returns")),
+            language=random.choice(("", "de", "en")),
+            data_classes=data(),
+            affordable_nusd=random.choice((None, random.randrange(50_000_000))),
+            out_of_service=_some(random, MODELS) if random.random() < 0.3 else (),
+        ),
+        declared=Declared(
+            interactive=random.random() < 0.5,
+            task=random.choice((None, *TASKS)),
+            tags=_some(random, TAGS),
+            data_classes=data(),
+            expected_output_tokens=random.choice((None, None, random.randrange(1, 900))),
+        ),
+    )
