@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 from tuf.api.metadata import Metadata, Root, Targets
 
+from support.command import Command
 from support.holders import Holder, SharedProject
 from waypost.edge.draft import Draft, decode_draft, encode_draft, make_draft, read_draft
 from waypost.edge.publish import draft_key_changes
@@ -316,3 +317,38 @@ def test_a_draft_holds_what_changes_and_nothing_that_machines_sign(shared: Share
         "metadata/2.targets.json",
     ]
     assert make_draft(ManifestRepository(lambda _path: None, {}, now=0)).base == {}
+
+
+# ── the commands ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_sign_command_refuses_in_words_and_signs_nothing(
+    shared: SharedProject, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shared.project.directory
+    waypost = Command(folder, monkeypatch, capsys)
+    waypost.good("publish", "--draft")
+    waypost.good("keys", "make", "mallory", "--no-passphrase")
+    before = (folder / "draft.json").read_bytes()
+    assert "key_not_asked" in waypost.refusal("sign", "draft.json", "--key", "mallory.pem", "--yes")
+    assert "key_unknown" in waypost.refusal("sign", "draft.json", "--key", "hsm:3", "--yes")
+    assert "key_unusable" in waypost.refusal("sign", "draft.json", "--key", "mallory.pub", "--yes")
+    assert "draft_invalid" in waypost.refusal("sign", "root.json", "--key", "mallory.pem", "--yes")
+    assert "cannot read" in waypost.refusal("sign", "nothing", "--key", "mallory.pem", "--yes")
+    assert "draft_invalid" in waypost.refusal("publish", "policy.yaml")
+    assert (folder / "draft.json").read_bytes() == before
+
+
+def test_nobody_signs_by_not_answering(
+    shared: SharedProject, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shared.project.directory
+    waypost = Command(folder, monkeypatch, capsys)
+    waypost.good("publish", "--draft")
+    (folder / "dave.pem").write_bytes(shared.dave.signer.private_bytes)
+    before = (folder / "draft.json").read_bytes()
+    assert "--yes" in waypost.refusal("sign", "draft.json", "--key", "dave.pem")
+    assert (folder / "draft.json").read_bytes() == before
+    assert "Signed targets and full" in waypost.good(
+        "sign", "draft.json", "--key", "dave.pem", "--yes"
+    )

@@ -3,6 +3,7 @@
 Thin shells: they read the clock and the terminal, and say what happened.
 """
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -141,6 +142,8 @@ def _sign(
     roles = reading.counts(signer.public_key.keyid)
     if not roles:
         raise StoreError("this draft asks for no signature of that key", code="key_not_asked")
+    if not yes and not sys.stdin.isatty():
+        fail("nobody is there to agree; read it, then say --yes", exit_code=2)
     if not yes and not typer.confirm(f"Sign {' and '.join(roles)} with {key}?"):
         fail("not signed")
     signed = sign_draft(draft, reading.asked, [signer])
