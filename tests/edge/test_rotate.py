@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+import time_machine
 from securesystemslib.signer import Signer
 from tuf.ngclient import Updater
 
@@ -140,6 +141,20 @@ def test_the_shipped_root_is_the_newest(project: Project, waypost: Command) -> N
     newest = project.public / "metadata/2.root.json"
     assert project.root.read_bytes() == newest.read_bytes()
     Watcher(project)
+
+
+def test_a_deployment_that_lapsed_altogether_is_brought_back_root_first(
+    project: Project, waypost: Command
+) -> None:
+    sleeper = Watcher(project)
+    with time_machine.travel(time.time() + 400 * 86_400, tick=True):
+        assert "expired" in waypost.refusal("publish")
+        waypost.good("keys", "rotate", "--role", "root", "--old", "root-1")
+        with pytest.raises(TrustError, match="targets"):
+            sleeper.follow()
+        waypost.good("publish")
+        sleeper.follow()
+        assert sleeper.version == 2
 
 
 # ── in a hurry ─────────────────────────────────────────────────────────────────────────────────

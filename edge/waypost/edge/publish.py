@@ -12,7 +12,7 @@ Whatever people sign is a draft first, also where one machine holds all the keys
 # pyright: reportPrivateImportUsage=false
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from msgspec import Struct
@@ -32,7 +32,7 @@ from waypost.edge.repository import (
     metadata_path,
 )
 from waypost.shared.contracts import Hint, Hints
-from waypost.shared.errors import PolicyError, StoreError
+from waypost.shared.errors import PolicyError, StoreError, TrustError
 from waypost.shared.trust import Projection, Trusted, open_bundle
 from waypost.shared.trust.bundle import pack_bundle
 
@@ -271,10 +271,10 @@ def _apply(project: Project, draft: Draft, *, signers: Signers, now: int) -> dic
             if repository.target_place("hints", f"hints/{channel}.json") is None:
                 repository.put_hints(channel, Hints(channel=channel, version=1, issued_at=now))
         repository.refresh_online(within_s=RESIGN_WITHIN_S)
-    opened = _verified(project, repository)
+    opened = _verified(project, repository, new_root="root" in _roles(draft.files))
     _write_tree(project, repository)
     forget_keys(project.keys, before - _keyids(repository))
-    channels = sorted({channel for channel, _ in opened})
+    channels = sorted(channel for channel, projection in opened if projection == "client")
     return {channel: _said(opened, channel) for channel in channels}
 
 
@@ -365,19 +365,32 @@ def _bundles(repository: ManifestRepository) -> dict[tuple[str, Projection], byt
 
 
 def _verified(
-    project: Project, repository: ManifestRepository
+    project: Project, repository: ManifestRepository, *, new_root: bool = False
 ) -> dict[tuple[str, Projection], Trusted]:
-    """Return what clients will see; raises TrustError if one of them would not."""
-    return {
-        (channel, projection): _verify(
-            bundle,
-            repository,
-            channel,
-            projection,
-            previous=_read(_bundle_place(project, channel, projection)),
-        )
-        for (channel, projection), bundle in _bundles(repository).items()
-    }
+    """Return what clients will see; raises TrustError if one of them would not.
+
+    Args:
+        new_root: let pass what lapsed before and is not touched now. Where all has lapsed, the
+            root is the first to be signed anew.
+    """
+    made = _roles(repository.written)
+    seen: dict[tuple[str, Projection], Trusted] = {}
+    for (channel, projection), bundle in _bundles(repository).items():
+        previous = _read(_bundle_place(project, channel, projection))
+        try:
+            seen[channel, projection] = _verify(
+                bundle, repository, channel, projection, previous=previous
+            )
+        except TrustError as exc:
+            if not new_root or exc.code != "expired" or exc.role in made:
+                raise
+    return seen
+
+
+def _roles(paths: Iterable[str]) -> set[str]:
+    """``metadata/9.targets.json`` → ``targets``"""
+    names = (p.removeprefix("metadata/") for p in paths if p.startswith("metadata/"))
+    return {name.removesuffix(".json").rpartition(".")[2] for name in names}
 
 
 def _write_tree(project: Project, repository: ManifestRepository) -> None:

@@ -91,7 +91,7 @@ def _publish(
 
 def _tell(published: "list[Published]") -> None:
     if not published:
-        say("Published the keys; no channel has a policy yet.")
+        say("Published; no channel has a policy that is signed and current yet.")
     for said in published:
         hidden = f", {said.private_models} of them private" if said.private_models else ""
         say(

@@ -255,7 +255,10 @@ class ManifestRepository(Repository):
 
     def refresh_online(self, *, within_s: Mapping[str, int]) -> None:
         """Sign anew what lapses within its role's ``within_s``, with the online keys alone."""
-        if self._lapses("hints", within_s) or self._wants_signature("hints"):
+        # Without their key they lapse, and nothing but an order of preference is lost.
+        if self.signers.get("hints") and (
+            self._lapses("hints", within_s) or self._wants_signature("hints")
+        ):
             with self.edit_targets("hints"):
                 pass
         self.sign_online(within_s=within_s)
