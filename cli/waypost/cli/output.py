@@ -59,7 +59,9 @@ def _cell(cell: object) -> ConsoleRenderable | str:
 def fail(error: WaypostError | str, *, exit_code: int = 1) -> NoReturn:
     """Say what is wrong on standard error and leave with ``exit_code``."""
     if isinstance(error, WaypostError):
-        _err.print(f"waypost: {error.code}: {error.message}", style="red", markup=False)
+        _err.print(
+            f"waypost: {error.code}: {error.message}", style="red", markup=False, soft_wrap=True
+        )
     else:
-        _err.print(f"waypost: {error}", style="red", markup=False)
+        _err.print(f"waypost: {error}", style="red", markup=False, soft_wrap=True)
     raise SystemExit(exit_code)

@@ -140,9 +140,10 @@ async def _decide(request: Request) -> Response:
     """What would happen to this request: the pipeline up to where it would begin to spend."""
     desk = _desk(request)
     call = new_call(desk, request.scope, request.receive, _no_send)
-    serving, _, facts, decision = await consider(desk, call)
-    plan = await preview(desk, call, serving, facts, decision)
+    considered = await consider(desk, call)
+    plan = await preview(desk, call, considered)
     decision, facts = plan.decision, plan.facts
+    serving = considered.serving
     compiled = serving.compiled
     model = compiled.models[decision.chain[0]]
     explanation = explain(compiled, facts, decision)

@@ -24,6 +24,7 @@ from waypost.shared.errors import (
 from waypost.shared.records import AttemptOutcome
 
 __all__ = [
+    "CALLER_GONE",
     "INTERNAL",
     "OK",
     "UNAVAILABLE",
@@ -36,6 +37,8 @@ __all__ = [
 
 OK = 200
 UNAVAILABLE = 503
+# Nobody is there to see it: for the record alone, as nginx writes it in its logs.
+CALLER_GONE = 499
 
 # By code where the class alone does not say it.
 _STATUS_BY_CODE = {

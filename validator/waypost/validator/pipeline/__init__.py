@@ -8,13 +8,10 @@ with an answer that says why, nothing charged, and a record.
 
 import logging
 
-from waypost.shared.contracts import Facts
-from waypost.shared.engine import Decision
 from waypost.shared.errors import RefusalError, StoreError, WaypostError
-from waypost.shared.measure import ChatRequest
-from waypost.validator.desk import Desk, Serving
+from waypost.validator.desk import Desk
 from waypost.validator.pipeline.authenticate import authenticate
-from waypost.validator.pipeline.call import Call, pick_headers
+from waypost.validator.pipeline.call import Call, Considered, pick_headers
 from waypost.validator.pipeline.decide import decide
 from waypost.validator.pipeline.forward import forward
 from waypost.validator.pipeline.record import record_of
@@ -30,40 +27,40 @@ logger = logging.getLogger(__name__)
 
 async def serve(desk: Desk, call: Call) -> None:
     """Answer one chat completion and record how it went."""
-    booking = Booking(desk, call)
+    booking: Booking | None = None
     try:
-        serving, request, facts, decision = await consider(desk, call)
-        decision = await reserve(call, serving, facts, decision, booking)
-        delivered = await forward(desk, call, serving, request, facts, decision, booking)
-        await settle(desk, call, facts, booking, delivered)
+        considered = await consider(desk, call)
+        booking = Booking(desk, call, considered)
+        decision = await reserve(call, considered, booking)
+        delivered = await forward(desk, call, considered, decision, booking)
+        await settle(call, considered.facts, booking, delivered)
     except (RefusalError, StoreError) as refusal:
         await refuse(call, refusal)
     except Exception:
         logger.exception("request %s failed", call.id)
-        if not booking.is_exposed:
+        if booking is not None and not booking.is_exposed:
             await booking.release()
         await refuse(call, INTERNAL)
     desk.records.put(record_of(call))
 
 
-async def consider(desk: Desk, call: Call) -> tuple[Serving, ChatRequest, Facts, Decision]:
+async def consider(desk: Desk, call: Call) -> Considered:
     """Take the steps that spend nothing.
 
     Raises:
         RefusalError: the request is not to be served.
     """
     call.headers = pick_headers(call.raw_headers)
-    call.caller, call.serving = await authenticate(
-        desk, call.headers.get(b"authorization"), now=call.now
-    )
+    token = call.headers.get(b"authorization")
+    caller, serving = call.caller, call.serving = await authenticate(desk, token, now=call.now)
     call.mark("authenticate")
-    request, call.facts, call.proposal = await understand(desk, call, call.caller, call.serving)
-    call.streamed = request.stream is True
+    request, facts, call.proposal = await understand(desk, call, caller, serving)
+    call.facts, call.streamed = facts, request.stream is True
     call.mark("understand")
-    decision = decide(call.serving.compiled, call.facts, call.proposal)
+    decision = decide(serving.compiled, facts, call.proposal)
     call.take(decision)
     call.mark("decide")
-    return call.serving, request, call.facts, decision
+    return Considered(caller, serving, request, facts, decision)
 
 
 async def refuse(call: Call, refusal: WaypostError) -> None:

@@ -4,15 +4,18 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from time import perf_counter
 from typing import Any
 
+from msgspec import Struct
+
 from waypost.shared.contracts import Facts, Proposal
 from waypost.shared.engine import Decision
 from waypost.shared.errors import InvalidRequestError
 from waypost.shared.headers import format_decision
+from waypost.shared.measure import ChatRequest
 from waypost.shared.money import Usage
 from waypost.shared.records import Attempt, Verdict
 from waypost.validator.desk import Caller, Serving
 
-__all__ = ["Call", "Headers", "Receive", "Send", "decision_id", "pick_headers"]
+__all__ = ["Call", "Considered", "Headers", "Receive", "Send", "decision_id", "pick_headers"]
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -71,6 +74,16 @@ def decision_id(at_ms: int, randomness: int) -> str:
     )
     text = f"{value:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+class Considered(Struct, frozen=True):
+    """A request that may be served, before anything is spent on it."""
+
+    caller: Caller
+    serving: Serving
+    request: ChatRequest
+    facts: Facts
+    decision: Decision
 
 
 class Call:

@@ -14,16 +14,15 @@ from typing import Self
 
 from msgspec import Struct
 
-from waypost.shared.contracts import Facts
 from waypost.shared.engine import Decision
 from waypost.shared.errors import UpstreamError
 from waypost.shared.measure import ChatRequest
 from waypost.shared.money import Usage
 from waypost.shared.records import Attempt, AttemptOutcome
-from waypost.validator.desk import Desk, Serving, Target
-from waypost.validator.pipeline.call import Call, Receive
+from waypost.validator.desk import Desk, Target
+from waypost.validator.pipeline.call import Call, Considered, Receive
 from waypost.validator.pipeline.reserve import Booking
-from waypost.validator.problems import OK, envelope, outcome_of
+from waypost.validator.problems import CALLER_GONE, OK, envelope, outcome_of
 from waypost.validator.providers import StreamReader
 from waypost.validator.upstream import Answer, NoAnswer, Stream
 
@@ -52,25 +51,22 @@ class Delivered(Struct, frozen=True):
 
 
 async def forward(
-    desk: Desk,
-    call: Call,
-    serving: Serving,
-    request: ChatRequest,
-    facts: Facts,
-    decision: Decision,
-    booking: Booking,
+    desk: Desk, call: Call, considered: Considered, decision: Decision, booking: Booking
 ) -> Delivered:
     """Return what reached the caller.
+
+    Args:
+        decision: what the booking pays for.
 
     Raises:
         UpstreamError: no model of the chain answered; nothing is held any more.
     """
     for place, name in enumerate(decision.chain):
-        target = serving.targets.get(name)
+        target = considered.serving.targets.get(name)
         if target is None or target.upstream.breaker.refuses(desk.monotonic()):
             continue
         # The first model's cost is held already.
-        if place and not await booking.cover(target, facts):
+        if place and not await booking.cover(target):
             continue
         if not target.upstream.breaker.admit(desk.monotonic()):
             continue  # another request took the probe while we were reserving
@@ -83,7 +79,9 @@ async def forward(
             output_tokens=booking.output_tokens,
             streamed=call.streamed,
         )
-        delivered = await (_streamed(hop, body, request) if call.streamed else _whole(hop, body))
+        delivered = await (
+            _streamed(hop, body, considered.request) if call.streamed else _whole(hop, body)
+        )
         if delivered is not None:
             return delivered
     await booking.release()
@@ -256,6 +254,7 @@ async def _streamed(hop: _Hop, body: bytes, request: ChatRequest) -> Delivered |
         progress.outcome = "ok"
     elif hang_up.happened:
         progress.outcome = "cancelled"
+        call.status = call.status or CALLER_GONE
     hop.ended(progress.outcome, progress.status)
     if rejection is not None:
         return await _pass_error_on(hop, rejection)

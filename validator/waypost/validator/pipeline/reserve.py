@@ -6,7 +6,7 @@ by what is sent upstream as the provider's own limit, whether the caller asked f
 
 from msgspec import Struct, structs
 
-from waypost.shared.contracts import Facts, Limits, Model, Proposal
+from waypost.shared.contracts import Facts, Model, Proposal
 from waypost.shared.engine import (
     Decision,
     affordable_output,
@@ -16,9 +16,9 @@ from waypost.shared.engine import (
 )
 from waypost.shared.errors import BudgetError
 from waypost.shared.money import format_usd, upper_bound
-from waypost.validator.desk import Desk, Serving, Target
+from waypost.validator.desk import Desk, Target
 from waypost.validator.ledger import Hold, Shortfall
-from waypost.validator.pipeline.call import Call
+from waypost.validator.pipeline.call import Call, Considered
 from waypost.validator.problems import reset_text
 
 __all__ = ["Booking", "Plan", "bound_nusd", "preview", "reserve"]
@@ -45,38 +45,41 @@ class Booking:
 
     __slots__ = (
         "_call",
-        "_desk",
+        "_facts",
         "_holds",
+        "_ledger",
+        "_limits",
         "amount_nusd",
         "hold_id",
         "is_exposed",
         "output_tokens",
     )
 
-    def __init__(self, desk: Desk, call: Call) -> None:
-        self._desk = desk
+    def __init__(self, desk: Desk, call: Call, considered: Considered) -> None:
+        self._ledger = desk.ledger
         self._call = call
+        self._facts = considered.facts
+        self._limits = considered.caller.limits
         self._holds = 0
         self.is_exposed = False
         self.hold_id: str | None = None
         self.amount_nusd = 0
         self.output_tokens = 0
 
-    async def hold(self, target: Target, facts: Facts, *, output_tokens: int) -> Shortfall | None:
+    async def hold(self, target: Target, *, output_tokens: int) -> Shortfall | None:
         """Hold what ``target`` may cost; return ``None`` when it is held.
 
         A hold that is large enough already stays; one that is not is given back first, so that
         a request never holds twice what it can cost.
         """
-        call = self._call
-        amount = bound_nusd(target.model, facts, output_tokens=output_tokens)
+        call, limits = self._call, self._limits
+        amount = bound_nusd(target.model, self._facts, output_tokens=output_tokens)
         if self.hold_id is None or amount > self.amount_nusd:
             await self.release()
-            limits = _limits(call)
             hold_id = call.id if not self._holds else f"{call.id}.{self._holds}"
             self._holds += 1
             lease_s = LEASE_MARGIN_S + 2 * int(target.upstream.timeout_s)
-            shortfall = await self._desk.ledger.reserve(
+            shortfall = await self._ledger.reserve(
                 Hold(
                     id=hold_id,
                     account=limits.account,
@@ -92,20 +95,25 @@ class Booking:
         self.output_tokens = output_tokens
         return None
 
-    async def cover(self, target: Target, facts: Facts) -> bool:
+    async def cover(self, target: Target) -> bool:
         """Hold what ``target`` may cost, its answer cut to what the account can pay if need be."""
-        tokens = output_bound(target.model, facts)
-        shortfall = await self.hold(target, facts, output_tokens=tokens)
+        tokens = output_bound(target.model, self._facts)
+        shortfall = await self.hold(target, output_tokens=tokens)
         if shortfall is None:
             return True
-        tokens = _worthwhile(target.model, facts, shortfall.available_nusd)
-        return bool(tokens) and await self.hold(target, facts, output_tokens=tokens) is None
+        tokens = _worthwhile(target.model, self._facts, shortfall.available_nusd)
+        return bool(tokens) and await self.hold(target, output_tokens=tokens) is None
+
+    async def settle(self, cost_nusd: int) -> None:
+        """Charge this much, and give back the rest of what is held."""
+        if self.hold_id is not None:
+            await self._ledger.settle(self.hold_id, cost_nusd)
 
     async def release(self) -> None:
         """Give back what is held; nobody will charge for it."""
         if self.hold_id is not None:
             hold_id, self.hold_id, self.amount_nusd = self.hold_id, None, 0
-            await self._desk.ledger.release(hold_id)
+            await self._ledger.release(hold_id)
 
 
 def bound_nusd(model: Model, facts: Facts, *, output_tokens: int) -> int:
@@ -136,25 +144,23 @@ class Plan(Struct, frozen=True):
     is_cut: bool = False
 
 
-async def reserve(
-    call: Call, serving: Serving, facts: Facts, decision: Decision, booking: Booking
-) -> Decision:
+async def reserve(call: Call, considered: Considered, booking: Booking) -> Decision:
     """Hold the money in ``booking``; return the decision that it pays for.
 
     Raises:
         BudgetError: ``budget_exhausted``, with the window that is.
         StoreError: the ledger does not answer; then nothing is served.
     """
-    target = serving.targets[decision.chain[0]]
-    plan = Plan(decision, facts, output_bound(target.model, facts))
+    targets = considered.serving.targets
+    plan = _first_choice(considered)
     tries = 0
     while shortfall := await booking.hold(
-        serving.targets[plan.decision.chain[0]], plan.facts, output_tokens=plan.output_tokens
+        targets[plan.decision.chain[0]], output_tokens=plan.output_tokens
     ):
         tries += 1
-        poorer = _within(serving, facts, call.proposal, decision, shortfall.available_nusd)
+        poorer = _within(considered, call.proposal, shortfall.available_nusd)
         if poorer is None or tries == HOLD_TRIES:
-            raise _exhausted(call, shortfall, target, facts)
+            raise _exhausted(considered, shortfall)
         plan = poorer
     _note(call, plan)
     call.mark("reserve")
@@ -169,17 +175,13 @@ def _note(call: Call, plan: Plan) -> None:
         call.detail = f"The budget cut the answer to {plan.output_tokens} tokens."
 
 
-async def preview(
-    desk: Desk, call: Call, serving: Serving, facts: Facts, decision: Decision
-) -> Plan:
+async def preview(desk: Desk, call: Call, considered: Considered) -> Plan:
     """Return what ``reserve`` would settle on now, holding nothing.
 
     Raises:
         BudgetError: as ``reserve`` does.
     """
-    target = serving.targets[decision.chain[0]]
-    bound = cost_bound_nusd(target.model, facts)
-    limits = _limits(call)
+    limits = considered.caller.limits
     balances = await desk.ledger.balances(limits.account, limits.limits, now=call.now)
     shortfalls = [
         Shortfall(
@@ -191,37 +193,38 @@ async def preview(
         for balance in balances
     ]
     least = min(shortfalls, key=lambda one: one.available_nusd, default=None)
-    if least is None or bound <= least.available_nusd:
-        return Plan(decision, facts, output_bound(target.model, facts))
-    plan = _within(serving, facts, call.proposal, decision, least.available_nusd)
+    if least is None or _bound_nusd(considered) <= least.available_nusd:
+        return _first_choice(considered)
+    plan = _within(considered, call.proposal, least.available_nusd)
     if plan is None:
-        raise _exhausted(call, least, target, facts)
+        raise _exhausted(considered, least)
     return plan
 
 
-def _within(
-    serving: Serving,
-    facts: Facts,
-    proposal: Proposal | None,
-    decision: Decision,
-    available_nusd: int,
-) -> Plan | None:
-    """Return what ``available_nusd`` pays for: a cheaper admissible model, or a shorter answer.
+def _first_choice(considered: Considered) -> Plan:
+    """Return what would be done if money were no object."""
+    model = considered.serving.compiled.models[considered.decision.chain[0]]
+    facts = considered.facts
+    return Plan(considered.decision, facts, output_bound(model, facts))
 
-    Args:
-        decision: what would be done if money were no object.
-    """
+
+def _bound_nusd(considered: Considered) -> int:
+    model = considered.serving.compiled.models[considered.decision.chain[0]]
+    return cost_bound_nusd(model, considered.facts)
+
+
+def _within(considered: Considered, proposal: Proposal | None, available_nusd: int) -> Plan | None:
+    """Return what ``available_nusd`` pays for: a cheaper admissible model, or a shorter answer."""
+    compiled, facts, decision = considered.serving.compiled, considered.facts, considered.decision
     measured = structs.replace(facts.measured, affordable_nusd=available_nusd)
     poorer = structs.replace(facts, measured=measured)
-    decided = decide(serving.compiled, poorer, proposal)
+    decided = decide(compiled, poorer, proposal)
     if decided.model is not None:
         if decided.reason in ("unaffordable", "no_proposal"):
             decided = structs.replace(decided, reason="budget_downgrade")
-        return Plan(
-            decided, poorer, output_bound(serving.compiled.models[decided.chain[0]], poorer)
-        )
+        return Plan(decided, poorer, output_bound(compiled.models[decided.chain[0]], poorer))
     for name in decision.chain:
-        tokens = _worthwhile(serving.targets[name].model, facts, available_nusd)
+        tokens = _worthwhile(compiled.models[name], facts, available_nusd)
         if tokens:
             kept = decision if name == decision.model else _downgraded(decision, name)
             return Plan(kept, facts, tokens, is_cut=True)
@@ -238,19 +241,14 @@ def _downgraded(decision: Decision, name: str) -> Decision:
     )
 
 
-def _limits(call: Call) -> Limits:
-    assert call.caller is not None  # noqa: S101 - nobody pays before the token held
-    return call.caller.limits
-
-
-def _exhausted(call: Call, shortfall: Shortfall, target: Target, facts: Facts) -> BudgetError:
-    bound = cost_bound_nusd(target.model, facts)
+def _exhausted(considered: Considered, shortfall: Shortfall) -> BudgetError:
     window = {"request": "per request", "total": "in all"}.get(
         shortfall.window, f"per {shortfall.window}"
     )
     return BudgetError(
-        f"Account {_limits(call).account} may spend {format_usd(shortfall.limit_nusd)}"
-        f" {window} and has {format_usd(shortfall.available_nusd)} left, but this request may"
-        f" cost {format_usd(bound)}. {reset_text(shortfall.resets_at)}",
+        f"Account {considered.caller.limits.account} may spend"
+        f" {format_usd(shortfall.limit_nusd)} {window} and has"
+        f" {format_usd(shortfall.available_nusd)} left, but this request may cost"
+        f" {format_usd(_bound_nusd(considered))}. {reset_text(shortfall.resets_at)}",
         resets_at=shortfall.resets_at,
     )

@@ -5,7 +5,6 @@ import logging
 from waypost.shared.contracts import Facts
 from waypost.shared.errors import StoreError
 from waypost.shared.money import bill, upper_bound
-from waypost.validator.desk import Desk
 from waypost.validator.pipeline.call import Call
 from waypost.validator.pipeline.forward import Delivered
 from waypost.validator.pipeline.reserve import Booking
@@ -34,20 +33,17 @@ def cost_of(delivered: Delivered, facts: Facts, *, output_tokens: int) -> int:
     )
 
 
-async def settle(
-    desk: Desk, call: Call, facts: Facts, booking: Booking, delivered: Delivered
-) -> None:
+async def settle(call: Call, facts: Facts, booking: Booking, delivered: Delivered) -> None:
     """Charge what the request did cost, and give back the rest."""
     cost = cost_of(delivered, facts, output_tokens=booking.output_tokens)
     call.usage = delivered.usage
     call.cost_nusd = cost
     call.reserved_nusd = booking.amount_nusd
-    assert booking.hold_id is not None  # noqa: S101 - nothing is forwarded without a hold
     try:
         if delivered.outcome == "client_error":
-            await desk.ledger.release(booking.hold_id)
+            await booking.release()
         else:
-            await desk.ledger.settle(booking.hold_id, cost)
+            await booking.settle(cost)
     except StoreError as exc:
         # The answer has gone out. What nobody settles is charged in full when its lease ends.
         logger.error("request %s not settled: %s", call.id, exc)
