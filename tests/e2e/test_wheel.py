@@ -59,7 +59,7 @@ def test_the_command_without_extras_says_which_to_install(clean: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_the_wheel_is_small_typed_and_holds_no_tests(wheel: Path) -> None:
+def test_the_wheel_is_typed_and_holds_no_tests(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
 
     assert {f"waypost/{part}/py.typed" for part in ("client", "edge", "shared", "validator")} <= {
@@ -67,4 +67,3 @@ def test_the_wheel_is_small_typed_and_holds_no_tests(wheel: Path) -> None:
     }
     assert "waypost/__init__.py" not in names
     assert not [name for name in names if name.startswith("tests")]
-    assert wheel.stat().st_size < 200_000

@@ -20,9 +20,8 @@ def main() -> None:
         sys.stderr.write("waypost: the commands need an extra: pip install 'waypost[all]'\n")
         raise SystemExit(2) from None
 
-    from waypost.shared.errors import WaypostError
-
     from waypost.cli.output import fail
+    from waypost.shared.errors import WaypostError
 
     app = typer.Typer(
         name="waypost",

@@ -58,10 +58,7 @@ def _cell(cell: object) -> ConsoleRenderable | str:
 
 def fail(error: WaypostError | str, *, exit_code: int = 1) -> NoReturn:
     """Say what is wrong on standard error and leave with ``exit_code``."""
-    if isinstance(error, WaypostError):
-        _err.print(
-            f"waypost: {error.code}: {error.message}", style="red", markup=False, soft_wrap=True
-        )
-    else:
-        _err.print(f"waypost: {error}", style="red", markup=False, soft_wrap=True)
+    said = f"{error.code}: {error.message}" if isinstance(error, WaypostError) else error
+    # In one line, however long: a path that was broken in two is not found again.
+    _err.print(f"waypost: {said}", style="red", markup=False, soft_wrap=True)
     raise SystemExit(exit_code)
