@@ -15,6 +15,7 @@ import httpx
 import pytest
 from tuf.ngclient import Updater
 
+from support.command import Command
 from support.projects import a_project, publish_project
 from waypost.edge.keys import load_keyring
 from waypost.edge.project import Project
@@ -63,48 +64,52 @@ def project(tmp_path: Path) -> Project:
     return a_project(tmp_path / "project")
 
 
-def test_from_nothing_to_a_published_manifest(tmp_path: Path) -> None:
-    secret = {"WAYPOST_KEY_PASSPHRASE": PASSPHRASE}
-    assert waypost("init", "demo", cwd=tmp_path).returncode == 0
-    folder = tmp_path / "demo"
-    for command in (["keys", "new"], ["publish"], ["keys", "list"]):
-        done = waypost(*command, cwd=folder, **secret)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert PASSPHRASE not in done.stdout
-    published = json.loads(waypost("publish", "--json", cwd=folder, **secret).stdout)
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    monkeypatch.setenv("WAYPOST_KEY_PASSPHRASE", PASSPHRASE)
+    return Command(tmp_path, monkeypatch, capsys)
+
+
+def test_from_nothing_to_a_published_manifest(command: Command) -> None:
+    command.good("init", "demo")
+    command.folder /= "demo"
+    for line in (["keys", "new"], ["publish"], ["keys", "list"]):
+        assert PASSPHRASE not in command.good(*line)
+    published = json.loads(command.good("publish", "--json"))
     assert (published["channel"], published["version"]) == ("prod", 2)
-    keys = json.loads(waypost("keys", "list", "--json", cwd=folder).stdout)
-    assert {key["role"] for key in keys["keys"]} == {
-        "root",
-        "targets",
-        "hints",
-        "snapshot",
-        "timestamp",
-    }
+    keys = json.loads(command.good("keys", "list", "--json"))
+    roles = {"root", "targets", "hints", "snapshot", "timestamp"}
+    assert {key["role"] for key in keys["keys"]} == roles
     assert keys["expires_at"]["timestamp"] > time.time()
 
 
-def test_the_key_commands_refuse_in_one_line(tmp_path: Path) -> None:
-    def refusal(*arguments: str, **environment: str) -> str:
-        done = waypost(*arguments, cwd=tmp_path, **environment)
-        assert done.returncode in (1, 2)
-        assert (done.stdout, done.stderr.count("\n")) == ("", 1)
-        return done.stderr
+def test_the_key_commands_refuse_in_one_line(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusal(*arguments: str, passphrase: str = PASSPHRASE) -> str:
+        monkeypatch.setenv("WAYPOST_KEY_PASSPHRASE", passphrase)
+        done = command(*arguments)
+        assert done.code in (1, 2)
+        assert (done.out, done.err.count("\n")) == ("", 1)
+        return done.err
 
-    none = {"WAYPOST_KEY_PASSPHRASE": ""}
-    secret = {"WAYPOST_KEY_PASSPHRASE": PASSPHRASE}
-    assert "keys_missing" in refusal("publish", **secret)
+    assert "keys_missing" in refusal("publish")
     assert "keys_missing" in refusal("keys", "list")
-    assert "set WAYPOST_KEY_PASSPHRASE" in refusal("keys", "new", **none)
-    assert not (tmp_path / "keys").exists()
-    waypost("keys", "new", cwd=tmp_path, **secret)
-    assert "keys_exist" in refusal("keys", "new", **secret)
-    assert "set WAYPOST_KEY_PASSPHRASE" in refusal("publish", **none)
-    wrong = refusal("publish", WAYPOST_KEY_PASSPHRASE="wrong")
+    assert "set WAYPOST_KEY_PASSPHRASE" in refusal("keys", "new", passphrase="")
+    assert not (command.folder / "keys").exists()
+    monkeypatch.setenv("WAYPOST_KEY_PASSPHRASE", PASSPHRASE)
+    command.good("keys", "new")
+    assert "keys_exist" in refusal("keys", "new")
+    assert "set WAYPOST_KEY_PASSPHRASE" in refusal("publish", passphrase="")
+    wrong = refusal("publish", passphrase="wrong")
     assert "key_locked" in wrong
     assert PASSPHRASE not in wrong
-    assert "policy.yaml" in refusal("publish", **secret)
+    assert "policy.yaml" in refusal("publish")
     assert "publish first" in refusal("edge", "serve", "--dir", "nowhere")
+    assert "is not ROLE=" in refusal("keys", "new", "--key", "alice.pub")
+    assert "is not a number" in refusal("keys", "new", "--threshold", "root=two")
 
 
 def test_the_edge_serves_a_manifest_that_a_client_accepts(project: Project, tmp_path: Path) -> None:

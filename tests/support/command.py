@@ -32,7 +32,7 @@ class Command:
         with self.monkeypatch.context() as patch:
             patch.chdir(self.folder)
             patch.setattr(sys, "argv", ["waypost", *arguments])
-            patch.setenv("COLUMNS", "200")
+            patch.setenv("COLUMNS", "200")  # tables as wide as they like
             try:
                 main()
             except SystemExit as exc:
