@@ -29,6 +29,7 @@ from hypothesis.stateful import (
     rule,
 )
 from securesystemslib.signer import CryptoSigner
+from tuf.api.metadata import Metadata, Root, Timestamp
 
 from support.publisher import Publisher
 from support.worlds import a_model, a_policy
@@ -60,6 +61,18 @@ class Client:
             url=BUNDLE_URL, channel="prod", root=self.root, cache=self.cache
         )
         self.keeper.load()
+
+
+def stands_behind(keeper: ManifestKeeper, bundle: bytes) -> bool:
+    """Whether the newest root that ``keeper`` has seen still names who signed ``bundle``."""
+    known = keeper._floor
+    newest = max((name for name in known if name.endswith(".root")), key=lambda n: int(n[:-5]))
+    root = Metadata[Root].from_bytes(known[newest].encode()).signed
+    text = unpack_bundle(bundle)["metadata/timestamp.json"]
+    timestamp = Metadata[Timestamp].from_bytes(text.encode())
+    return root.get_verification_result(
+        "timestamp", timestamp.signed_bytes, timestamp.signatures
+    ).verified
 
 
 class Rotations(RuleBasedStateMachine):
@@ -214,22 +227,28 @@ class Rotations(RuleBasedStateMachine):
                 files[path] = one.get(path, "{}")
         self._attack(who, files)
 
-    @rule(role=st.sampled_from(ONLINE))
-    def steals(self, role: str) -> None:
-        self.stolen[role] = list(self.publisher.signers[role])
+    @rule()
+    def steals(self) -> None:
+        """Take the keys of a machine that is online, all that are on it."""
+        self.stolen = {role: list(self.publisher.signers[role]) for role in ONLINE}
 
-    @rule(who=st.integers(0, 99), which=st.integers(0, 999), turns=st.integers(1, 4))
-    def forges(self, who: int, which: int, turns: int) -> None:
+    @rule(
+        who=st.integers(0, 99),
+        back=st.integers(0, 5),
+        turns=st.integers(1, 4),
+        robbery=st.booleans(),
+    )
+    def forges(self, who: int, back: int, turns: int, robbery: bool) -> None:
         """Sign a past state anew with what was stolen, and whatever else with keys of its own."""
+        if robbery:
+            self.steals()
         mine = [CryptoSigner.generate_ed25519()]
-        state = dict(self.states[which % len(self.states)])
+        state = dict(self.states[max(0, len(self.states) - 1 - back)])
         roots = {path: data for path, data in self.publisher.files.items() if ".root." in path}
         keys = {role: self.stolen.get(role, mine) for role in ("root", "targets", *ONLINE)}
         shadow = {**state, **roots}
         for _ in range(turns):
             repository = ManifestRepository(shadow.get, keys, now=int(time.time()))
-            with repository.edit_targets("hints"):
-                pass
             repository.do_snapshot(force=True)
             repository.do_timestamp()
             shadow.update(repository.written)
@@ -306,6 +325,7 @@ class Rotations(RuleBasedStateMachine):
             current = client.keeper.current
             if current is not None:
                 assert current.policy_bytes in self.signed
+                assert stands_behind(client.keeper, current.bundle)
                 assert current.policy.version >= client.newest
                 client.newest = current.policy.version
 
