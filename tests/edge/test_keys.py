@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from tuf.api.metadata import Metadata, Root
 
+from support.holders import Holder
 from waypost.edge.keys import create_keys, load_keyring, load_signers, needs_passphrase
 from waypost.edge.project import Project
 from waypost.edge.repository import ROLES
@@ -81,6 +82,26 @@ def test_keys_are_never_overwritten(project: Project) -> None:
         create_keys(project, passphrase=None, now=NOW)
     assert code_of(caught) == "keys_exist"
     assert {path: path.read_bytes() for path in project.keys.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("held", "thresholds", "code"),
+    [
+        (["root"], {}, "too_few_keys"),
+        ([], {"root": 4}, "too_few_keys"),
+        ([], {"targets": 0}, "too_few_keys"),
+        (["targets", "hints"], {}, "key_in_use"),
+    ],
+)
+def test_roles_that_could_not_be_signed_for_make_no_key(
+    project: Project, held: list[str], thresholds: dict[str, int], code: str
+) -> None:
+    alice = Holder("alice", "")
+    entries = [msgspec.structs.replace(alice.entry(), role=role) for role in held]
+    with pytest.raises(StoreError) as caught:
+        create_keys(project, passphrase=None, now=NOW, held=entries, thresholds=thresholds)
+    assert code_of(caught) == code
+    assert not project.keys.exists()
 
 
 def test_a_machine_signs_with_the_keys_it_has(project: Project) -> None:

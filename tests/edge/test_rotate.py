@@ -246,7 +246,9 @@ def test_a_name_that_is_no_key_is_refused(project: Project, waypost: Command) ->
 def test_one_key_serves_one_role(project: Project, waypost: Command) -> None:
     waypost.good("keys", "make", "alice", "--no-passphrase")
     waypost.good("keys", "add", "--role", "targets", "--key", "alice.pub")
+    before = listed(waypost)
     assert "key_in_use" in waypost.refusal("keys", "add", "--role", "hints", "--key", "alice.pub")
+    assert listed(waypost) == before
 
 
 # ── the list ───────────────────────────────────────────────────────────────────────────────────

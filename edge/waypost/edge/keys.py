@@ -10,6 +10,7 @@ needs and no more: a release engineer's those of ``targets``, an edge's those of
 # securesystemslib spells __all__ as Class.__name__, which no type checker reads.
 # pyright: reportPrivateImportUsage=false
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -144,19 +145,18 @@ def create_keys(
 
     Raises:
         StoreError: ``keys_exist``, or the disk refused. Keys are never overwritten.
-            ``too_few_keys``.
+            ``too_few_keys``, ``key_in_use``.
     """
     if project.root.exists() or (project.keys.exists() and any(project.keys.iterdir())):
         raise StoreError(f"{project.directory} has keys already", code="keys_exist")
-    entries: list[KeyEntry] = []
+    counts = Counter(entry.role for entry in held)
+    _check_held(held, counts, thresholds or {})
+    entries = list(held)
     for role in ROLES:
-        given = [entry for entry in held if entry.role == role]
-        count = 0 if given else DEFAULT_KEYS[role][0]
-        made = [
-            make_key(project.keys, f"{role}-{place}", role=role, passphrase=passphrase, now=now)
-            for place in range(1, count + 1)
-        ]
-        entries += [*given, *made]
+        for place in range(1, 1 + (0 if counts[role] else DEFAULT_KEYS[role][0])):
+            name = f"{role}-{place}"
+            made = make_key(project.keys, name, role=role, passphrase=passphrase, now=now)
+            entries.append(made)
     keyring = Keyring(keys=tuple(entries))
     _save(keyring, project.keys)
     project.keys.chmod(0o700)
@@ -170,18 +170,31 @@ def create_keys(
     return keyring
 
 
+def _check_held(
+    held: Sequence[KeyEntry], counts: Mapping[str, int], thresholds: Mapping[str, int]
+) -> None:
+    for role in ROLES:
+        keys = counts.get(role) or DEFAULT_KEYS[role][0]
+        needed = thresholds.get(role, DEFAULT_KEYS[role][1])
+        if not 1 <= needed <= keys:
+            raise StoreError(
+                f"{needed} keys must sign {role}, and it would have {keys}; say --threshold",
+                code="too_few_keys",
+            )
+    for told in ([entry.keyid for entry in held], [entry.name for entry in held]):
+        if len(set(told)) < len(told):
+            raise StoreError(
+                "each role wants keys of its own, and each key a name", code="key_in_use"
+            )
+
+
 def root_keys(
     keyring: Keyring, thresholds: Mapping[str, int] | None
 ) -> tuple[dict[str, list[Key]], dict[str, int]]:
     """Return what a first root says: keys and thresholds by role."""
     keys = {role: keyring.of(role) for role in ROLES}
-    needed = {role: default for role, (_, default) in DEFAULT_KEYS.items()} | dict(thresholds or {})
-    for role in ROLES:
-        if not 1 <= needed[role] <= len(keys[role]):
-            raise StoreError(
-                f"{role} has {len(keys[role])} keys, of which {needed[role]} cannot sign",
-                code="too_few_keys",
-            )
+    wanted = thresholds or {}
+    needed = {role: wanted.get(role, default) for role, (_, default) in DEFAULT_KEYS.items()}
     return keys, needed
 
 

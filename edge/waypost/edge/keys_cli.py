@@ -129,9 +129,8 @@ def _list(directory: Directory = Path(), as_json: JSON = False) -> None:
     project = Project(directory)
     rows = _rows(project, load_keyring(project.keys))
     if as_json:
-        print_json(
-            {"keys": rows, "expires_at": {str(row["role"]): row["expires_at"] for row in rows}}
-        )
+        lapses = {str(row["role"]): row["expires_at"] for row in rows if row["in_use"]}
+        print_json({"keys": rows, "expires_at": lapses})
         return
     now = time.time()
     console.print(
@@ -273,15 +272,17 @@ def _carry_out(
     from waypost.edge.repository import ROLES
 
     now = int(time.time())
+    listed: list[KeyEntry] = []
     try:
         for entry in made:
             list_key(project.keys, entry)
+            listed.append(entry)
         if draft is not None:
             write_draft(draft, encode_draft(draft_key_changes(project, changes, now=now)))
             return
         change_keys(project, changes, signers=signers_at_hand(project, ROLES), now=now)
     except BaseException:
-        forget_keys(project.keys, [entry.keyid for entry in made])
+        forget_keys(project.keys, [entry.keyid for entry in listed])
         for entry in made:
             if entry.uri.startswith("file:"):
                 (project.keys / entry.uri.removeprefix("file:")).unlink(missing_ok=True)

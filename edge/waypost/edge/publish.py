@@ -136,11 +136,7 @@ def _draft_publication(
 def draft_root(
     project: Project, keyring: Keyring, *, thresholds: Mapping[str, int], now: int
 ) -> Draft:
-    """Return the first root, for the holders of its keys to sign.
-
-    Raises:
-        StoreError: ``too_few_keys``.
-    """
+    """Return the first root, for the holders of its keys to sign."""
     repository = _repository(project, {}, now=now, drafting=True)
     repository.create_root(*root_keys(keyring, thresholds))
     return make_draft(repository)
