@@ -45,7 +45,7 @@ from waypost.shared.engine import (
     expected_output,
 )
 from waypost.shared.errors import PolicyError
-from waypost.shared.rules import holds
+from waypost.shared.rules import holds, value_of
 
 searching = settings(
     max_examples=60,
@@ -171,6 +171,10 @@ def breaks(policy: CompiledPolicy, invariant: Invariant, request: Facts) -> bool
         policy.missing(request)
         or request.signed.tier not in TIERS
         or not classes <= policy.policy.data_classes.keys()
+        or not all(
+            value_of(condition, request) is not None or isinstance(condition, OneOf)
+            for condition in invariant.when
+        )
         or not all(holds(condition, request) for condition in invariant.when)
         or (data.any_of and classes.isdisjoint(data.any_of))
         or not classes.issuperset(data.all_of)

@@ -141,6 +141,10 @@ class Space:
         """Return which cell of ``variable`` ``facts`` takes its value from."""
         return _lowest(domains[variable])
 
+    def cell_of(self, size: Size) -> int:
+        """Return the cell that ``size`` is in."""
+        return self._sizes_at[self._place(size)]
+
     def sized(self, facts: Facts, size: Size) -> Facts:
         """Return ``facts`` of another size."""
         other = self._facts({"size": size}, {})
@@ -283,6 +287,16 @@ class Space:
         inputs = {0, USUAL["input_tokens"], *cut_at, *(cut - 1 for cut in cut_at)}
         inputs |= {end - output for end in ends for output in (0, *defaults)}
         inputs |= {end - (size.output or 0) for end in ends for size in sizes}
+
+        def place_of(size: Size) -> tuple[int, ...]:
+            probe = self._facts({"size": size}, {})
+            needs = (
+                bisect_left(some, context_need(policy, probe))
+                for policy, some in zip(policies, windows, strict=True)
+            )
+            return (bisect_right(cut_at, size.input), *needs)
+
+        self._place = place_of
         cells: dict[tuple[int, ...], list[Size]] = {}
         for tokens in sorted(inputs):
             if tokens < 0:
@@ -290,13 +304,10 @@ class Space:
             crossed = {end - tokens for end in ends if 0 < end - tokens < max(defaults)}
             for output in (None, *sorted(outputs | crossed)):
                 size = Size(tokens, output)
-                probe = self._facts({"size": size}, {})
-                needs = (
-                    bisect_left(some, context_need(policy, probe))
-                    for policy, some in zip(policies, windows, strict=True)
-                )
-                cells.setdefault((bisect_right(cut_at, tokens), *needs), []).append(size)
-        return sorted((tuple(sorted(some, key=_oddity)) for some in cells.values()), key=_first)
+                cells.setdefault(place_of(size), []).append(size)
+        ordered = sorted((tuple(sorted(some, key=_oddity)) for some in cells.values()), key=_first)
+        self._sizes_at = {place_of(corners[0]): cell for cell, corners in enumerate(ordered)}
+        return ordered
 
     def _facts(self, values: Mapping[str, Any], found: Mapping[str, Sequence[str]]) -> Facts:
         size = cast("Size", values.get("size", Size(USUAL["input_tokens"])))

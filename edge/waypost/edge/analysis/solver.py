@@ -7,7 +7,7 @@ more than two values; policies make small and easy instances of it.
 
 from collections.abc import Iterable, Sequence
 
-__all__ = ["Atom", "Clause", "Domains", "Literal", "narrow", "solve"]
+__all__ = ["Atom", "Clause", "Domains", "Literal", "narrow", "propagate", "solve"]
 
 Atom = tuple[int, int]
 """A variable, and the cells it must be in."""
@@ -31,7 +31,7 @@ def narrow(domains: Domains, literal: Literal) -> list[int] | None:
 
 def solve(domains: Domains, clauses: Iterable[Clause]) -> list[int] | None:
     """Return domains any choice from which fulfils every clause, ``None`` if there is none."""
-    propagated = _propagate(list(domains), clauses)
+    propagated = propagate(domains, clauses)
     if propagated is None:
         return None
     narrowed, open_clauses = propagated
@@ -53,10 +53,13 @@ def solve(domains: Domains, clauses: Iterable[Clause]) -> list[int] | None:
     return None
 
 
-def _propagate(
-    domains: list[int], clauses: Iterable[Clause]
-) -> tuple[list[int], list[Clause]] | None:
-    """Assert what is left without an alternative, until nothing is; the rest stays open."""
+def propagate(domains: Domains, clauses: Iterable[Clause]) -> tuple[list[int], list[Clause]] | None:
+    """Return the same demands, simpler: what is left without an alternative is asserted.
+
+    ``None`` if that shows them to contradict each other; else narrower domains, and the clauses
+    that they leave open.
+    """
+    narrowed = list(domains)
     waiting = list(clauses)
     while True:
         still: list[Clause] = []
@@ -66,7 +69,7 @@ def _propagate(
             for literal in clause:
                 certain = True
                 for variable, cells in literal:
-                    domain = domains[variable]
+                    domain = narrowed[variable]
                     if not domain & cells:
                         break
                     if domain & ~cells:
@@ -82,8 +85,8 @@ def _propagate(
                     still.append(tuple(possible))
                     continue
                 for variable, cells in possible[0]:
-                    domains[variable] &= cells
+                    narrowed[variable] &= cells
                 asserted = True
         if not asserted:
-            return domains, still
+            return narrowed, still
         waiting = still
