@@ -247,6 +247,14 @@ def test_people_are_not_asked_for_what_machines_sign(shared: SharedProject) -> N
     assert caught.value.code == "draft_invalid"
 
 
+def test_a_file_under_another_file_s_digest_is_refused(shared: SharedProject) -> None:
+    draft = shared.draft()
+    place = f"targets/policy/{'0' * 64}.prod.json"
+    with pytest.raises(StoreError) as caught:
+        decode_draft(encode_draft(replace(draft, files={**draft.files, place: "{}"})))
+    assert caught.value.code == "draft_invalid"
+
+
 def test_a_root_under_the_name_of_targets_is_refused(shared: SharedProject) -> None:
     draft = shared.draft()
     root = shared.root.decode()

@@ -10,6 +10,7 @@ from a root of their own, and the publisher from the tree. Pure; keys arrive as 
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, Literal, cast
 
 import msgspec
@@ -81,6 +82,9 @@ def decode_draft(data: bytes) -> Draft:
         draft = _decode(data)
         for path, text in (*draft.files.items(), *draft.base.items()):
             check_files({path: text})
+            # Or a file that nothing names would be published over one that something does.
+            if path.startswith("targets/") and sha256(text.encode()).hexdigest() not in path:
+                raise _invalid(f"holds another {path} than its name says")
         unsigned = set(_metadata(draft.files))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TrustError) as exc:
         raise _invalid(f"is no draft: {exc}") from exc
