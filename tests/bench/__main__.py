@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import deciding, detecting, serving
+from bench import deciding, detecting, serving, trusting
 from bench.processes import Unavailable
 
 Rows = list[tuple[str, str, str]]
@@ -21,6 +21,7 @@ SECTIONS: dict[str, Callable[[Path], Rows]] = {
     "detect": lambda _: detecting.rows(),
     "serve": serving.rows,
     "stream": serving.stream_rows,
+    "trust": trusting.rows,
 }
 
 
