@@ -19,7 +19,7 @@ from pathlib import Path
 import httpx
 import msgspec
 import pytest
-from hypothesis import HealthCheck, note, settings
+from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -336,6 +336,8 @@ def test_no_client_is_deceived_or_locked_out_in_a_thousand_rotations() -> None:
     machine.settings = settings(
         max_examples=EXAMPLES,
         stateful_step_count=STEPS,
+        # Shrinking takes minutes; a longer run has them.
+        phases=list(Phase) if "WAYPOST_ROTATIONS" in os.environ else (Phase.reuse, Phase.generate),
         suppress_health_check=list(HealthCheck),
     )
     while len(replaced) < ROTATIONS:
