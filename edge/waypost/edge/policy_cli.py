@@ -18,6 +18,7 @@ from uuid import uuid4
 import typer
 
 from waypost.cli.output import console, print_json, table
+from waypost.edge.analysis_cli import add_commands
 
 if TYPE_CHECKING:
     from waypost.edge.authoring import Authored
@@ -39,6 +40,7 @@ PolicyFile = Annotated[Path, typer.Argument(help="The policy, as written.")]
 def register(app: typer.Typer) -> None:
     """Add the commands to ``app``."""
     app.command("init")(_init)
+    add_commands(policy_commands)
     app.add_typer(policy_commands, name="policy")
     app.add_typer(token_commands, name="token")
 
@@ -69,30 +71,6 @@ Next, in {folder}:
         soft_wrap=True,
         end="",
     )
-
-
-@policy_commands.command("check")
-def _check(policy: PolicyFile = Path("policy.yaml"), as_json: JSON = False) -> None:
-    """Say all that is wrong with a policy, each with line and mend. Exit 1 if anything is."""
-    from waypost.cli.yamlfile import FileError, Finding
-    from waypost.shared.errors import PolicyError
-
-    findings: tuple[Finding, ...] = ()
-    try:
-        _draft(policy)
-    except FileError as exc:
-        findings = exc.findings
-    except PolicyError as exc:
-        findings = (Finding(file=policy.name, line=0, path="", message=exc.message),)
-    if as_json:
-        print_json({"findings": findings})
-    else:
-        for finding in findings:
-            console.print(str(finding), highlight=False, markup=False, soft_wrap=True)
-        if not findings:
-            console.print(f"{policy}: good", highlight=False, markup=False)
-    if findings:
-        raise typer.Exit(1)
 
 
 @policy_commands.command("explain")

@@ -249,6 +249,8 @@ class _Comparison:
 
     def _orders(self) -> Iterator[Change]:
         for pair in self._pairs:
+            if pair.before.route.name != pair.after.route.name:
+                continue  # that is what is told of it
             if _ranking(pair.before, self._common) == _ranking(pair.after, self._common):
                 continue
             route = pair.after.route.name

@@ -1,0 +1,199 @@
+"""``waypost policy check``, ``prove`` and ``diff``: what a policy means, before it is signed.
+
+A thin shell: what takes long to import is imported by the command that needs it.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from waypost.cli.output import console, print_json
+
+if TYPE_CHECKING:
+    from waypost.cli.yamlfile import YAMLFile
+    from waypost.edge.analysis.diff import Change
+    from waypost.edge.analysis.findings import Problem
+    from waypost.edge.analysis.prove import Broken, Proof
+    from waypost.edge.authoring import Authored
+
+__all__ = ["add_commands"]
+
+POLICY = Path("policy.yaml")
+
+JSON = Annotated[bool, typer.Option("--json", help="Answer in JSON, for a script.")]
+PolicyFile = Annotated[Path, typer.Argument(help="The policy, as written.")]
+
+
+def add_commands(policy: typer.Typer) -> None:
+    """Add the commands to the group ``policy``."""
+    policy.command("check")(_check)
+    policy.command("prove")(_prove)
+    policy.command("diff")(_diff)
+
+
+def _check(
+    policy: PolicyFile = POLICY,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings fail as well.")] = False,
+    notes: Annotated[bool, typer.Option("--notes", help="Also say what is worth knowing.")] = False,
+    as_json: JSON = False,
+) -> None:
+    """Say all that is wrong or doubtful, each with line and mend. Exit 1 if anything is wrong."""
+    findings = _findings(policy)
+    count = {
+        severity: sum(finding["severity"] == severity for finding in findings)
+        for severity in ("error", "warning", "note")
+    }
+    if as_json:
+        print_json({"findings": findings})
+    else:
+        for finding in findings:
+            if finding["severity"] != "note" or notes:
+                where = ":".join(str(part) for part in (finding["file"], finding["line"]) if part)
+                path = f"{finding['path']}: " if finding["path"] else ""
+                severity = "" if finding["severity"] == "error" else f"{finding['severity']}: "
+                _say(f"{where}: {severity}{path}{finding['message']}")
+        if not count["error"]:
+            said = [f"{n} {name}{'s' * (n > 1)}" for name, n in count.items() if n]
+            hidden = "" if notes or not count["note"] else " (--notes shows them)"
+            _say(f"{policy}: {', '.join(['good', *said])}{hidden}")
+    if count["error"] or (strict and count["warning"]):
+        raise typer.Exit(1)
+
+
+def _findings(path: Path) -> list[dict[str, object]]:
+    """Return what is to be said of the file, as a script reads it."""
+    from msgspec import structs
+
+    from waypost.cli.yamlfile import FileError, Finding, read_yaml
+    from waypost.shared.errors import PolicyError
+
+    code = "file_invalid"
+    try:
+        authored = _draft(path)
+    except FileError as exc:
+        wrong: Sequence[Finding] = exc.findings
+    except PolicyError as exc:
+        code = exc.code
+        wrong = (Finding(file=path.name, line=0, path="", message=exc.message),)
+    else:
+        from waypost.edge.analysis.findings import find_problems
+
+        problems = find_problems(authored, now=int(time.time()))
+        file = read_yaml(path)
+        return [_located(file, problem) for problem in problems]
+    return [{"severity": "error", "code": code, **structs.asdict(finding)} for finding in wrong]
+
+
+def _located(file: "YAMLFile", problem: "Problem") -> dict[str, object]:
+    section, *rest = problem.place
+    path: tuple[str | int, ...] = (section,)
+    if rest and section in {"routes", "invariants"}:
+        places = {row.get("name"): place for place, row in file.rows(section)}
+        # A row that was made from others has no line of its own.
+        path = (section, places[rest[0]], *rest[1:]) if rest[0] in places else path
+    else:
+        path = (section, *rest)
+    file.find(path, problem.message)
+    found = file.findings.pop()
+    return {
+        "severity": problem.severity,
+        "code": problem.code,
+        "file": found.file,
+        "line": found.line,
+        "path": found.path,
+        "message": found.message,
+        "facts": problem.facts,
+    }
+
+
+def _prove(policy: PolicyFile = POLICY, as_json: JSON = False) -> None:
+    """Prove each invariant for every request there can be, or show one that breaks it."""
+    from waypost.edge.analysis.prove import prove_all
+
+    proofs = prove_all(_draft(policy))
+    if as_json:
+        print_json({"proofs": [{**_asdict(proof), "holds": not proof.broken} for proof in proofs]})
+    else:
+        for proof in proofs:
+            for line in _proof_lines(proof):
+                _say(line)
+        if not proofs:
+            _say(f"{policy}: states no invariants; write what must hold under 'invariants'")
+    if any(proof.broken for proof in proofs):
+        raise typer.Exit(1)
+
+
+def _proof_lines(proof: "Proof") -> Iterator[str]:
+    if proof.broken is None:
+        void = "" if proof.applies else "; but no such request is ever served"
+        yield f"holds   {proof.name} (in all of {proof.cells:,} cells{void})"
+        return
+    yield f"BROKEN  {proof.name}"
+    yield from (f"        {line}" for line in _counter_example(proof.broken))
+
+
+def _counter_example(broken: "Broken") -> Iterator[str]:
+    from waypost.edge.analysis.requests import as_curl
+
+    yield f"{broken.because}."
+    yield broken.sentence
+    yield from as_curl(broken.facts, broken.proposal).splitlines()
+
+
+def _diff(
+    before: Annotated[Path, typer.Argument(help="A policy as it is.")],
+    after: Annotated[Path, typer.Argument(help="As it would be.")],
+    as_json: JSON = False,
+) -> None:
+    """Say what changes for requests from one policy to another. Exit 1 if anything does."""
+    from waypost.edge.analysis.diff import diff_authored
+
+    changes = diff_authored(_draft(before), _draft(after))
+    if as_json:
+        print_json({"changes": changes})
+    else:
+        for change in changes:
+            for line in _change_lines(change):
+                _say(line)
+        if not changes:
+            _say("no change in meaning")
+    if changes:
+        raise typer.Exit(1)
+
+
+def _change_lines(change: "Change") -> Iterator[str]:
+    from waypost.edge.analysis.requests import as_curl
+
+    under = f" (under {', '.join(change.routes)})" if change.routes else ""
+    yield f"{change.kind}: {change.message}{under}"
+    if change.example is None:
+        return
+    for said, decision in (("before", change.example.before), ("after", change.example.after)):
+        result = (
+            f"refused, {decision.reason}"
+            if decision.model is None
+            else f"{decision.verdict}, {', '.join(decision.chain)} by route '{decision.route}'"
+        )
+        yield f"    {said}: {result}"
+    for line in as_curl(change.example.facts, change.example.proposal).splitlines():
+        yield f"    {line}"
+
+
+def _draft(path: Path) -> "Authored":
+    """Return the policy as if it were the first of its channel."""
+    from waypost.edge.authoring import load_policy
+
+    return load_policy(path, channel="draft", version=1, issued_at=int(time.time()))
+
+
+def _asdict(proof: "Proof") -> dict[str, object]:
+    from msgspec import structs
+
+    return structs.asdict(proof)
+
+
+def _say(line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
