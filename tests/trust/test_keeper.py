@@ -432,14 +432,19 @@ def test_a_manifest_signed_with_a_revoked_key_is_dropped_at_once(
     assert decode_state(cache.read_bytes()).floor.keys() >= {"2.root", "timestamp"}
 
 
+@pytest.mark.parametrize("brings_roots", [True, False])
 def test_what_was_revoked_still_blocks_older_documents_after_a_restart(
-    publisher: Publisher, tmp_path: Path
+    publisher: Publisher, tmp_path: Path, brings_roots: bool
 ) -> None:
     cache = tmp_path / "state.json"
     keeper = keeper_of(publisher, cache)
-    publisher.publish()
-    old = dict(publisher.files)
+    publisher.replace_key("timestamp")
     keeper.accept(publisher.publish(), etag=None)
+    old = dict(publisher.files)
+    newer = unpack_bundle(publisher.publish())
+    if not brings_roots:  # the client has them already
+        newer = {path: text for path, text in newer.items() if ".root." not in path}
+    keeper.accept(pack_bundle(newer), etag=None)
     publisher.replace_key("snapshot")
     publisher.replace_key("timestamp")
     assert refusal(keeper, publisher.bundle()) == "signature"

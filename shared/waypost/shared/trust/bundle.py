@@ -20,7 +20,6 @@ __all__ = [
     "missing_roots",
     "pack_bundle",
     "root_path",
-    "root_version",
     "target_path",
     "unpack_bundle",
 ]
@@ -73,12 +72,6 @@ def root_path(version: int) -> str:
     return f"metadata/{version}.root.json"
 
 
-def root_version(path: str) -> int:
-    """Return the version of the root at a repository path; 0 if it is no root."""
-    match = _ROOT.fullmatch(path)
-    return 0 if match is None else int(match[1])
-
-
 def missing_roots(paths: Iterable[str], root: bytes) -> range:
     """Return the versions between ``root`` and the newest in ``paths`` that nobody has.
 
@@ -89,7 +82,7 @@ def missing_roots(paths: Iterable[str], root: bytes) -> range:
         first = _decode_root(root).signed.version
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return range(0)  # the verifier will say so
-    have = {root_version(path) for path in paths}
+    have = {int(match[1]) for path in paths if (match := _ROOT.fullmatch(path)) is not None}
     low = first + 1
     while low in have:
         low += 1

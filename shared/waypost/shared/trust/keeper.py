@@ -18,7 +18,6 @@ from waypost.shared.trust.bundle import (
     check_files,
     missing_roots,
     pack_bundle,
-    root_version,
     unpack_bundle,
 )
 from waypost.shared.trust.fetch import Chain, Fetched, aget, aget_roots, get, get_roots
@@ -142,11 +141,10 @@ class ManifestKeeper:
 
     def _revoked(self, state: State, bundle: bytes) -> Trusted | None:
         """Return what the stored files were good for when they were stored, if anything."""
-        newest = max((root_version(path) for path in state.files), default=0)
         roots = {
             name: text
             for name, text in _roots(state.floor).items()
-            if root_version(f"metadata/{name}.json") <= newest
+            if int(name.removesuffix(".root")) <= state.root
         }
         result = self._open(state.files, bundle, roots, None).result
         return None if isinstance(result, TrustError) else result
@@ -283,7 +281,13 @@ class ManifestKeeper:
     def _persist(self, files: dict[str, str], etag: str | None) -> None:
         if self._store is None:
             return
-        state = State(channel=self._channel, files=files, floor=self._floor, etag=etag)
+        state = State(
+            channel=self._channel,
+            files=files,
+            floor=self._floor,
+            etag=etag,
+            root=self._last.versions["root"] if self._last is not None else 0,
+        )
         data = encode_state(state)
         try:
             with self._store.locked():

@@ -34,12 +34,14 @@ class State(Struct, frozen=True, kw_only=True):
         files: the bundle accepted last; empty before the first.
         floor: newest metadata that ever verified, accepted or not.
         etag: of the bundle, as its server named it.
+        root: version of the root that stood behind ``files`` when they were accepted.
     """
 
     channel: str
     files: dict[str, str]
     floor: dict[_Role, str]
     etag: str | None = None
+    root: int = 0
     format: Literal["waypost-state/1"] = "waypost-state/1"
 
 
