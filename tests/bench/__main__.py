@@ -11,12 +11,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import deciding, detecting, serving, trusting
+from bench import analysing, deciding, detecting, serving, trusting
 from bench.processes import Unavailable
 
 Rows = list[tuple[str, str, str]]
 
 SECTIONS: dict[str, Callable[[Path], Rows]] = {
+    "analyse": lambda _: analysing.rows(),
     "decide": lambda _: deciding.rows(),
     "detect": lambda _: detecting.rows(),
     "serve": serving.rows,
