@@ -89,6 +89,7 @@ def test_a_declared_duty_that_cannot_be_read_is_an_error(text: str) -> None:
         ("data=phi", ("phi",)),
         ('data=("phi" pii)', ("phi", "pii")),
         ('data=( "phi"  "pii" )', ("phi", "pii")),
+        ('data=("phi";source=form pii;x)', ("phi", "pii")),  # parameters are not items
         ('x=1;y=?0, data="phi";source="form" ,z', ("phi",)),
         ('data="pii", data="phi"', ("phi",)),  # RFC 9651 §3.2: the last of a key counts
         ("", ()),

@@ -47,7 +47,7 @@ _MEMBER = re.compile(
     rf"({_KEY})(?:=(?:({_ITEM})|\(([ ]*(?:(?:{_ITEM}){_PARAMS}(?:[ ]+|(?=\))))*)\)))?{_PARAMS}"
 )
 _COMMA = re.compile(r"[ \t]*,[ \t]*")
-_INNER = re.compile(_ITEM)
+_INNER = re.compile(rf"({_ITEM}){_PARAMS}")
 
 
 def _item(text: str) -> Item:
