@@ -13,6 +13,7 @@ import pytest
 from support.tokens import App
 from support.upstream import Upstream
 from support.validator import HELLO, Running, running_validator
+from waypost.validator.pipeline.understand import read_body
 
 pytestmark = pytest.mark.anyio
 
@@ -270,3 +271,19 @@ async def test_a_picture_that_no_model_of_the_caller_can_see_is_a_400(
 
     assert (response.status_code, response.json()["error"]["code"]) == (400, "capability_missing")
     await nothing_came_of_it(validator, response, acme, medcloud)
+
+
+async def test_a_body_that_trickles_in_costs_no_more_than_one_that_comes_at_once() -> None:
+    pieces = iter([b"x" * 4_000_000, *[b"x"] * 20_000])
+    left = 20_001
+
+    async def receive() -> dict[str, object]:
+        nonlocal left
+        left -= 1
+        return {"type": "http.request", "body": next(pieces), "more_body": left > 0}
+
+    before_s = time.process_time()
+    body = await read_body(receive, {}, limit=5_000_000, timeout_s=60)
+
+    assert len(body) == 4_020_000
+    assert time.process_time() - before_s < 2  # copying all for each piece would take five

@@ -101,19 +101,19 @@ async def read_body(receive: Receive, headers: Headers, *, limit: int, timeout_s
     # The server has checked that the length is a number, and holds the body to it.
     if int(headers.get(b"content-length", b"0")) > limit:
         raise _too_large(limit)
-    body = b""
+    # Grows in place: copied whole for each byte that trickles in, it would stall the loop.
+    body = bytearray()
     try:
         async with asyncio.timeout(timeout_s):
             while True:
                 message = await receive()
                 if message["type"] != "http.request":
                     raise InvalidRequestError("The body broke off.", code="body_incomplete")
-                chunk: bytes = message.get("body", b"")
-                body += chunk
+                body += message.get("body", b"")
                 if len(body) > limit:
                     raise _too_large(limit)
                 if not message.get("more_body"):
-                    return body
+                    return bytes(body)
     except TimeoutError:
         raise InvalidRequestError(
             f"The body did not arrive within {timeout_s:g} s.", code="body_timeout"
