@@ -110,6 +110,7 @@ def settings(folder: Path, providers: Mapping[str, Any], **changes: Any) -> Vali
             "channel": "prod",
             "manifest": {"root": "root.json", "admin": True},
             "providers": providers,
+            "budgets": {"default": [{"window": "total", "limit_usd": 1_000}]},
             **changes,
         }
     ).below(folder)

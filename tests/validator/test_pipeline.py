@@ -205,11 +205,46 @@ async def test_a_budget_that_is_too_small_for_a_long_answer_pays_for_a_shorter_o
 async def test_the_operators_limit_holds_where_the_token_allows_more(
     tmp_path: Path, acme: Upstream
 ) -> None:
-    budgets = {"default": [{"window": "day", "limit_usd": 0.00002}]}
+    budgets = {"default": [{"window": "day", "limit_usd": "0.00002"}]}
     async with running_validator(tmp_path, {"acme": acme}, budgets=budgets) as validator:
         response = await validator.chat(limits=day(10**12))
 
     assert response.json()["error"]["code"] == "budget_exhausted"
+
+
+async def test_an_account_that_nobody_limits_may_spend_nothing(
+    tmp_path: Path, acme: Upstream
+) -> None:
+    async with running_validator(tmp_path, {"acme": acme}, budgets={}) as validator:
+        response = await validator.chat()
+        told = await validator.client.post("/v1/decide", json=HELLO, headers=validator.headers())
+
+        error = response.json()["error"]
+        assert (response.status_code, error["code"]) == (402, "budget_undefined")
+        assert response.headers["x-should-retry"] == "false"
+        assert told.json()["error"]["code"] == "budget_undefined"
+        assert (await validator.record(response)).reason == "budget_undefined"
+        assert not acme.seen
+        assert await validator.spent() == (0, 0)
+
+        assert (await validator.chat(limits=day(10**9))).status_code == 200
+
+
+async def test_an_account_is_unlimited_only_where_the_operator_says_so(
+    tmp_path: Path, acme: Upstream
+) -> None:
+    budgets = {
+        "unlimited": True,
+        "default": [{"window": "day", "limit_usd": "0.00002"}],
+        "accounts": {"batch": []},
+    }
+    async with running_validator(tmp_path, {"acme": acme}, budgets=budgets) as validator:
+        free = await validator.chat(account="batch")
+        other = await validator.chat(account="acme")
+
+        assert free.status_code == 200
+        assert (await validator.settled("batch"))[0] > 0
+        assert other.json()["error"]["code"] == "budget_exhausted"
 
 
 # ── tokens ─────────────────────────────────────────────────────────────────────────────────────

@@ -37,6 +37,7 @@ class Project:
         self.file.write_text(
             f"audience: {AUDIENCE}\nmanifest: {{{manifest}}}\nproviders:\n"
             f"  acme: {{base_url: 'http://127.0.0.1:{port}/v1', api_key: ACME_KEY}}\n"
+            "budgets: {default: [{window: day, limit_usd: 1}]}\n"
         )
 
     def publish(self) -> None:

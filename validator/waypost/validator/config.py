@@ -169,10 +169,12 @@ class Budgets(_Section):
     Attributes:
         default: for an account that is not listed; empty: what the token says is all.
         accounts: per account, instead of the default.
+        unlimited: whether an account may spend that neither this nor its token limits.
     """
 
     default: list[SpendRule] = []
     accounts: dict[str, list[SpendRule]] = {}
+    unlimited: bool = False
 
     def limits(self, account: str) -> tuple[SpendLimit, ...]:
         """Return the limits of ``account``."""

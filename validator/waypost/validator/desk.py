@@ -46,12 +46,18 @@ MAX_CALLERS = 10_000
 
 
 class Caller(Struct, frozen=True):
-    """Who asks, as the token says it, made ready for what follows."""
+    """Who asks, as the token says it, made ready for what follows.
+
+    Attributes:
+        limits: the lowest of the token's and the operator's.
+        may_spend: whether there is a limit, or the operator said that none is needed.
+    """
 
     claims: Claims
     subject: str
     signed: Signed
     limits: Limits
+    may_spend: bool
 
 
 class Target(Struct, frozen=True):

@@ -41,7 +41,8 @@ async def authenticate(
 
 def _caller(desk: Desk, claims: Claims) -> Caller:
     account = claims.budget.account
-    own = desk.config.budgets.limits(account)
+    budgets = desk.config.budgets
+    limits = lowest((*claims.budget.limits, *budgets.limits(account)))
     return Caller(
         claims=claims,
         subject=pseudonym(claims, key=desk.pseudonym_key),
@@ -52,7 +53,8 @@ def _caller(desk: Desk, claims: Claims) -> Caller:
             data_classes=claims.data_classes,
             models=claims.models,
         ),
-        limits=Limits(account=account, limits=lowest((*claims.budget.limits, *own))),
+        limits=Limits(account=account, limits=limits),
+        may_spend=bool(limits) or budgets.unlimited,
     )
 
 

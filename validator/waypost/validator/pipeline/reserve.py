@@ -16,7 +16,7 @@ from waypost.shared.engine import (
 )
 from waypost.shared.errors import BudgetError
 from waypost.shared.money import format_usd, upper_bound
-from waypost.validator.desk import Desk, Target
+from waypost.validator.desk import Caller, Desk, Target
 from waypost.validator.ledger import Hold, Shortfall
 from waypost.validator.pipeline.call import Call, Considered
 from waypost.validator.problems import reset_text
@@ -148,9 +148,10 @@ async def reserve(call: Call, considered: Considered, booking: Booking) -> Decis
     """Hold the money in ``booking``; return the decision that it pays for.
 
     Raises:
-        BudgetError: ``budget_exhausted``, with the window that is.
+        BudgetError: ``budget_exhausted``, with the window that is; ``budget_undefined``.
         StoreError: the ledger does not answer; then nothing is served.
     """
+    _require_budget(considered.caller)
     targets = considered.serving.targets
     plan = _first_choice(considered)
     tries = 0
@@ -181,6 +182,7 @@ async def preview(desk: Desk, call: Call, considered: Considered) -> Plan:
     Raises:
         BudgetError: as ``reserve`` does.
     """
+    _require_budget(considered.caller)
     limits = considered.caller.limits
     balances = await desk.ledger.balances(limits.account, limits.limits, now=call.now)
     shortfalls = [
@@ -199,6 +201,17 @@ async def preview(desk: Desk, call: Call, considered: Considered) -> Plan:
     if plan is None:
         raise _exhausted(considered, least)
     return plan
+
+
+def _require_budget(caller: Caller) -> None:
+    # A limit that was forgotten, or an account's name that was mistyped, must not mean no limit.
+    if not caller.may_spend:
+        raise BudgetError(
+            f"Account {caller.limits.account} has no limit, neither by its token nor by the"
+            " validator's budgets, so nothing may be spent. Get a token with a limit, or have the"
+            " operator set one.",
+            code="budget_undefined",
+        )
 
 
 def _first_choice(considered: Considered) -> Plan:
