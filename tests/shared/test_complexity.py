@@ -190,7 +190,7 @@ def test_a_model_survives_the_manifest() -> None:
         (ComplexityModel(weights=NONE, knots=(0, 1), buckets="AAA"), "not base64"),
         (
             ComplexityModel(weights=NONE, knots=(0, 1), buckets="AAAA", bucket_bits=3),
-            "6 buckets, not 24",
+            "6 weights, not 24",
         ),
     ],
 )

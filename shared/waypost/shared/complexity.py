@@ -16,24 +16,19 @@ the same number; ``//`` is division rounded down:
 6. *Score.* ``knots`` stand evenly spaced on 0 to 1,000; between two of them, the straight line.
 """
 
-import re
-from base64 import b64decode
-from binascii import Error as Base64Error
-from bisect import bisect_right
-from itertools import pairwise
 from math import isqrt
 from operator import mul
 from typing import Annotated, NamedTuple
-from zlib import crc32
 
 from msgspec import Meta, Struct
 
 from waypost.shared.errors import PolicyError
+from waypost.shared.grams import NO_WEIGHT, calibrated, check_knots, runs, stems, unpack, window
 
 __all__ = [
     "BUILT_IN",
     "FEATURES",
-    "GRAM_LENGTHS",
+    "LONGEST_RUN",
     "ComplexityModel",
     "ComplexityScorer",
     "Reading",
@@ -44,7 +39,7 @@ __all__ = [
 # 200 0.57, 400 0.62, 800 and 1,500 0.64.
 WINDOW_CHARS = 800
 
-GRAM_LENGTHS = (1, 2, 3)  # APGR with single words 0.57, with pairs 0.61, with triples 0.64
+LONGEST_RUN = 3  # APGR with single words 0.57, with pairs 0.61, with triples 0.64
 
 FEATURES = (
     "length",
@@ -64,26 +59,24 @@ FEATURES = (
     "negation",
 )
 
-_WORD = re.compile(rb"([a-z0-9\x80-\xff]{1,6})[a-z0-9\x80-\xff]*")
 
-
-def _stems(words: str) -> frozenset[bytes]:
+def _cut(words: str) -> frozenset[bytes]:
     return frozenset(word.encode()[:6] for word in words.split())
 
 
-_ASKING = _stems("how what when where which who whom whose why")
-_REASONING = _stems(
+_ASKING = _cut("how what when where which who whom whose why")
+_REASONING = _cut(
     "analyse analyze argue assess compare contrast critique debug deduce derive design determine"
     " diagnose differentiate evaluate explain hypothesis implications infer integral interpret"
     " justify optimise plan proof prove reason recommend refactor solve strategy synthesise"
     " theorem tradeoff why"
 )
-_ROUTINE = _stems(
+_ROUTINE = _cut(
     "capitalise categorise classify convert copy correct count define detect extract find format"
     " identify label list lowercase match name parse rename repeat reword sort spell summarise"
     " tag transcribe translate"
 )
-_NEGATION = _stems("cannot except false incorrect least neither never no nor not unless without")
+_NEGATION = _cut("cannot except false incorrect least neither never no nor not unless without")
 
 
 class Reading(NamedTuple):
@@ -91,24 +84,18 @@ class Reading(NamedTuple):
 
     Attributes:
         features: in the order of ``FEATURES``; see ``_features``.
-        grams: for each of ``GRAM_LENGTHS``, the CRC-32 of each run of that many words.
+        grams: the CRC-32 of each word, of each run of two, and of each run of three.
     """
 
     features: tuple[int, ...]
-    grams: tuple[list[int], list[int], list[int]]
+    grams: tuple[list[int], ...]
 
 
 def read(text: str) -> Reading:
     """Return what ``text`` is made of; looks at no more than the window."""
-    seen = (
-        text if len(text) <= 2 * WINDOW_CHARS else f"{text[:WINDOW_CHARS]}\n{text[-WINDOW_CHARS:]}"
-    ).encode(errors="replace")
-    words = _WORD.findall(seen.lower())
-    singles = list(map(crc32, words))
-    # crc32(b, crc32(a)) is crc32(a + b): the grams cost one C call each, and no strings.
-    pairs = list(map(crc32, words[1:], singles))
-    triples = list(map(crc32, words[2:], pairs))
-    return Reading(_features(len(text), seen, words), (singles, pairs, triples))
+    seen = window(text, WINDOW_CHARS)
+    words = stems(seen)
+    return Reading(_features(len(text), seen, words), runs(words, LONGEST_RUN))
 
 
 def _features(chars: int, seen: bytes, words: list[bytes]) -> tuple[int, ...]:
@@ -200,10 +187,12 @@ class ComplexityScorer:
             raise PolicyError(
                 f"the complexity model weighs {len(model.weights)} features, not {len(FEATURES)}"
             )
-        if len(model.knots) < 2 or any(low >= high for low, high in pairwise(model.knots)):
-            raise PolicyError("the complexity model's knots do not increase")
-        self._tables = _tables(model)
-        self._mask = (1 << model.bucket_bits) - 1
+        check_knots(model.knots, what="complexity model")
+        size = 1 << model.bucket_bits
+        count = size * LONGEST_RUN if model.buckets else 0
+        weights = unpack(model.buckets, count, what="complexity model")
+        self._tables = [weights[start : start + size] for start in range(0, count, size)]
+        self._mask = size - 1
 
     def raw(self, text: str) -> int:
         """Return what the model makes of ``text`` before calibration."""
@@ -216,7 +205,7 @@ class ComplexityScorer:
             weight += sum(map(table.__getitem__, buckets))
             hit += len(buckets)
         if hit:
-            total += self.model.gram_scale * (weight - 8 * hit) * 256 // isqrt(65_536 * hit)
+            total += self.model.gram_scale * (weight - NO_WEIGHT * hit) * 256 // isqrt(65_536 * hit)
         return total
 
     def score(self, text: str) -> int:
@@ -225,28 +214,4 @@ class ComplexityScorer:
 
     def calibrated(self, raw: int) -> int:
         """Return the score that ``raw`` stands for."""
-        knots = self.model.knots
-        if raw <= knots[0]:
-            return 0
-        if raw >= knots[-1]:
-            return 1_000
-        place = bisect_right(knots, raw) - 1
-        low, high = knots[place], knots[place + 1]
-        return 1_000 * (place * (high - low) + raw - low) // ((len(knots) - 1) * (high - low))
-
-
-def _tables(model: ComplexityModel) -> list[bytes]:
-    """Return one byte a bucket, its weight plus 8, for each length of run; none if it has none."""
-    if not model.buckets:
-        return []
-    try:
-        packed = b64decode(model.buckets, validate=True)
-    except (Base64Error, ValueError):
-        raise PolicyError("the complexity model's buckets are not base64") from None
-    size = 1 << model.bucket_bits
-    if 2 * len(packed) != size * len(GRAM_LENGTHS):
-        raise PolicyError(
-            f"the complexity model has {2 * len(packed)} buckets, not {size * len(GRAM_LENGTHS)}"
-        )
-    plain = bytes(half for byte in packed for half in (byte & 15, byte >> 4))
-    return [plain[start : start + size] for start in range(0, len(plain), size)]
+        return calibrated(raw, self.model.knots)

@@ -10,7 +10,6 @@ and left alone for the other sets: the plateau is wide, and finer tuning fits th
 """
 
 import math
-from base64 import b64encode
 from collections.abc import Sequence
 from itertools import compress
 from typing import cast
@@ -23,8 +22,9 @@ from scipy.sparse import csr_array, diags_array, hstack
 from scipy.special import expit
 
 from waypost.edge.training.labels import Label
+from waypost.edge.training.packing import STEPS, knots_of, pack
 from waypost.shared.complexity import (
-    GRAM_LENGTHS,
+    LONGEST_RUN,
     ComplexityModel,
     ComplexityScorer,
     Reading,
@@ -36,7 +36,6 @@ __all__ = ["Training", "fit", "train"]
 Floats = NDArray[np.float64]
 
 BUCKET_BITS = 14  # 33 kB in the manifest. APGR on MMLU at 12: 0.62, at 13: 0.63, at 14 to 16: 0.63
-STEPS = 7  # four bits a bucket, −7 to 7: grades the same as eight bits do
 LOGIT = 1 << 20  # the unit of raw scores, fine enough for a weight times one thousandth
 
 PENALTY = 1.0
@@ -51,8 +50,6 @@ TOPICS_SHARE = 1.0
 # Directions in which single words vary most, so that words that occur together share a weight:
 # 1,300 labels say little of any one word. APGR on MMLU without: 0.62.
 TOPICS = 10
-
-KNOTS = 21  # every five percent of the prompts
 
 
 class Training(Struct, frozen=True):
@@ -82,16 +79,9 @@ def train(labels: Sequence[Label], *, folds: int, seed: int) -> Training:
         seen = fold != held
         scorer = ComplexityScorer(fit(list(compress(readings, seen)), wins[seen]))
         raw[~seen] = [scorer.raw(label.prompt) for label in compress(labels, ~seen)]
-    model = structs.replace(fit(readings, wins), knots=_knots(raw))
+    model = structs.replace(fit(readings, wins), knots=knots_of(raw))
     calibrated = ComplexityScorer(model).calibrated
     return Training(model, np.array([calibrated(int(value)) for value in raw]))
-
-
-def _knots(raw: NDArray[np.int64]) -> tuple[int, ...]:
-    knots: list[int] = []
-    for value in np.quantile(raw, np.linspace(0, 1, KNOTS)):
-        knots.append(max(round(float(value)), knots[-1] + 1 if knots else -LOGIT * LOGIT))
-    return tuple(knots)
 
 
 def fit(readings: Sequence[Reading], wins: Floats) -> ComplexityModel:
@@ -120,14 +110,14 @@ def fit(readings: Sequence[Reading], wins: Floats) -> ComplexityModel:
     of_traits = of_traits * trait_factor / spread
 
     step = float(np.abs(of_grams).max()) / STEPS or 1.0
-    halves = np.full(len(worth), STEPS + 1, dtype=np.uint8)
-    halves[used] += np.rint(of_grams / step).astype(np.int8).view(np.uint8)
+    buckets = np.zeros(len(worth))
+    buckets[used] = of_grams
     return ComplexityModel(
         weights=tuple(round(float(weight) * LOGIT) for weight in of_traits),
         bias=round((bias - float(of_traits @ middle)) * LOGIT),
         gram_scale=round(step * LOGIT),
         bucket_bits=BUCKET_BITS,
-        buckets=b64encode((halves[::2] | halves[1::2] << 4).tobytes()).decode(),
+        buckets=pack(buckets, step),
         knots=(-8 * LOGIT, 8 * LOGIT),
     )
 
@@ -147,7 +137,7 @@ def _hits(readings: Sequence[Reading]) -> csr_array:
         columns += hit
         values += [1 / math.sqrt(len(hit) or 1)] * len(hit)
         ends.append(len(columns))
-    width = len(GRAM_LENGTHS) << BUCKET_BITS
+    width = LONGEST_RUN << BUCKET_BITS
     return csr_array((values, columns, ends), shape=(len(readings), width))
 
 
@@ -160,7 +150,8 @@ def _topics(singles: csr_array) -> Floats:
     for _ in range(20):
         found = np.linalg.qr(singles.T @ (singles @ found)).Q
     _, strengths, mix = np.linalg.svd(singles @ found, full_matrices=False)
-    return cast("Floats", found @ mix[:TOPICS].T / np.sqrt(np.maximum(strengths[:TOPICS], 1e-9)))
+    directions: Floats = found @ mix[:TOPICS].T / np.sqrt(np.maximum(strengths[:TOPICS], 1e-9))
+    return directions
 
 
 def _scaled(matrix: csr_array, share: float) -> tuple[csr_array, float]:
