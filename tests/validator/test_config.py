@@ -57,16 +57,22 @@ def test_dollars_become_nano_dollars_exactly(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("find", "put", "said"),
     [
-        ("audience:", "audiense:", ["1: audiense: no such setting", "audience: is missing"]),
-        ("window: day", "window: week", ["11: budgets.default.0.window: input should be"]),
-        ("limit_usd: 0.1", "limit_usd: -1", ["11: budgets.default.0.limit_usd"]),
-        ("limit_usd: 0.1", "limit_usd: .nan", ["11: budgets.default.0.limit_usd"]),
-        ("limit_usd: 0.1", "limit_usd: a lot", ["11: budgets.default.0.limit_usd"]),
-        ("https://api", "ftp://api", ["7: providers.acme.base_url"]),
+        (
+            "audience:",
+            "audiense:",
+            ["1: audiense: there is no such field; did you mean 'audience'?", "is missing; add it"],
+        ),
+        ("window: day", "window: week", ["11: budgets.default[0].window: should be 'request',"]),
+        ("limit_usd: 0.1", "limit_usd: -1", ["11: budgets.default[0].limit_usd"]),
+        ("limit_usd: 0.1", "limit_usd: .nan", ["11: budgets.default[0].limit_usd"]),
+        ("limit_usd: 0.1", "limit_usd: a lot", ["11: budgets.default[0].limit_usd", "as in 0.50"]),
+        ("limit_usd: 0.1", "limit_usd: 0.0000000001", ["no more than 9 decimal places"]),
+        ("https://api", "ftp://user:secret@api", ["7: providers.acme.base_url: should be a URL"]),
         ("https://api", "https://user:secret@api", ["7: providers.acme.base_url"]),
-        ("ACME_KEY", "sk-live-abcdef", ["8: providers.acme.api_key"]),
-        ("  root: trust/root.json\n", "", ["2: manifest.root: is missing"]),
+        ("ACME_KEY", "sk-live-abcdef", ["8: providers.acme.api_key", "environment variable"]),
+        ("  root: trust/root.json\n", "", ["2: manifest.root: 'root' is missing"]),
         ("api_key: ACME_KEY", "timeout_s: 0", ["8: providers.acme.timeout_s"]),
+        ("    api_key: ACME_KEY", "  acme: {}", ["8: providers.acme: is here twice"]),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_line(
@@ -85,9 +91,11 @@ def test_a_wrong_setting_is_named_with_its_line(
     ("text", "said"),
     [
         ("a: [", "is not YAML"),
-        ("- a\n", "must be a mapping"),
-        ("", "must be a mapping"),
-        ("a: !!python/object/apply:os.system [id]", "is not YAML"),
+        ("- a\n", "should hold 'name: value' lines"),
+        ("", "the file is empty"),
+        ("a: !!python/object/apply:os.system [id]", "has no meaning here"),
+        ("a: &a [*a]", r"the alias '\*a' is not supported"),
+        ("a: " + "x" * 2_000_000, "is larger than 1024 KiB"),
     ],
 )
 def test_what_is_not_a_configuration_is_said_to_be_none(
@@ -95,6 +103,14 @@ def test_what_is_not_a_configuration_is_said_to_be_none(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         load_config(written(tmp_path, text))
+
+
+def test_an_address_is_kept_as_it_is_sent(tmp_path: Path) -> None:
+    text = GOOD.replace("https://api.acme.example/v1/", "https://münchen.example:443/a b/")
+
+    provider = load_config(written(tmp_path, text)).providers["acme"]
+
+    assert provider.base_url == "https://xn--mnchen-3ya.example/a%20b"
 
 
 def test_a_file_that_is_not_there_says_how_to_get_one(tmp_path: Path) -> None:

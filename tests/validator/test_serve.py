@@ -148,7 +148,8 @@ def test_a_wrong_setting_is_one_clear_line(project: Project) -> None:
     said = project.refused()
 
     assert "config_invalid" in said
-    assert "validator.yaml:4: providers.acme.api_kez: no such setting" in said
+    assert "validator.yaml:4: providers.acme.api_kez: there is no such field" in said
+    assert "did you mean 'api_key'?" in said
 
 
 def test_a_settings_file_that_is_not_there_says_how_to_get_one(project: Project) -> None:

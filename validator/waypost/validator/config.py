@@ -6,25 +6,18 @@ file. What may be served to whom is not here either: that is the signed manifest
 
 import contextlib
 import os
+import re
 import secrets
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    HttpUrl,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, HttpUrl, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
+from waypost.cli.yamlfile import FileError, FileModel, read_yaml
 from waypost.shared.contracts import SpendLimit, Window
 from waypost.shared.errors import StoreError, WaypostError
 from waypost.shared.money import NUSD_PER_USD
@@ -54,32 +47,79 @@ class ConfigError(WaypostError):
     code = "config_invalid"
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+def _wrong(message: str) -> PydanticCustomError:
+    return PydanticCustomError("config", "{message}", {"message": message})
 
 
 def _path(value: object) -> object:
-    return Path(value) if isinstance(value, str) and value else value
+    if isinstance(value, Path):
+        return value
+    if not isinstance(value, str) or not value:
+        raise _wrong("should be the path of a file")
+    return Path(value)
 
 
 def _usd(value: object) -> object:
-    try:
-        # YAML reads 0.1 as a float; its shortest text is what the person wrote.
-        return Decimal(str(value)) if isinstance(value, int | float | str) else value
-    except InvalidOperation:
-        raise ValueError("write dollars as a number, as in 0.50") from None
+    if isinstance(value, Decimal):
+        return value
+    if isinstance(value, int | str) and not isinstance(value, bool):
+        with contextlib.suppress(InvalidOperation):
+            return Decimal(value)
+    raise _wrong("write dollars as a plain number, as in 0.50")
+
+
+def _seconds(value: object) -> object:
+    return float(value) if isinstance(value, Decimal) else value
+
+
+def _pattern(pattern: str, message: str) -> BeforeValidator:
+    """Refuse text that does not match, without repeating it: it may be a key in the wrong place."""
+
+    def check(value: object) -> object:
+        if isinstance(value, str) and not re.fullmatch(pattern, value):
+            raise _wrong(message)
+        return value
+
+    return BeforeValidator(check)
 
 
 FilePath = Annotated[Path, BeforeValidator(_path)]
 Usd = Annotated[
     Decimal, BeforeValidator(_usd), Field(ge=0, le=9_000_000, decimal_places=9, allow_inf_nan=False)
 ]
-EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-NameText = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}$")]
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
+EnvName = Annotated[
+    str,
+    _pattern(
+        r"[A-Za-z_][A-Za-z0-9_]*",
+        "should be the name of an environment variable that holds the key",
+    ),
+]
+NameText = Annotated[
+    str,
+    _pattern(
+        r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}",
+        "should be a name: up to 64 of A-Z a-z 0-9 . _ : / -, beginning with a letter or digit",
+    ),
+]
+Channel = Annotated[
+    str,
+    _pattern(
+        r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
+        "should be a channel: up to 64 of A-Z a-z 0-9 . _ -, beginning with a letter or digit",
+    ),
+]
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=86_400)]
 
 
-class ManifestConfig(_Section):
+def _http_url(value: str) -> HttpUrl:
+    try:
+        return HttpUrl(value)
+    except ValueError:
+        # Its own words might quote a password.
+        raise _wrong("should be a URL that begins with https:// or http://") from None
+
+
+class ManifestConfig(FileModel):
     """Where the signed manifest comes from.
 
     Attributes:
@@ -106,10 +146,10 @@ class ManifestConfig(_Section):
     @field_validator("url")
     @classmethod
     def _is_http(cls, url: str | None) -> str | None:
-        return None if url is None else str(HttpUrl(url))
+        return None if url is None else str(_http_url(url))
 
 
-class ProviderConfig(_Section):
+class ProviderConfig(FileModel):
     """One upstream, by the name that the manifest's models give as ``provider``.
 
     Attributes:
@@ -131,27 +171,28 @@ class ProviderConfig(_Section):
     @field_validator("base_url")
     @classmethod
     def _is_plain_http(cls, url: str) -> str:
-        parsed = HttpUrl(url)
+        parsed = _http_url(url)
         if parsed.username or parsed.password or parsed.query or parsed.fragment:
-            raise ValueError("give scheme, host and path only; keys belong in the environment")
-        return url.rstrip("/")
+            raise _wrong("give scheme, host and path only; keys belong in the environment")
+        # As parsed: what is sent as Host and path holds neither spaces nor letters beyond ASCII.
+        return str(parsed).rstrip("/")
 
 
-class LedgerConfig(_Section):
+class LedgerConfig(FileModel):
     """Where budgets are kept. ``full`` survives a power cut, ``normal`` a crash of the process."""
 
     path: FilePath = Path("state/ledger.sqlite")
     durability: Literal["full", "normal"] = "normal"
 
 
-class RecordsConfig(_Section):
+class RecordsConfig(FileModel):
     """Where decision records are kept, and for how long."""
 
     path: FilePath = Path("state/records.sqlite")
     retain_days: Annotated[int, Field(ge=1, le=3_650)] = 30
 
 
-class SpendRule(_Section):
+class SpendRule(FileModel):
     """At most so many dollars in each calendar window (UTC)."""
 
     window: Window
@@ -163,7 +204,7 @@ class SpendRule(_Section):
         return SpendLimit(window=self.window, limit_nusd=int(self.limit_usd * NUSD_PER_USD))
 
 
-class Budgets(_Section):
+class Budgets(FileModel):
     """The ledger's own limits. A token may only lower them.
 
     Attributes:
@@ -181,7 +222,7 @@ class Budgets(_Section):
         return tuple(rule.limit for rule in self.accounts.get(account, self.default))
 
 
-class PseudonymConfig(_Section):
+class PseudonymConfig(FileModel):
     """The key that turns a token's subject into the pseudonym in records.
 
     A file is generated when absent. Whoever holds the key can tell whether a record is about a
@@ -194,18 +235,18 @@ class PseudonymConfig(_Section):
     @model_validator(mode="after")
     def _one_source(self) -> "PseudonymConfig":
         if (self.path is None) == (self.env is None):
-            raise ValueError("give exactly one of path and env")
+            raise _wrong("give exactly one of path and env")
         return self
 
 
-class LimitsConfig(_Section):
+class LimitsConfig(FileModel):
     """What one request may take of this machine."""
 
     body_bytes: Annotated[int, Field(ge=1_024, le=256 * MIB)] = 4 * MIB
     body_timeout_s: Seconds = 30.0
 
 
-class ValidatorConfig(_Section):
+class ValidatorConfig(FileModel):
     """All of ``validator.yaml``.
 
     Attributes:
@@ -215,7 +256,7 @@ class ValidatorConfig(_Section):
     """
 
     audience: Annotated[str, Field(min_length=1, max_length=300)]
-    channel: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "prod"
+    channel: Channel = "prod"
     manifest: ManifestConfig
     providers: Annotated[dict[NameText, ProviderConfig], Field(min_length=1)]
     ledger: LedgerConfig = LedgerConfig()
@@ -249,58 +290,15 @@ def load_config(path: Path) -> ValidatorConfig:
         ConfigError: naming what cannot be read, or each wrong field with its line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; `waypost init` writes one") from None
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path} cannot be read: {exc}") from exc
-    try:
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as exc:
-        raise ConfigError(f"{path} is not YAML: {_one_line(exc)}") from exc
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} must be a mapping, with audience, manifest and providers")
-    try:
-        config = ValidatorConfig.model_validate(content)
-    except ValidationError as exc:
-        wrong = [
-            f"{path}:{_line(tree, error['loc'])}: "
-            f"{'.'.join(str(step) for step in error['loc'])}: {_mend(error['type'], error['msg'])}"
-            for error in exc.errors(include_url=False, include_context=False, include_input=False)
-        ]
-        raise ConfigError("\n".join(wrong)) from None
+        file = read_yaml(path)
+    except FileError as exc:
+        if not path.exists():
+            raise ConfigError(f"{path} does not exist; `waypost init` writes one") from None
+        raise ConfigError(exc.message) from None
+    config = file.read(ValidatorConfig)
+    if config is None or file.findings:
+        raise ConfigError(FileError(file.findings).message)
     return config.below(path.parent.absolute())
-
-
-def _one_line(exc: yaml.YAMLError) -> str:
-    return " ".join(str(exc).split())
-
-
-def _mend(kind: str, message: str) -> str:
-    if kind == "extra_forbidden":
-        return "no such setting; remove it or correct its name"
-    if kind == "missing":
-        return "is missing; add it"
-    return message[:1].lower() + message[1:]
-
-
-def _line(node: yaml.Node | None, path: Sequence[str | int]) -> int:
-    """Return the line, from 1, of the deepest part of ``path`` that the file has."""
-    line = 1
-    for step in path:
-        found: yaml.Node | None = None
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                if key.value == str(step):
-                    line, found = key.start_mark.line + 1, value
-        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
-            item: yaml.Node = node.value[step]
-            line, found = item.start_mark.line + 1, item
-        if found is None:
-            break
-        node = found
-    return line
 
 
 def load_pseudonym_key(config: PseudonymConfig, environment: Mapping[str, str]) -> bytes:
