@@ -475,6 +475,26 @@ def test_a_stored_manifest_opens_only_above_the_newest_root_seen(
     assert again.last_error.code == "signature"
 
 
+def test_what_is_stored_is_what_was_verified_not_what_was_handed_in(
+    publisher: Publisher, tmp_path: Path
+) -> None:
+    # Of two timestamps of one version the first seen holds. So a bundle with another one, signed
+    # with a stolen key and leading to an older policy, "verifies" by what was here before it.
+    cache = tmp_path / "state.json"
+    publisher.publish()
+    old = dict(publisher.files)
+    keeper = keeper_of(publisher, cache)
+    keeper.accept(publisher.publish(), etag=None)
+    publisher.files = old
+    repository = publisher.repository()
+    repository.do_timestamp(force=True)
+    publisher.save(repository)
+    assert keeper.accept(publisher.bundle(), etag=None).policy.version == 2
+    again = keeper_of(publisher, cache)
+    again.load()
+    assert version_of(again) == 2
+
+
 def test_a_manifest_that_a_newer_root_stands_behind_is_kept(publisher: Publisher) -> None:
     keeper = keeper_of(publisher)
     good = keeper.accept(publisher.publish(), etag=None)

@@ -235,10 +235,11 @@ class ManifestKeeper:
                 taken = self._judge({**roots, **files}, bundle, etag)
             except TrustError:
                 if self._floor != before:
-                    kept = unpack_bundle(self._last.bundle) if self._last is not None else {}
+                    kept = self._last.files if self._last is not None else {}
                     self._persist(kept, self._etag)
                 raise
-            self._persist(files, etag)
+            # Not the bundle: it may have held with the help of what was here before.
+            self._persist(taken.files, etag)
             return taken
 
     def _judge(self, files: dict[str, str], bundle: bytes, etag: str | None) -> Trusted:
@@ -257,8 +258,7 @@ class ManifestKeeper:
         """Let go of a manifest that a newer root does not stand behind, as a restart would."""
         if self.current is None:
             return
-        files = unpack_bundle(self.current.bundle)
-        again = self._open(files, self.current.bundle, _roots(self._floor), None).result
+        again = self._open(self.current.files, b"", _roots(self._floor), None).result
         # Only for its signatures: one that has lapsed may still serve a validator's grace.
         if isinstance(again, TrustError) and again.code == "signature":
             self.current, self._etag = None, None
@@ -311,7 +311,8 @@ class ManifestKeeper:
             return False
         if theirs.channel != self._channel:
             return False
-        if isinstance(self._open(files, b"", theirs.floor, None).result, Trusted):
+        ours = {**_as_files(_roots(self._floor)), **files}
+        if isinstance(self._open(ours, b"", theirs.floor, None).result, Trusted):
             return False
         roots = _roots(theirs.floor)
         return isinstance(self._open(theirs.files, b"", roots, None).result, Trusted)

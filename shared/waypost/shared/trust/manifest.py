@@ -39,7 +39,8 @@ class Trusted:
         versions: of each TUF role.
         authors: ids of the keys that may sign policies.
         expires_at: Unix seconds at which the first of the signatures behind the policy lapses.
-        bundle: what was verified, as it came.
+        files: what proves it, by repository path; the roots apart.
+        bundle: what was handed in, as it came.
     """
 
     policy: Policy
@@ -51,6 +52,7 @@ class Trusted:
     versions: dict[str, int]
     authors: frozenset[str]
     expires_at: int
+    files: dict[str, str]
     bundle: bytes
 
 
@@ -152,6 +154,7 @@ def open_files(
             versions=verified.versions,
             authors=verified.authors,
             expires_at=verified.expires_at,
+            files=verified.files,
             bundle=bundle,
         )
         _check_not_older(trusted, accepted)
@@ -166,9 +169,9 @@ def accepted_files(accepted: Trusted) -> dict[str, str]:
     A repository file never changes under its name, so a bundle that repeats an old snapshot
     needs not carry its targets again.
     """
-    files = unpack_bundle(accepted.bundle)
-    files.pop("metadata/timestamp.json", None)
-    return files
+    return {
+        path: text for path, text in accepted.files.items() if path != "metadata/timestamp.json"
+    }
 
 
 def _trusted(
@@ -181,6 +184,7 @@ def _trusted(
     versions: dict[str, int],
     authors: frozenset[str],
     expires_at: int,
+    files: dict[str, str],
     bundle: bytes,
 ) -> Trusted:
     try:
@@ -217,6 +221,7 @@ def _trusted(
         versions=versions,
         authors=authors,
         expires_at=expires_at,
+        files=files,
         bundle=bundle,
     )
 

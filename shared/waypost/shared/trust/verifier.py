@@ -58,6 +58,8 @@ class Verified:
     Attributes:
         error: why the bundle is refused; the rest of the fields but ``floor`` is then void.
         targets: bytes by target path.
+        files: repository path → text of what was relied upon, roots apart. Not all of it need be
+            in what was handed in: of two timestamps of one version the first one seen holds.
         versions: of each role, ``root`` included.
         authors: ids of the keys that the root lets sign ``targets``.
         expires_at: the earliest expiry among the roles behind the required targets.
@@ -66,6 +68,7 @@ class Verified:
 
     error: TrustError | None
     targets: dict[str, bytes]
+    files: dict[str, str]
     versions: dict[str, int]
     authors: frozenset[str]
     expires_at: int
@@ -94,7 +97,7 @@ def verify(
             return _run(Path(directory), files, root, floor, required, optional)
     except OSError as exc:
         error = TrustError(f"no temporary directory to verify in: {exc}", code="unavailable")
-        return Verified(error, {}, {}, frozenset(), 0, dict(floor))
+        return Verified(error, {}, {}, {}, frozenset(), 0, dict(floor))
 
 
 def _run(
@@ -107,6 +110,7 @@ def _run(
 ) -> Verified:
     fetcher = _BundleFetcher(files)
     targets: dict[str, bytes] = {}
+    used: dict[str, str] = {}
     error: TrustError | None = None
     expires_at = 0
     versions: dict[str, int] = {}
@@ -118,12 +122,14 @@ def _run(
         updater.refresh()
         for path in required:
             targets[path] = _target(updater, fetcher, path)
+            used[fetcher.asked] = targets[path].decode()
         roles = _trusted_roles(directory, required)
         authors = frozenset(roles["root"].roles["targets"].keyids)
         expires_at = min(int(role.expires.timestamp()) for role in roles.values())
         for path in optional:
             with suppress(DownloadHTTPError, ExpiredMetadataError):
                 targets[path] = _target(updater, fetcher, path)
+                used[fetcher.asked] = targets[path].decode()
         versions = {name: role.version for name, role in _trusted_roles(directory, targets).items()}
     except (RepositoryError, DownloadError) as exc:
         error = _refusal(exc, fetcher.asked)
@@ -134,9 +140,15 @@ def _run(
         # TUF 5.4.5 stores a timestamp only after its expiry was checked. It is authentic, and
         # without it an older one could return.
         learned["timestamp"] = files["metadata/timestamp.json"]
+    for name, version in versions.items():
+        if name != "root":
+            used[f"{_METADATA}{'' if name == 'timestamp' else f'{version}.'}{name}.json"] = learned[
+                name
+            ]
     return Verified(
         error,
         targets,
+        used,
         versions,
         authors,
         expires_at,
