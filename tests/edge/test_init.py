@@ -25,10 +25,10 @@ from waypost.edge.issue import (
     load_signing_key,
     mint,
     new_claims,
-    public_key,
 )
 from waypost.edge.policy_cli import register
 from waypost.shared.errors import PolicyError, StoreError, WaypostError
+from waypost.shared.issuer_keys import public_key
 from waypost.validator.config import load_config
 from waypost.validator.tokens import TokenVerifier
 

@@ -5,21 +5,18 @@ arguments. The profile is RFC 9068 with one signature algorithm per key.
 """
 
 import json
-from contextlib import suppress
 from typing import Literal, cast
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ec import (
-    EllipticCurvePrivateKey,
-    EllipticCurvePublicKey,
-)
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from jwt import PyJWS, PyJWTError
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm
 
 from waypost.shared.contracts import Claims, IssuerKey, Issuers, Limits, SpendLimit
 from waypost.shared.errors import PolicyError, StoreError, TokenError
+from waypost.shared.issuer_keys import public_key
 
 __all__ = [
     "SigningKey",
@@ -28,7 +25,6 @@ __all__ = [
     "load_signing_key",
     "mint",
     "new_claims",
-    "public_key",
     "read_unverified",
 ]
 
@@ -133,20 +129,6 @@ def mint(claims: Claims, *, key: SigningKey, kid: str) -> str:
         algorithm=_alg(key),
         headers={"typ": "at+jwt", "kid": kid},
     )
-
-
-def public_key(key: IssuerKey) -> Ed25519PublicKey | EllipticCurvePublicKey:
-    """Return ``key`` ready to verify with; raises ValueError if it is not what it says."""
-    loaded: object = None
-    # Coordinates that are no point raise; what loads as another kind of key is none either.
-    with suppress(PyJWTError, ValueError):
-        if key.alg == "EdDSA" and key.y is None:
-            loaded = OKPAlgorithm.from_jwk({"kty": "OKP", "crv": "Ed25519", "x": key.x})
-        elif key.alg == "ES256" and key.y is not None:
-            loaded = ECAlgorithm.from_jwk({"kty": "EC", "crv": "P-256", "x": key.x, "y": key.y})
-    if isinstance(loaded, Ed25519PublicKey | EllipticCurvePublicKey):
-        return loaded
-    raise ValueError(f"'{key.kid}' is no {key.alg} public key")
 
 
 def read_unverified(token: str) -> tuple[dict[str, object], dict[str, object]]:

@@ -7,8 +7,8 @@ from pydantic import Field
 
 from waypost.cli.yamlfile import FileError, FileModel, YAMLFile, read_yaml
 from waypost.edge.fields import Instant, known
-from waypost.edge.issue import public_key
 from waypost.shared.contracts import Issuer, IssuerKey, Issuers
+from waypost.shared.issuer_keys import public_key
 
 __all__ = ["IssuersFile", "load_issuers"]
 

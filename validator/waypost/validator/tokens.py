@@ -12,19 +12,16 @@ import re
 from base64 import urlsafe_b64decode
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import suppress
 from hashlib import sha256
 from typing import Literal, cast
 
 import jwt
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from jwt.algorithms import ECAlgorithm, OKPAlgorithm
 from msgspec import Struct
 
 from waypost.shared.contracts import SUPPORTED_FEATURES, Claims, Issuer, IssuerKey, Issuers
 from waypost.shared.errors import PolicyError, TokenError
+from waypost.shared.issuer_keys import TokenKey, public_key
 
 __all__ = ["TokenCode", "TokenVerifier"]
 
@@ -85,7 +82,7 @@ _claims_decoder = msgspec.json.Decoder(Claims)
 class _Key(Struct, frozen=True):
     issuer: Issuer
     meta: IssuerKey
-    public: Ed25519PublicKey | EllipticCurvePublicKey
+    public: TokenKey
 
 
 class TokenVerifier:
@@ -284,17 +281,9 @@ def _load(issuers: Issuers) -> dict[str, _Key]:
         for meta in issuer.keys:
             if meta.kid in keys:
                 raise PolicyError(f"there are two keys '{meta.kid}'", code="issuers_invalid")
-            keys[meta.kid] = _Key(issuer, meta, _public(meta))
+            try:
+                public = public_key(meta)
+            except ValueError as exc:
+                raise PolicyError(f"key {exc}", code="issuers_invalid") from None
+            keys[meta.kid] = _Key(issuer, meta, public)
     return keys
-
-
-def _public(meta: IssuerKey) -> Ed25519PublicKey | EllipticCurvePublicKey:
-    key: object = None
-    with suppress(jwt.PyJWTError, ValueError):
-        if meta.alg == "EdDSA" and meta.y is None:
-            key = OKPAlgorithm.from_jwk({"kty": "OKP", "crv": "Ed25519", "x": meta.x})
-        elif meta.alg == "ES256" and meta.y is not None:
-            key = ECAlgorithm.from_jwk({"kty": "EC", "crv": "P-256", "x": meta.x, "y": meta.y})
-    if isinstance(key, Ed25519PublicKey | EllipticCurvePublicKey):
-        return key
-    raise PolicyError(f"key '{meta.kid}' is no {meta.alg} public key", code="issuers_invalid")
