@@ -12,7 +12,7 @@ from typing import Literal
 from msgspec import Struct, structs
 
 from waypost.edge.analysis.cells import Size, Space, View
-from waypost.edge.analysis.solver import Clause, narrow, propagate, solve
+from waypost.edge.analysis.solver import Clause, Region, region
 from waypost.edge.authoring import Authored
 from waypost.shared.contracts import Facts, Model, Policy, Proposal, Route
 from waypost.shared.engine import Decision, cost_bound_nusd, decide
@@ -109,12 +109,11 @@ class _Side(Struct, frozen=True):
 
 
 class _Pair(Struct, frozen=True):
-    """Requests that take one route before and one after: as domains, and clauses still open."""
+    """Requests that take one route before and one after."""
 
     before: _Side
     after: _Side
-    domains: list[int]
-    open: list[Clause]
+    requests: Region
 
     @property
     def sides(self) -> tuple[_Side, _Side]:
@@ -150,14 +149,11 @@ class _Comparison:
     def _reachable(self) -> Iterator[_Pair]:
         afters = [self._after.takes(row) for row in range(len(self._after.policy.routes))]
         for old in range(len(self._before.policy.routes)):
-            taken = propagate(self._space.everything, self._before.takes(old))
-            if taken is None:
-                continue
-            domains, still = taken
-            for new, takes in enumerate(afters):
-                both = propagate(domains, [*still, *takes])
-                if both is not None and solve(*both) is not None:
-                    yield _Pair(_Side(self._before, old), _Side(self._after, new), *both)
+            taken = region(self._space.everything, self._before.takes(old))
+            for new, takes in enumerate(afters if taken is not None else ()):
+                both = region(taken.domains, [*taken.open, *takes]) if taken is not None else None
+                if both is not None:
+                    yield _Pair(_Side(self._before, old), _Side(self._after, new), both)
 
     # ── sets ───────────────────────────────────────────────────────────────────────────────────
 
@@ -185,8 +181,7 @@ class _Comparison:
             if there.view.serves(name) == here.view.serves(name):
                 return None
             refuses = [there.view.refuses(name)]
-        domains = narrow(pair.domains, here.view.serves(name))
-        return None if domains is None else solve(domains, [*refuses, *pair.open])
+        return pair.requests.find(here.view.serves(name), refuses)
 
     def _refusals(self, pair: _Pair) -> Iterator[Change]:
         ways: tuple[tuple[Kind, _Side, _Side], ...] = (
@@ -196,8 +191,7 @@ class _Comparison:
         for kind, here, there in ways:
             none = [there.view.refuses(name) for name in there.within]
             for name in here.within:
-                domains = narrow(pair.domains, here.view.serves(name))
-                found = None if domains is None else solve(domains, [*none, *pair.open])
+                found = pair.requests.find(here.view.serves(name), none)
                 if found is not None:
                     yield Change(
                         kind=kind,
@@ -230,14 +224,12 @@ class _Comparison:
 
     def _served(self, pair: _Pair, before: Iterable[str], after: Iterable[str]) -> list[int] | None:
         """Return a request that one of ``before`` may serve before, and one of ``after`` after."""
-        for old in before:
-            first = narrow(pair.domains, self._before.serves(old))
-            for new in after if first is not None else ():
-                both = narrow(first or [], self._after.serves(new))
-                found = None if both is None else solve(both, pair.open)
-                if found is not None:
-                    return found
-        return None
+        serving = (
+            pair.requests.find((*self._before.serves(old), *self._after.serves(new)))
+            for old in before
+            for new in after
+        )
+        return next((found for found in serving if found is not None), None)
 
     def _used(self, pair: _Pair, name: str) -> list[int] | None:
         """Return a request that ``name`` may serve before and after."""
@@ -287,7 +279,7 @@ class _Comparison:
         """
         together = _subsets(sorted(weighed), range(WEIGHED, 1, -1))
         some = [tuple(models), *together, *_subsets(models, (2, 1))]
-        request = self._space.facts(pair.domains)
+        request = self._space.facts(pair.requests.domains)
         for cell, size in self._lengths(pair):
             sized = self._space.sized(request, size)
             for group in together if self._ranks_alike(pair, models, sized) else some:
@@ -309,16 +301,15 @@ class _Comparison:
     def _ordered(self, pair: _Pair, group: Sequence[str], cell: int, size: Size) -> Example | None:
         """Return a request of ``size`` for which ``group`` is tried in another order."""
         literal = [atom for side in pair.sides for name in group for atom in side.view.serves(name)]
-        domains = narrow(pair.domains, (*literal, (self._space.size, 1 << cell)))
-        if domains is None:
-            return None
+        literal.append((self._space.size, 1 << cell))
         others = [
             side.view.refuses(name)
             for side in pair.sides
             for name in side.within
             if name not in group
         ]
-        found = solve(domains, [*others, *pair.open]) or solve(domains, pair.open)
+        here = tuple(literal)
+        found = pair.requests.find(here, others) or pair.requests.find(here)
         if found is None:
             return None
         facts = self._space.sized(self._space.facts(found), size)
@@ -340,19 +331,20 @@ class _Comparison:
             if side.route.max_cost_nusd is not None
         ]
         defaults = {side.view.policy.default_output_tokens for side in pair.sides}
+        possible = pair.requests.domains[self._space.size]
         for cell, corners in enumerate(self._space.corners):
-            if not pair.domains[self._space.size] >> cell & 1:
-                continue
-            for size in corners:
+            for size in corners if possible >> cell & 1 else ():
                 output = -1 if size.output is None else size.output.bit_length()
                 lengths = size.input.bit_length(), output
                 if limits or lengths not in seen:
                     seen.add(lengths)
                     yield cell, size
-            for nusd, model in limits:
-                for size in _crossings(nusd, model, corners, defaults):
-                    if self._space.cell_of(size) == cell:
-                        yield cell, size
+        outputs = {size.output for corners in self._space.corners for size in corners}
+        for nusd, model in limits:
+            for size in _crossings(nusd, model, outputs, defaults):
+                cell = self._space.cell_of(size)
+                if possible >> cell & 1:
+                    yield cell, size
 
     # ── models and the rest ────────────────────────────────────────────────────────────────────
 
@@ -481,14 +473,14 @@ def _poor(facts: Facts, old: Model, new: Model) -> Facts:
 
 
 def _crossings(
-    nusd: int, model: Model, corners: Iterable[Size], defaults: Iterable[int]
+    nusd: int, model: Model, outputs: Iterable[int | None], defaults: Iterable[int]
 ) -> Iterator[Size]:
     """Give the longest inputs that cost at most ``nusd``, and those one longer."""
     price = model.price
     if price.input_nusd_per_mtok == 0:
         return
     left = (nusd - price.request_nusd) * MTOK
-    for output in {size.output for size in corners}:
+    for output in outputs:
         for tokens_out in defaults if output is None else (output,):
             longest = (left - tokens_out * price.output_nusd_per_mtok) // price.input_nusd_per_mtok
             for tokens_in in (longest, longest + 1):

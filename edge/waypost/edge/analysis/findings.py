@@ -12,7 +12,7 @@ from msgspec import Struct
 from waypost.edge.analysis.cells import Space, View
 from waypost.edge.analysis.prices import SOURCE, differences, is_known
 from waypost.edge.analysis.prove import prove_all
-from waypost.edge.analysis.solver import Clause, Domains, narrow, solve
+from waypost.edge.analysis.solver import Region, region
 from waypost.edge.authoring import Authored
 from waypost.shared.contracts import Facts, Model, Route
 from waypost.shared.money import NUSD_PER_USD, format_usd
@@ -74,18 +74,14 @@ class _Finder:
         self._space = space
         self._view = view
         self._routes = view.policy.routes
-        self._takes = [view.takes(row) for row in range(len(self._routes))]
-        self._reached = [self._find(takes) is not None for takes in self._takes]
-
-    def _find(
-        self, clauses: Iterable[Clause], within: Domains | None = None
-    ) -> Sequence[int] | None:
-        return solve(self._space.everything if within is None else within, clauses)
+        self._taken = [
+            region(space.everything, view.takes(row)) for row in range(len(self._routes))
+        ]
 
     def rows(self) -> Iterator[Problem]:
         """Give the routes that no request ever takes."""
         for row, route in enumerate(self._routes):
-            if self._reached[row]:
+            if self._taken[row] is not None:
                 continue
             above = self._shadows(row)
             yield _error(
@@ -99,13 +95,18 @@ class _Finder:
 
     def _shadows(self, row: int) -> list[str]:
         """Return the fewest routes above that leave nothing to ``row``; none if it needs none."""
-        above = [place for place in range(row) if self._reached[place]]
+        above = [place for place in range(row) if self._meet(place, row)]
         for place in list(above):
             rest = [other for other in above if other != place]
             misses = (self._view.misses(other) for other in rest)
-            if self._find([*self._view.applies(row), *misses]) is None:
+            if region(self._space.everything, [*self._view.applies(row), *misses]) is None:
                 above = rest
         return [self._routes[place].name for place in above]
+
+    def _meet(self, above: int, row: int) -> bool:
+        """Return whether a request fulfils the conditions of both, and may take the first."""
+        both = [*self._view.applies(above), *self._view.applies(row)]
+        return self._taken[above] is not None and region(self._space.everything, both) is not None
 
     def overlaps(self) -> Iterator[Problem]:
         """Give the routes some of whose requests are taken by routes above."""
@@ -113,13 +114,8 @@ class _Finder:
         if rows > OVERLAPPING_ROWS:
             yield _note("overlap", ("routes",), f"overlaps of {rows} routes are not listed")
             return
-        for row in filter(self._reached.__getitem__, range(rows)):
-            above = [
-                self._routes[other].name
-                for other in range(row)
-                if self._reached[other]
-                and self._find([*self._view.applies(other), *self._view.applies(row)]) is not None
-            ]
+        for row in (row for row in range(rows) if self._taken[row] is not None):
+            above = [self._routes[other].name for other in range(row) if self._meet(other, row)]
             if above:
                 yield _note(
                     "overlap",
@@ -130,23 +126,20 @@ class _Finder:
     def routes(self) -> Iterator[Problem]:
         """Give the routes that do not do what their models promise."""
         for row, route in enumerate(self._routes):
-            if self._reached[row]:
-                yield from self._for_tiers(row)
-                yield from self._emptied(row)
+            taken = self._taken[row]
+            if taken is not None:
+                yield from self._for_tiers(row, taken)
+                yield from self._emptied(row, taken)
             yield from _no_ops(route, self._view.compiled.models)
 
-    def _for_tiers(self, row: int) -> Iterator[Problem]:
+    def _for_tiers(self, row: int, taken: Region) -> Iterator[Problem]:
         route = self._routes[row]
         own = dict.fromkeys((*route.models, *route.fallback))
         for tier in self._view.policy.tiers:
-            of_tier = narrow(self._space.everything, (self._space.is_one_of("tier", (tier,)),))
-            found = None if of_tier is None else self._find(self._takes[row], of_tier)
-            if of_tier is None or found is None:
-                continue
-            if not any(
-                (domains := narrow(of_tier, self._view.serves(model))) is not None
-                and self._find(self._takes[row], domains) is not None
-                for model in own
+            of_tier = self._space.is_one_of("tier", (tier,))
+            found = taken.find((of_tier,))
+            if found is not None and not any(
+                taken.find((of_tier, *self._view.serves(model))) for model in own
             ):
                 then = "is refused" if route.enforce else "always falls to the last resort"
                 yield _warning(
@@ -157,17 +150,16 @@ class _Finder:
                     self._space.facts(found),
                 )
 
-    def _emptied(self, row: int) -> Iterator[Problem]:
+    def _emptied(self, row: int, taken: Region) -> Iterator[Problem]:
         """Find requests refused only because the route enforces."""
         within = self._view.within(row)
         if not self._routes[row].enforce:
             return
         none = [self._view.refuses(model) for model in within]
         for model in self._view.policy.models:
-            domains = narrow(self._space.everything, self._view.serves(model.id))
-            if domains is None or model.id in within:
+            if model.id in within:
                 continue
-            found = self._find([*none, *self._takes[row]], domains)
+            found = taken.find(self._view.serves(model.id), none)
             if found is not None:
                 facts = self._space.facts(found)
                 yield _note(
@@ -197,24 +189,23 @@ class _Finder:
                 )
 
     def _is_tried(self, model: str) -> bool:
-        domains = narrow(self._space.everything, self._view.serves(model))
-        for row in reversed(range(len(self._routes))):
+        for row, taken in reversed([*enumerate(self._taken)]):
             route, within = self._routes[row], self._view.within(row)
-            if domains is None or model not in within or not self._reached[row]:
+            if taken is None or model not in within:
                 continue
             named = {*route.models, *route.fallback, *self._view.policy.last_resort} & {*within}
             # Whom nobody names is tried where none of those named may be.
             others = [] if model in named else [self._view.refuses(name) for name in named]
-            if self._find([*others, *self._takes[row]], domains) is not None:
+            if taken.find(self._view.serves(model), others) is not None:
                 return True
         return False
 
     def _is_used(self, model: str) -> bool:
-        domains = narrow(self._space.everything, self._view.serves(model))
-        return domains is not None and any(
-            self._find(takes, domains) is not None
-            for row, takes in enumerate(self._takes)
-            if model in self._view.within(row)
+        return any(
+            taken is not None
+            and model in self._view.within(row)
+            and taken.find(self._view.serves(model)) is not None
+            for row, taken in enumerate(self._taken)
         )
 
     def reach(self) -> Iterator[Problem]:

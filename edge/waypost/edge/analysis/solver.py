@@ -7,7 +7,9 @@ more than two values; policies make small and easy instances of it.
 
 from collections.abc import Iterable, Sequence
 
-__all__ = ["Atom", "Clause", "Domains", "Literal", "narrow", "propagate", "solve"]
+from msgspec import Struct
+
+__all__ = ["Atom", "Clause", "Domains", "Literal", "Region", "narrow", "region", "solve"]
 
 Atom = tuple[int, int]
 """A variable, and the cells it must be in."""
@@ -51,6 +53,26 @@ def solve(domains: Domains, clauses: Iterable[Clause]) -> list[int] | None:
             if not narrowed[variable]:
                 return None
     return None
+
+
+class Region(Struct, frozen=True):
+    """What fulfils some demands, made simple once to be searched many times."""
+
+    domains: list[int]
+    open: list[Clause]
+
+    def find(self, literal: Literal = (), clauses: Iterable[Clause] = ()) -> list[int] | None:
+        """Return what lies in here and fulfils these as well, ``None`` if nothing does."""
+        domains = narrow(self.domains, literal)
+        return None if domains is None else solve(domains, [*clauses, *self.open])
+
+
+def region(domains: Domains, clauses: Iterable[Clause]) -> Region | None:
+    """Return what fulfils ``clauses``, ``None`` if nothing does."""
+    propagated = propagate(domains, clauses)
+    if propagated is None or solve(*propagated) is None:
+        return None
+    return Region(*propagated)
 
 
 def propagate(domains: Domains, clauses: Iterable[Clause]) -> tuple[list[int], list[Clause]] | None:
