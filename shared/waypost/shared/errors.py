@@ -9,7 +9,6 @@
         ├── TokenError            the caller is not who they must be
         ├── ForbiddenError        known caller, but tier or compliance says no
         ├── BudgetError           nothing left to spend
-        ├── RateLimitedError      too many requests for now
         └── UpstreamError         no provider could answer
 
 The rule: ``code`` is for machines and never changes meaning; ``message`` is for people, says
@@ -24,7 +23,6 @@ __all__ = [
     "ForbiddenError",
     "InvalidRequestError",
     "PolicyError",
-    "RateLimitedError",
     "RefusalError",
     "StoreError",
     "TokenError",
@@ -130,20 +128,6 @@ class BudgetError(RefusalError):
     ) -> None:
         super().__init__(message, code=code)
         self.resets_at = resets_at
-
-
-class RateLimitedError(RefusalError):
-    """Too many requests for now.
-
-    Attributes:
-        retry_after_s: seconds to wait before the next try.
-    """
-
-    code = "rate_limited"
-
-    def __init__(self, message: str, *, code: str | None = None, retry_after_s: int = 1) -> None:
-        super().__init__(message, code=code)
-        self.retry_after_s = retry_after_s
 
 
 class UpstreamError(RefusalError):

@@ -13,7 +13,6 @@ from waypost.shared.errors import (
     BudgetError,
     ForbiddenError,
     InvalidRequestError,
-    RateLimitedError,
     RefusalError,
     StoreError,
     TokenError,
@@ -52,7 +51,6 @@ _STATUS_BY_CODE = {
     "manifest_missing": 503,
     "manifest_expired": 503,
     "out_of_service": 503,
-    "unaffordable": 402,
     "upstream_timeout": 504,
     "upstream_rate_limited": 503,
 }
@@ -62,7 +60,6 @@ _BY_CLASS: tuple[tuple[type[WaypostError], int, str], ...] = (
     (TokenError, 401, "authentication_error"),
     (ForbiddenError, 403, "permission_error"),
     (BudgetError, 402, "insufficient_quota"),
-    (RateLimitedError, 429, "rate_limit_error"),
     (UpstreamError, 502, "server_error"),
     (StoreError, 503, "server_error"),
     (TrustError, 400, "invalid_request_error"),
@@ -106,8 +103,6 @@ def describe(error: WaypostError) -> Problem:
     elif isinstance(error, BudgetError):
         # SDKs retry by themselves; no retry fills an account.
         headers.append((b"x-should-retry", b"false"))
-    elif isinstance(error, RateLimitedError):
-        headers.append((b"retry-after", b"%d" % error.retry_after_s))
     message = error.message
     # A store's own words name files and tables of this machine.
     if isinstance(error, StoreError):
