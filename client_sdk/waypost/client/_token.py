@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from waypost.shared.contracts import Signed
+from waypost.shared.rules import cohort
 
 if TYPE_CHECKING:
     import anyio
@@ -38,6 +39,8 @@ class UnverifiedClaims(Struct, frozen=True, kw_only=True):
 class _Payload(Signed, frozen=True, kw_only=True):
     exp: int = 2**40
     iat: int = 0
+    iss: str = ""
+    sub: str = ""
 
 
 _decode = msgspec.json.Decoder(_Payload).decode
@@ -54,6 +57,7 @@ def unverified_claims(token: str) -> UnverifiedClaims | None:
         return None
     signed = Signed(
         tier=said.tier,
+        cohort=cohort(said.iss, said.sub),
         tenant=said.tenant,
         region=said.region,
         data_classes=said.data_classes,

@@ -4,6 +4,7 @@ import hmac
 
 from waypost.shared.contracts import Claims, Limits, Signed
 from waypost.shared.errors import TokenError
+from waypost.shared.rules import cohort
 from waypost.validator.desk import Caller, Desk, Serving
 from waypost.validator.ledger import lowest
 
@@ -48,6 +49,7 @@ def _caller(desk: Desk, claims: Claims) -> Caller:
         subject=pseudonym(claims, key=desk.pseudonym_key),
         signed=Signed(
             tier=claims.tier,
+            cohort=cohort(claims.iss, claims.sub),
             tenant=claims.tenant,
             region=claims.region,
             data_classes=claims.data_classes,
