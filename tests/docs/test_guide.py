@@ -1,0 +1,206 @@
+"""The examples of the guide's pages, run as a reader would run them.
+
+The SDK's page, the key ceremony and the CDN guide have tests of their own.
+"""
+
+import re
+import shlex
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import openai
+import pytest
+import yaml
+from anyio import to_thread
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from support.command import Command
+from support.ledgers import a_hold
+from support.projects import a_project
+from support.upstream import running_upstream
+from support.validator import HELLO, running_validator
+from waypost.edge.authoring import load_policy
+from waypost.edge.issue import issuer_key
+from waypost.edge.issuers_file import load_issuers
+from waypost.shared.contracts import Issuers
+from waypost.validator.config import ValidatorConfig, load_config
+from waypost.validator.ledger import SqliteLedger
+from waypost.validator.tokens import TokenVerifier
+
+pytestmark = pytest.mark.anyio
+
+DOCS = Path(__file__).parents[2] / "docs"
+SETTINGS = {
+    "audience": "waypost",
+    "manifest": {"root": "root.json"},
+    "providers": {"acme": {"base_url": "https://api.acme.example/v1"}},
+}
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """Return the page's code blocks in ``language``; "" for those that say none."""
+    text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
+    return [
+        code
+        for kind, code in re.findall(r"^```(\w*)\n(.*?)^```", text, re.S | re.M)
+        if kind == language
+    ]
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    """The ``waypost`` command in a new project."""
+    a_project(tmp_path)
+    monkeypatch.setenv("WAYPOST_KEY_PASSPHRASE", "")
+    return Command(tmp_path, monkeypatch, capsys)
+
+
+def commands_of(block: str) -> list[list[str]]:
+    lines = [shlex.split(line, comments=True) for line in block.splitlines()]
+    return [line[1:] for line in lines if line[:1] == ["waypost"]]
+
+
+# ── policy.md ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_smallest_complete_policy_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text(blocks("policy", "yaml")[0])
+
+    policy = load_policy(path, channel="prod", version=1, issued_at=0)
+
+    assert [model.id for model in policy.full.models] == ["small"]
+
+
+def test_the_invariants_of_the_policy_page_are_proved_or_shown_to_be_broken(
+    command: Command,
+) -> None:
+    path = command.folder / "policy.yaml"
+    own = re.sub(r"^invariants:\n(?:[ #].*\n|\n)*", "", path.read_text(), flags=re.M)
+    path.write_text(own + blocks("policy", "yaml")[1])
+
+    said = command("policy", "prove").out
+
+    assert "holds   patient data stays under an agreement" in said
+    assert "holds   free stays cheap" in said
+    assert "BROKEN  nobody depends on one model" in said
+    assert 'curl "$WAYPOST_URL/v1/decide"' in said
+
+
+def test_the_commands_of_the_policy_page_run(command: Command) -> None:
+    for line in commands_of(blocks("policy", "")[0]):
+        command.good(*line)
+
+
+# ── tokens.md ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_token_is_minted_and_inspected_as_the_page_says(command: Command) -> None:
+    mint, inspect = commands_of(blocks("tokens", "")[0])
+
+    token = command.good(*mint).strip()
+    said = command.good(*[token if word == "$TOKEN" else word for word in inspect])
+
+    assert "The signature holds." in said
+
+
+def test_the_backend_of_the_tokens_page_issues_a_token_that_holds(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(command.folder)
+    issuers = load_issuers(Path("issuers.yaml"), channel="prod", version=1, issued_at=0)
+    names: dict[str, Any] = {}
+
+    exec(blocks("tokens", "python")[0], names)  # noqa: S102
+
+    verifier = TokenVerifier(issuers, audience="waypost")
+    claims = verifier.verify(f"Bearer {names['token']}", now=int(time.time()))
+    assert (claims.sub, claims.tier, claims.budget.account) == ("alice", "pro", "acme")
+
+
+def test_taking_back_is_written_as_the_tokens_page_says(tmp_path: Path) -> None:
+    text = blocks("tokens", "yaml")[0]
+    for kid in ("app-1", "app-2"):
+        public = issuer_key(Ed25519PrivateKey.generate(), kid=kid)
+        text = re.sub(rf'(kid: {kid}, .*x: )"…"', rf'\1"{public.x}"', text)
+    path = tmp_path / "issuers.yaml"
+    path.write_text(text)
+
+    issuers: Issuers = load_issuers(path, channel="prod", version=1, issued_at=0)
+
+    assert [key.status for key in issuers.issuers[0].keys] == ["revoked", "active"]
+    assert len(issuers.revoked_jtis) == len(issuers.min_iat_by_subject) == 1
+
+
+# ── validator.md, budgets.md ───────────────────────────────────────────────────────────────────
+
+
+def test_the_settings_of_the_validator_page_are_settings(tmp_path: Path) -> None:
+    path = tmp_path / "validator.yaml"
+    path.write_text(
+        blocks("validator", "yaml")[0].replace("projection: client", "projection: full")
+    )
+
+    assert load_config(path).providers["openai"].max_tokens_field == "max_completion_tokens"
+
+
+@pytest.mark.parametrize("number", range(len(blocks("budgets", "yaml"))))
+def test_the_settings_of_the_budgets_page_are_settings(number: int, tmp_path: Path) -> None:
+    path = tmp_path / "validator.yaml"
+    path.write_text(yaml.safe_dump(SETTINGS) + blocks("budgets", "yaml")[number])
+
+    assert isinstance(load_config(path), ValidatorConfig)
+
+
+async def test_the_query_of_the_budgets_page_finds_books_that_do_not_balance(
+    tmp_path: Path,
+) -> None:
+    query = blocks("budgets", "sql")[0]
+    path = tmp_path / "ledger.sqlite"
+    ledger = SqliteLedger.open(path)
+    await ledger.reserve(a_hold("one", 10))
+    await ledger.settle("one", 7)
+    await ledger.close()
+
+    with closing(sqlite3.connect(path)) as books:
+        assert books.execute(query).fetchall() == []
+        books.execute("UPDATE windows SET spent_nusd = spent_nusd + 1 WHERE window = 'total'")
+        assert len(books.execute(query).fetchall()) == 1
+
+
+# ── api.md ─────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_the_api_page_s_client_is_answered_and_its_json_is_what_comes(tmp_path: Path) -> None:
+    error, decision = (msgspec.json.decode(text) for text in blocks("api", "json"))
+    async with (
+        running_upstream() as acme,
+        running_validator(tmp_path, {"acme": acme, "medcloud": acme}) as validator,
+    ):
+        names = {"openai": openai, "token": validator.bearer().removeprefix("Bearer ")}
+        source = blocks("api", "python")[0].replace("http://127.0.0.1:8080", validator.url)
+        await to_thread.run_sync(exec, source, names)
+        names["client"].close()  # type: ignore[attr-defined]
+        told = await validator.client.post(
+            "/v1/decide",
+            json={**HELLO, "model": "frontier"},
+            headers=validator.headers(tier="free"),
+        )
+        unknown = await validator.chat({**HELLO, "model": "gpt-99"})
+
+    assert [seen.json["messages"][0]["content"] for seen in acme.seen] == ["2 + 2?"]
+    assert told.json().keys() == decision.keys()
+    assert told.json()["explanation"].keys() == decision["explanation"].keys()
+    assert (told.json()["verdict"], told.json()["reason"]) == (
+        decision["verdict"],
+        decision["reason"],
+    )
+    wrong = unknown.json()["error"]
+    assert wrong.keys() == error["error"].keys()
+    assert {**wrong, "message": ""} == {**error["error"], "message": ""}
