@@ -198,5 +198,5 @@ def test_a_port_in_use_is_an_error_of_one_line(project: Project) -> None:
     nowhere = waypost("edge", "serve", "--host", "no.such.host.invalid", cwd=project.directory)
     for failed in (done, nowhere):
         assert failed.returncode == 1
-        assert "port_unavailable" in failed.stderr
+        assert "address_unavailable" in failed.stderr
         assert "Traceback" not in failed.stderr

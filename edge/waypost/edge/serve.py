@@ -22,7 +22,7 @@ _log = logging.getLogger("waypost.edge")
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a bound socket; raises StoreError (``port_unavailable``)."""
+    """Return a bound socket; raises StoreError (``address_unavailable``)."""
     try:
         family, kind, proto, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -40,7 +40,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def _unavailable(host: str, port: int, exc: OSError) -> StoreError:
-    return StoreError(f"cannot listen on {host}:{port}: {exc.strerror}", code="port_unavailable")
+    return StoreError(f"cannot listen on {host}:{port}: {exc.strerror}", code="address_unavailable")
 
 
 def run(

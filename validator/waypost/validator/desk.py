@@ -381,7 +381,8 @@ def _secret(what: str, variable: str | None, environment: Mapping[str, str]) -> 
     secret = environment.get(variable, "").strip()
     if not secret:
         raise ConfigError(
-            f"{what} needs its key in the environment variable {variable}, which is unset"
+            f"{what} needs its key in the environment variable {variable}, which is unset; set it,"
+            f" or take {what} out of validator.yaml"
         )
     if not secret.isascii() or not secret.isprintable():
         raise ConfigError(f"the key for {what} in {variable} is not printable ASCII")
