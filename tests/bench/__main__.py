@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import analysing, deciding, detecting, serving, trusting
+from bench import analysing, deciding, detecting, routing_quality, serving, trusting
 from bench.processes import Unavailable
 
 Rows = list[tuple[str, str, str]]
@@ -20,6 +20,7 @@ SECTIONS: dict[str, Callable[[Path], Rows]] = {
     "analyse": lambda _: analysing.rows(),
     "decide": lambda _: deciding.rows(),
     "detect": lambda _: detecting.rows(),
+    "quality": lambda _: routing_quality.rows(),
     "serve": serving.rows,
     "stream": serving.stream_rows,
     "trust": trusting.rows,
