@@ -18,7 +18,8 @@ from uuid import uuid4
 import typer
 
 from waypost.cli.output import console, print_json, table
-from waypost.edge.analysis_cli import add_commands
+from waypost.edge import analysis_cli
+from waypost.edge.training import training_cli
 
 if TYPE_CHECKING:
     from waypost.edge.authoring import Authored
@@ -40,7 +41,8 @@ PolicyFile = Annotated[Path, typer.Argument(help="The policy, as written.")]
 def register(app: typer.Typer) -> None:
     """Add the commands to ``app``."""
     app.command("init")(_init)
-    add_commands(policy_commands)
+    analysis_cli.add_commands(policy_commands)
+    training_cli.register(policy_commands)
     app.add_typer(policy_commands, name="policy")
     app.add_typer(token_commands, name="token")
 
