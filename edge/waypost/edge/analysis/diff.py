@@ -7,7 +7,7 @@ engine compares lengths, and where a route's ``max_cost`` is crossed.
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
-from typing import Literal
+from typing import Literal, cast
 
 from msgspec import Struct, structs
 
@@ -160,7 +160,12 @@ class _Comparison:
     def _sets(self, pair: _Pair) -> Iterator[Change]:
         ways: tuple[tuple[Kind, _Side, _Side, str], ...] = (
             ("forbidden", *pair.sides, "may no longer serve some requests that it could serve"),
-            ("allowed", *pair.sides[::-1], "may now serve some requests that it could not serve"),
+            (
+                "allowed",
+                pair.after,
+                pair.before,
+                "may now serve some requests that it could not serve",
+            ),
         )
         for kind, here, there, says in ways:
             for name in here.within:
@@ -186,7 +191,7 @@ class _Comparison:
     def _refusals(self, pair: _Pair) -> Iterator[Change]:
         ways: tuple[tuple[Kind, _Side, _Side], ...] = (
             ("refused", *pair.sides),
-            ("served", *pair.sides[::-1]),
+            ("served", pair.after, pair.before),
         )
         for kind, here, there in ways:
             none = [there.view.refuses(name) for name in there.within]
@@ -420,7 +425,7 @@ def _said(value: object) -> str:
             parts = ((name, getattr(value, name)) for name in value.__struct_fields__)
             return ", ".join(f"{name} {_said(part)}" for name, part in parts if part is not None)
         case tuple() | list():
-            return "; ".join(map(_said, value)) or "nothing"
+            return "; ".join(map(_said, cast("Sequence[object]", value))) or "nothing"
         case None:
             return "nothing"
         case _:
