@@ -24,9 +24,11 @@ from waypost.shared.contracts import (
     Measured,
     NumberBetween,
     OneOf,
+    Share,
     Signed,
     TextHas,
     YesNo,
+    Zone,
     decode_policy,
 )
 from waypost.shared.engine import compile_policy, decide
@@ -147,22 +149,38 @@ def test_every_condition_can_be_written_and_reads_as_meant(load: Load) -> None:
       interactive: no
       keywords: {any: [Refund, "charge  back"], none: [thanks]}
       tags: beta
+      input_bytes: {below: 2_000}
+      complexity: {at_least: 600}
+      hour: 9-17
+      time_zone: Asia/Tokyo
+      share: {name: roll-out, below: 12.5%}
+      language: [de, fr]
+      needs: {none: [tools, vision]}
+      patterns: '^INV-\\d{4}$'
     models: small
 """
     )
+    tokyo = Zone("Asia/Tokyo", ((0, 9 * 3_600),))
 
     assert load(text).full.routes[0].when == (
         NumberBetween("input_tokens", 10, 100),
+        NumberBetween("input_bytes", None, 2_000),
         NumberBetween("messages", None, 3),
-        ClockBetween("weekday", 0, 5),
+        NumberBetween("complexity", 600),
+        ClockBetween("weekday", 0, 5, tokyo),
+        ClockBetween("hour", 9, 17, tokyo),
         ClockBetween("hour", 22, 6),
+        Share("roll-out", 0, 1_250),
         OneOf("tier", ("free",)),
         OneOf("tenant", ("acme", "umbrella")),
         OneOf("region", ("eu",)),
         OneOf("endpoint", ("chat.completions",)),
+        OneOf("language", ("de", "fr")),
         OneOf("task", ("classify",)),
         YesNo("interactive", value=False),
+        TextHas("needs", none_of=("tools", "vision")),
         TextHas("keywords", any_of=("refund", "charge back"), none_of=("thanks",)),
+        TextHas("patterns", any_of=("^INV-\\d{4}$",)),
         TextHas("tags", any_of=("beta",)),
     )
 
@@ -280,13 +298,40 @@ def test_a_mistake_is_named_with_its_line_path_and_mend(
         ("keywords: ['🙂']", "keywords.any[0]: '🙂' is not made of words; keywords match whole words only"),
         ("keywords: {any: ['Yes'], none: ['yes']}", "keywords: 'yes' is both wanted and forbidden"),
         ("keywords: [a, A]", "keywords.any: 'a' is here twice; delete one"),
-        ("mood: good", "mood: there is no such field; there is: endpoint, hour_utc, input_tokens, interactive, keywords, messages, region, tags, task, tenant, tier, weekday"),
+        ("hour: 9-17", "hour: needs a 'time_zone', such as Europe/Berlin; or write 'hour_utc'"),
+        ("hour: 9-17, time_zone: Europe/Berln", "time_zone: there is no time zone 'Europe/Berln'; did you mean 'Europe/Berlin'?"),
+        ("hour: 9-17, time_zone: ../../etc/passwd", "time_zone: there is no time zone '../../etc/passwd'; there is: "),
+        ("time_zone: Europe/Berlin", "has a 'time_zone' and neither 'hour' nor 'weekday' to read by it"),
+        ("complexity: {below: 1_001}", "complexity.below: should be less than or equal to 1000"),
+        ("complexity: {}", "complexity: needs a bound: at_least, below, or both"),
+        ("input_bytes: {at_least: 9, below: 9}", "input_bytes.below: nothing is at least 9 and below 9"),
+        ("language: [de, klingon]", "language[1]: there is no language 'klingon'; there is: ar, de, el, en, "),
+        ("needs: [tool]", "needs.any[0]: there is no capability 'tool'; did you mean 'tools'?"),
+        ("share: 10%", "share: should hold 'name: value' pairs, not text"),
+        ("share: {below: 10%}", "share.name: 'name' is missing; add it"),
+        ("share: {name: a}", "share: is everyone; say 'below' or 'at_least', or leave the condition out"),
+        ("share: {name: a, below: 10}", "share.below: should be a share such as 10% or 0.25%, of two decimals at most"),
+        ("share: {name: a, below: 100.01%}", "share.below: should be a share such as 10% or 0.25%, of two decimals at most"),
+        ("share: {name: a, below: 0.001%}", "share.below: should be a share such as 10% or 0.25%, of two decimals at most"),
+        ("share: {name: a, at_least: 10%, below: 10%}", "share.below: leaves nobody; 'below' should be more than 'at_least'"),
+        ("patterns: ''", "patterns.any[0]: string should have at least 1 character"),
+        ("patterns: '(?=a)b'", "patterns.any[0]: looks around itself, which no engine does in bounded time; match what is there, and put what must not be there under 'none'"),
+        ("patterns: '(?<!a)b'", "patterns.any[0]: looks around itself, which no engine does in bounded time; match what is there, and put what must not be there under 'none'"),
+        ("patterns: '(a)\\1'", "patterns.any[0]: refers back to a group, which no engine does in bounded time; spell it out"),
+        ("patterns: '(a'", "patterns.any[0]: is no regular expression in RE2's syntax: missing ): (a"),
+        ("patterns: '(?:a{1000}){9}'", "patterns.any[0]: is no regular expression in RE2's syntax: invalid repetition size: {9}"),
+        ("patterns: '" + "\\pL{900}" * 9 + "'", "patterns.any[0]: is no regular expression in RE2's syntax: pattern too large"),
+        ("patterns: {any: [a], none: [a]}", "patterns: 'a' is both wanted and forbidden"),
+        ("mood: good", "mood: there is no such field; there is: complexity, endpoint, hour, hour_utc, input_bytes, input_tokens, interactive, keywords, language, messages, needs, patterns, …"),
     ],
 )  # fmt: skip
 def test_a_condition_that_cannot_hold_is_refused(load: Load, when: str, expected: str) -> None:
     route = f"  - name: odd\n    when: {{{when}}}\n    models: small"
 
-    assert f"policy.yaml:18: routes[0].when.{expected}" in findings(load, with_route(route))
+    found = findings(load, with_route(route))
+    separator = " " if expected.startswith("has ") else "."
+    wanted = f"policy.yaml:18: routes[0].when{separator}{expected}".replace("when has", "when: has")
+    assert any(each.startswith(wanted) for each in found), found
 
 
 def test_a_name_that_is_there_twice_is_refused_with_both_lines(load: Load) -> None:

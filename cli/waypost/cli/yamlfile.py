@@ -11,7 +11,7 @@ from decimal import Decimal
 from difflib import get_close_matches
 from pathlib import Path
 from types import GenericAlias, NoneType
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, NamedTuple, TypeVar, cast, get_args
 
 import yaml
 from msgspec import Struct
@@ -81,6 +81,12 @@ def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     return f"; there is: {', '.join(names[:12])}{', …' if len(names) > 12 else ''}"
 
 
+class _Place(NamedTuple):
+    file: str
+    path: Path_
+    line: int
+
+
 class YAMLFile:
     """What a file says, as plain data, with the line of each value.
 
@@ -94,19 +100,46 @@ class YAMLFile:
         self.name = name
         self.value: dict[str, Any] = {}
         self.findings: list[Finding] = []
-        self._lines: dict[Path_, int] = {}
+        self._places: dict[Path_, _Place] = {}
 
     def find(self, path: Path_, message: str, *, line: int | None = None) -> None:
         """Note a mistake at ``path``, in the line where that, or what it is missing from, is."""
-        place = path
-        while place and place not in self._lines:
-            place = place[:-1]
-        if line is None:
-            line = self._lines.get(place, 1)
-        shown = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+        known = path
+        while known and known not in self._places:
+            known = known[:-1]
+        place = self._places.get(known, _Place(self.name, (), 1))
+        whole = (*place.path, *path[len(known) :])
+        shown = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in whole)
         self.findings.append(
-            Finding(file=self.name, line=line, path=shown.removeprefix("."), message=message)
+            Finding(
+                file=place.file,
+                line=place.line if line is None else line,
+                path=shown.removeprefix("."),
+                message=message,
+            )
         )
+
+    def mark(self, path: Path_, other: "YAMLFile", theirs: Path_) -> None:
+        """Have what is found at ``path`` said of the line in ``other`` where ``theirs`` is."""
+        if theirs in other._places:
+            self._places[path] = other._places[theirs]
+
+    def take(self, path: Path_, other: "YAMLFile", theirs: Path_) -> object:
+        """Return what ``other`` says at ``theirs``, to stand at ``path`` here; marks all of it."""
+        value: Any = other.value
+        for part in theirs:
+            value = value[part]
+        self._mark_all(path, other, theirs, value)
+        return value
+
+    def _mark_all(self, path: Path_, other: "YAMLFile", theirs: Path_, value: object) -> None:
+        self.mark(path, other, theirs)
+        if isinstance(value, dict):
+            for name, inner in cast("dict[str, object]", value).items():
+                self._mark_all((*path, name), other, (*theirs, name), inner)
+        elif isinstance(value, list):
+            for at, inner in enumerate(cast("list[object]", value)):
+                self._mark_all((*path, at), other, (*theirs, at), inner)
 
     def read(self, model: type[M], *, context: object = None) -> M | None:
         """Return the file as ``model``; ``None`` with findings noted if it is not one."""
@@ -150,7 +183,7 @@ class YAMLFile:
 
     def _plain(self, node: yaml.Node, path: Path_) -> object:
         # A value may begin below its name; the name's line is what people look for.
-        self._lines.setdefault(path, node.start_mark.line + 1)
+        self._places.setdefault(path, _Place(self.name, path, node.start_mark.line + 1))
         tag = node.tag.removeprefix(_TAG)
         if isinstance(node, yaml.SequenceNode) and tag == "seq":
             return [self._plain(item, (*path, i)) for i, item in enumerate(node.value)]
@@ -195,9 +228,9 @@ class YAMLFile:
         if key.tag == f"{_TAG}merge":
             return self.find(place, "merging with '<<' is not supported; write it out", line=line)
         if key.value in mapping:
-            first = self._lines[place]
+            first = self._places[place].line
             return self.find(place, f"is here twice, first in line {first}; delete one", line=line)
-        self._lines[place] = line
+        self._places[place] = _Place(self.name, place, line)
         mapping[key.value] = self._plain(value, place)
         return None
 

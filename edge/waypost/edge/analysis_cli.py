@@ -67,7 +67,7 @@ def _findings(path: Path) -> list[dict[str, object]]:
     """Return what is to be said of the file, as a script reads it."""
     from msgspec import structs
 
-    from waypost.cli.yamlfile import FileError, Finding, read_yaml
+    from waypost.cli.yamlfile import FileError, Finding
     from waypost.shared.errors import PolicyError
 
     code = "file_invalid"
@@ -80,20 +80,23 @@ def _findings(path: Path) -> list[dict[str, object]]:
         wrong = (Finding(file=path.name, line=0, path="", message=exc.message),)
     else:
         from waypost.edge.analysis.findings import find_problems
+        from waypost.edge.layers import read_layers
 
         problems = find_problems(authored, now=int(time.time()))
-        file = read_yaml(path)
-        return [_located(file, problem) for problem in problems]
+        file = read_layers(path)
+        return [_located(file, authored, problem) for problem in problems]
     return [{"severity": "error", "code": code, **structs.asdict(finding)} for finding in wrong]
 
 
-def _located(file: "YAMLFile", problem: "Problem") -> dict[str, object]:
+def _located(file: "YAMLFile", authored: "Authored", problem: "Problem") -> dict[str, object]:
     section, *rest = problem.place
     path: tuple[str | int, ...] = (section,)
     if rest and section in {"routes", "invariants"}:
-        places = {row.get("name"): place for place, row in file.rows(section)}
-        # A row that was made from others has no line of its own.
-        path = (section, places[rest[0]], *rest[1:]) if rest[0] in places else path
+        # Several rows may have been made of one that was written.
+        places = authored.places
+        if section == "invariants":
+            places = {str(row["name"]): place for place, row in file.rows(section)}
+        path = (section, places[rest[0]], *rest[1:])
     else:
         path = (section, *rest)
     file.find(path, problem.message)

@@ -5,7 +5,7 @@ lists. What could surprise in production is refused here: a price that would be 
 that is never reached, a rule that a client could steer around.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
@@ -20,61 +20,65 @@ from pydantic import (
     model_validator,
 )
 
-from waypost.cli.yamlfile import FileError, FileModel, YAMLFile, read_yaml
+from waypost.cli.yamlfile import MAX_FILE_BYTES, FileError, FileModel, YAMLFile
 from waypost.edge.analysis.cells import DataHas
 from waypost.edge.analysis.invariants import Invariant, MaxCost
+from waypost.edge.conditions import EndpointName, TierRef, When, any_of
 from waypost.edge.fields import (
     URL,
-    Days,
     Dollars,
-    Hours,
-    Keyword,
     Millis,
     Name,
     Percent,
     Promise,
+    Share,
     Some,
     Tokens,
     Unique,
     among,
     known,
-    listed,
     wrong,
 )
 from waypost.edge.issuers_file import load_issuers
+from waypost.edge.layers import beside, read_layers
+from waypost.shared.complexity import ComplexityModel, ComplexityScorer
 from waypost.shared.contracts import (
     AUTO,
     CAPABILITIES,
-    ENDPOINTS,
-    ClockBetween,
     Condition,
     Endpoint,
     Model,
-    NumberBetween,
     OneOf,
     Policy,
     Route,
-    TextHas,
     Weights,
-    YesNo,
     decode_policy,
 )
+from waypost.shared.contracts import Share as ShareOfCallers
 from waypost.shared.engine import compile_policy
+from waypost.shared.errors import PolicyError
 from waypost.shared.money import Price
-from waypost.shared.rules import DECLARED_FIELDS
+from waypost.shared.rules import DECLARED_FIELDS, SHARES
+from waypost.shared.semantic import SemanticModel
 
 __all__ = ["Authored", "PolicyFile", "load_issuers", "load_policy"]
+
+MAX_NAME = 64
+MAX_PATTERNS = 64  # each request is searched for all of them
 
 
 class Authored(Struct, frozen=True):
     """One policy, twice: for validators, and for clients without what is marked private.
 
-    ``invariants`` are what ``prove`` holds it against before it is signed; they do not travel.
+    Attributes:
+        invariants: what ``prove`` holds it against before it is signed; they do not travel.
+        places: route → its place among those written, which several may have been made of.
     """
 
     full: Policy
     client: Policy
     invariants: tuple[Invariant, ...] = ()
+    places: dict[str, int] = {}
 
 
 def load_policy(path: Path, *, channel: str, version: int, issued_at: int) -> Authored:
@@ -88,7 +92,7 @@ def load_policy(path: Path, *, channel: str, version: int, issued_at: int) -> Au
         FileError: all that is wrong with the file, each with line, path and mend.
         PolicyError: it reads well, but the engine finds a contradiction in it.
     """
-    file = read_yaml(path)
+    file = read_layers(path)
     models = file.names("models")
     known_names = {
         "tier": file.names("tiers"),
@@ -96,18 +100,34 @@ def load_policy(path: Path, *, channel: str, version: int, issued_at: int) -> Au
         "data class": file.names("data_classes"),
         "model": models,
         "model or group": models | file.names("groups"),
+        "route with utterances": {
+            str(row.get("name")) for _, row in file.rows("routes") if "utterances" in row
+        },
     }
     for name in sorted(models & file.names("groups")):
         file.find(("groups", name), "is a model's name as well; rename the group")
     written = file.read(PolicyFile, context=known_names)
     _check_rows(file)
+    complexity = _complexity(file, path.parent)
+    semantic = None
     if written is not None:
         _check_sense(file, written)
+        semantic = _semantic(file, written)
     if written is None or file.findings:
         raise FileError(file.findings)
-    full = written.policy(channel=channel, version=version, issued_at=issued_at)
-    invariants = tuple(map(written.invariant, written.invariants))
-    authored = Authored(full, _for_clients(full, written), invariants)
+    full = written.policy(
+        channel=channel,
+        version=version,
+        issued_at=issued_at,
+        complexity=complexity,
+        semantic=semantic,
+    )
+    authored = Authored(
+        full,
+        _for_clients(full, written),
+        tuple(written.invariant(each, issued_at=issued_at) for each in written.invariants),
+        {made.name: at for at, route in enumerate(written.routes) for made in route.made()},
+    )
     for policy in (authored.full, authored.client):
         # Through the reader's own eyes: what is published can be decoded and compiled.
         compile_policy(decode_policy(msgspec.json.encode(policy)))
@@ -123,9 +143,7 @@ def _not_reserved(value: str) -> str:
     return value
 
 
-TierRef = Annotated[str, known("tier")]
 ModelRef = Annotated[str, known("model or group")]
-EndpointName = Annotated[str, among("API", ENDPOINTS)]
 
 
 class _Price(FileModel):
@@ -177,111 +195,15 @@ class _Model(FileModel):
     private: bool = False
 
 
-class _Range(FileModel):
-    at_least: Annotated[int, Field(ge=0, le=2**31)] | None = None
-    below: Annotated[int, Field(ge=1, le=2**31)] | None = None
-
-    @field_validator("below")
-    @classmethod
-    def _is_above(cls, value: int | None, info: ValidationInfo) -> int | None:
-        low = info.data.get("at_least")
-        if value is not None and low is not None and low >= value:
-            raise wrong(f"nothing is at least {low} and below {value}")
-        return value
-
-
-def _bounded(value: _Range) -> _Range:
-    if value.at_least is None and value.below is None:
-        raise wrong("needs a bound: at_least, below, or both")
-    return value
-
-
-def _any_of(value: object) -> object:
-    return cast("object", value) if isinstance(value, dict) else {"any": listed(value)}
-
-
-class _Has(FileModel):
-    any: Unique[Name] = []
-    all: Unique[Name] = []
-    none: Unique[Name] = []
-
-    def condition(self, field: Literal["keywords", "tags"]) -> TextHas:
-        return TextHas(
-            field, any_of=tuple(self.any), all_of=tuple(self.all), none_of=tuple(self.none)
-        )
-
-
-class _HasKeywords(_Has):
-    any: Unique[Keyword] = []
-    all: Unique[Keyword] = []
-    none: Unique[Keyword] = []
-
-
-def _possible(value: _Has) -> _Has:
-    if not (value.any or value.all or value.none):
-        raise wrong("needs words: any, all or none")
-    forbidden = set(value.none) & {*value.any, *value.all}
-    if forbidden:
-        raise wrong(f"'{min(forbidden)}' is both wanted and forbidden")
-    return value
-
-
-Bounds = Annotated[_Range, AfterValidator(_bounded)]
-
-
-class _When(FileModel):
-    input_tokens: Bounds | None = None
-    messages: Bounds | None = None
-    weekday: Days | None = None
-    hour_utc: Hours | None = None
-    tier: Some[TierRef] | None = None
-    tenant: Some[Name] | None = None
-    region: Some[Name] | None = None
-    endpoint: Some[EndpointName] | None = None
-    task: Some[Name] | None = None
-    interactive: bool | None = None
-    keywords: (
-        Annotated[_HasKeywords, BeforeValidator(_any_of), AfterValidator(_possible)] | None
-    ) = None
-    tags: Annotated[_Has, BeforeValidator(_any_of), AfterValidator(_possible)] | None = None
-
-    def conditions(self) -> Iterator[Condition]:
-        """Give the conditions in a fixed order, the cheapest to check first."""
-        if self.input_tokens is not None:
-            yield NumberBetween("input_tokens", self.input_tokens.at_least, self.input_tokens.below)
-        if self.messages is not None:
-            yield NumberBetween("messages", self.messages.at_least, self.messages.below)
-        if self.weekday is not None:
-            yield ClockBetween("weekday", *self.weekday)
-        if self.hour_utc is not None:
-            yield ClockBetween("hour", *self.hour_utc)
-        if self.tier is not None:
-            yield OneOf("tier", tuple(self.tier))
-        if self.tenant is not None:
-            yield OneOf("tenant", tuple(self.tenant))
-        if self.region is not None:
-            yield OneOf("region", tuple(self.region))
-        if self.endpoint is not None:
-            yield OneOf("endpoint", tuple(self.endpoint))
-        if self.task is not None:
-            yield OneOf("task", tuple(self.task))
-        if self.interactive is not None:
-            yield YesNo("interactive", self.interactive)
-        if self.keywords is not None:
-            yield self.keywords.condition("keywords")
-        if self.tags is not None:
-            yield self.tags.condition("tags")
-
-
 class _Weights(FileModel):
     cost: Percent = 0
     latency: Percent = 0
     quality: Percent = 0
 
 
-class _Route(FileModel):
-    name: Name
-    when: _When = _When()
+class _Preference(FileModel):
+    """Which models, and in which order."""
+
     models: Some[ModelRef]
     fallback: Some[ModelRef] | None = None
     optimize: Literal["cost", "latency", "quality", "balanced"] = "cost"
@@ -289,16 +211,70 @@ class _Route(FileModel):
     min_quality: Percent = 0
     max_cost: Dollars | None = None
     max_ttft_ms: Millis | None = None
-    enforce: bool = False
 
     @field_validator("weights")
     @classmethod
-    def _are_used(cls, value: _Weights | None, info: ValidationInfo) -> _Weights | None:
-        if value is not None and info.data.get("optimize") != "balanced":
-            raise wrong("are only looked at with 'optimize: balanced'")
+    def _weigh(cls, value: _Weights | None) -> _Weights | None:
         if value is not None and not (value.cost or value.latency or value.quality):
             raise wrong("weigh nothing; give at least one of cost, latency and quality")
         return value
+
+
+class _Override(_Preference):
+    """What a tier or a variant has instead of the route's own; the rest is the route's."""
+
+    models: Some[ModelRef] = []
+
+
+class _Variant(_Override):
+    share: Share
+
+
+class _Made(Struct, frozen=True, kw_only=True):
+    """A row of the decision table, before its groups are taken apart."""
+
+    name: str
+    when: When
+    also: tuple[Condition, ...]
+    prefers: _Preference
+    enforce: bool
+
+
+Utterance = Annotated[str, Field(min_length=1, max_length=500)]
+
+
+class _Route(_Preference):
+    name: Name
+    when: When = When()
+    utterances: Annotated[list[Utterance], Field(min_length=1, max_length=200)] | None = None
+    enforce: bool = False
+    tiers: dict[TierRef, _Override] = {}
+    split: Annotated[dict[Name, _Variant], Field(min_length=2)] | None = None
+
+    def made(self) -> Iterator[_Made]:
+        """Give the rows that this is made into: one per tier or variant, or just one."""
+        for tier, override in self.tiers.items():
+            yield self._row(tier, self._with(override), (OneOf("tier", (tier,)),))
+        if self.split is None:
+            yield self._row("", self, ())
+            return
+        start = 0
+        for place, (name, variant) in enumerate(self.split.items(), 1):
+            end = start + variant.share
+            # The last has who is left: where there are no other conditions, it is the default.
+            bounds = ShareOfCallers(self.name, start, end)
+            yield self._row(name, self._with(variant), (bounds,) if place < len(self.split) else ())
+            start = end
+
+    def _row(self, part: str, prefers: _Preference, also: tuple[Condition, ...]) -> _Made:
+        name = f"{self.name}/{part}" if part else self.name
+        if self.utterances is not None:
+            also = (OneOf("semantic", (self.name,)), *also)
+        return _Made(name=name, when=self.when, also=also, prefers=prefers, enforce=self.enforce)
+
+    def _with(self, override: _Override) -> _Preference:
+        fields = override.model_fields_set & _Preference.model_fields.keys()
+        return self.model_copy(update={field: getattr(override, field) for field in fields})
 
 
 class _Endpoint(FileModel):
@@ -315,10 +291,10 @@ class _HasData(FileModel):
     none: Unique[DataRef] = []
 
 
-class _SpokenOf(_When):
+class _SpokenOf(When):
     """Which requests an invariant speaks of: a route's conditions, and classes of data."""
 
-    data: Annotated[_HasData, BeforeValidator(_any_of)] | None = None
+    data: Annotated[_HasData, BeforeValidator(any_of)] | None = None
 
 
 class _For(FileModel):
@@ -362,6 +338,8 @@ class PolicyFile(FileModel):
     tiers: Some[Name]
     providers: dict[Name, _Provider]
     models: dict[Annotated[Name, AfterValidator(_not_reserved)], _Model] = Field(min_length=1)
+    extends: str | None = None
+    complexity_model: str | None = None
     groups: dict[Name, Some[Annotated[str, known("model")]]] = {}
     data_classes: dict[Name, Unique[Promise]] = {}
     routes: Annotated[list[_Route], Field(min_length=1)]
@@ -385,7 +363,15 @@ class PolicyFile(FileModel):
             )
         )
 
-    def policy(self, *, channel: str, version: int, issued_at: int) -> Policy:
+    def policy(
+        self,
+        *,
+        channel: str,
+        version: int,
+        issued_at: int,
+        complexity: ComplexityModel | None,
+        semantic: SemanticModel | None,
+    ) -> Policy:
         """Return the policy as validators read it."""
         return Policy(
             channel=channel,
@@ -393,7 +379,9 @@ class PolicyFile(FileModel):
             issued_at=issued_at,
             tiers=tuple(self.tiers),
             models=tuple(self._model(name, model) for name, model in self.models.items()),
-            routes=tuple(map(self._route, self.routes)),
+            routes=tuple(
+                self._route(made, issued_at) for route in self.routes for made in route.made()
+            ),
             data_classes={name: tuple(duties) for name, duties in self.data_classes.items()},
             last_resort=self.plain(self.last_resort),
             endpoints=tuple(
@@ -401,14 +389,16 @@ class PolicyFile(FileModel):
                 for name, endpoint in self.endpoints.items()
             ),
             default_output_tokens=self.default_output_tokens,
+            complexity=complexity,
+            semantic=semantic,
         )
 
-    def invariant(self, written: _Invariant) -> Invariant:
+    def invariant(self, written: _Invariant, *, issued_at: int) -> Invariant:
         """Return what is to be proved."""
         then, data = written.then, written.when.data or _HasData()
         return Invariant(
             name=written.name,
-            when=tuple(written.when.conditions()),
+            when=tuple(written.when.conditions(issued_at=issued_at)),
             data=DataHas(any_of=tuple(data.any), all_of=tuple(data.all), none_of=tuple(data.none)),
             promises=tuple(then.promises or ()),
             models=None if then.models is None else self.plain(then.models),
@@ -444,21 +434,23 @@ class PolicyFile(FileModel):
             tokens_per_s_prior=model.speed.tokens_per_s,
         )
 
-    def _route(self, route: _Route) -> Route:
-        weights = route.weights
+    def _route(self, made: _Made, issued_at: int) -> Route:
+        prefers, weights = made.prefers, made.prefers.weights
+        of_tier = any(isinstance(each, OneOf) and each.field == "tier" for each in made.also)
+        when = made.when.model_copy(update={"tier": None}) if of_tier else made.when
         return Route(
-            name=route.name,
-            models=self.plain(route.models),
-            when=tuple(route.when.conditions()),
-            optimize=route.optimize,
+            name=made.name,
+            models=self.plain(prefers.models),
+            when=(*when.conditions(issued_at=issued_at), *made.also),
+            optimize=prefers.optimize,
             weights=Weights()
             if weights is None
             else Weights(cost=weights.cost, latency=weights.latency, quality=weights.quality),
-            fallback=self.plain(route.fallback),
-            min_quality=route.min_quality,
-            max_cost_nusd=route.max_cost,
-            max_ttft_ms=route.max_ttft_ms,
-            enforce=route.enforce,
+            fallback=self.plain(prefers.fallback),
+            min_quality=prefers.min_quality,
+            max_cost_nusd=prefers.max_cost,
+            max_ttft_ms=prefers.max_ttft_ms,
+            enforce=made.enforce,
         )
 
 
@@ -492,6 +484,7 @@ def _check_rows(file: YAMLFile) -> None:
             file.find((*path, "name"), f"routes[{seen[name]}] is named '{name}' too; rename one")
         when = route.get("when")
         fields = set(cast("dict[str, object]", when)) if isinstance(when, dict) else set[str]()
+        fields |= {"utterances"} & route.keys()
         declared = sorted(fields & DECLARED_FIELDS)
         if route.get("enforce") is True and (declared or steered):
             file.find(
@@ -533,3 +526,113 @@ def _check_sense(file: YAMLFile, written: PolicyFile) -> None:
                 ("models", name),
                 f"promises {min(promised)}, but its region is '{region}'; correct one of them",
             )
+    for place, route in enumerate(written.routes):
+        _check_route(file, ("routes", place), route)
+    _check_names(file, written)
+    _check_patterns(file, written)
+
+
+def _check_route(file: YAMLFile, path: tuple[str | int, ...], route: _Route) -> None:
+    if route.tiers and route.split is not None:
+        file.find(
+            (*path, "split"),
+            "a route has 'tiers' or 'split', not both; write two routes, the narrower one first",
+        )
+    for tier in route.tiers:
+        if route.when.tier is not None and tier not in route.when.tier:
+            file.find(
+                (*path, "tiers", tier), f"'{route.name}' is not for tier '{tier}'; see its 'when'"
+            )
+    variants = route.split or {}
+    total = sum(variant.share for variant in variants.values())
+    if variants and total != SHARES:
+        file.find((*path, "split"), f"the shares are {total / 100:g}% together; make them 100%")
+    for name, variant in variants.items():
+        if not variant.share:
+            file.find((*path, "split", name, "share"), "is nobody; delete the variant")
+    own: list[tuple[tuple[str | int, ...], _Preference]] = [(path, route)]
+    own += [((*path, "tiers", name), each) for name, each in route.tiers.items()]
+    own += [((*path, "split", name), each) for name, each in variants.items()]
+    for where, each in own:
+        said = each.model_fields_set
+        objective = each.optimize if each is route or "optimize" in said else route.optimize
+        if each.weights is not None and objective != "balanced":
+            file.find((*where, "weights"), "are only looked at with 'optimize: balanced'")
+
+
+def _check_names(file: YAMLFile, written: PolicyFile) -> None:
+    named = {route.name for route in written.routes}
+    for place, route in enumerate(written.routes):
+        for section, parts in (("tiers", route.tiers), ("split", route.split or {})):
+            for part in cast("Mapping[str, object]", parts):
+                name, path = f"{route.name}/{part}", ("routes", place, section, part)
+                if len(name) > MAX_NAME:
+                    file.find(path, f"makes the name '{name}', longer than {MAX_NAME}; shorten it")
+                if name in named:
+                    file.find(path, f"makes a route '{name}', and there is one; rename one")
+                named.add(name)
+
+
+def _check_patterns(file: YAMLFile, written: PolicyFile) -> None:
+    patterns: set[str] = set()
+    for place, route in enumerate(written.routes):
+        has = route.when.patterns
+        if has is not None:
+            patterns.update((*has.any, *has.all, *has.none))
+        if len(patterns) > MAX_PATTERNS:
+            return file.find(
+                ("routes", place, "when", "patterns"),
+                f"brings the policy to {len(patterns)} patterns, and {MAX_PATTERNS} are the most;"
+                " join some with '|'",
+            )
+    return None
+
+
+def _complexity(file: YAMLFile, folder: Path) -> ComplexityModel | None:
+    """Return the model that the file names, if it names one."""
+    name = file.value.get("complexity_model")
+    if name is None:
+        return None
+    problem = ""
+    try:
+        path = beside(folder, name)
+        with path.open("rb") as stream:
+            data = stream.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            raise ValueError(f"is larger than {MAX_FILE_BYTES // 1024} KiB")
+        model = msgspec.json.decode(data, type=ComplexityModel)
+        ComplexityScorer(model)
+    except OSError as exc:
+        problem = f"cannot read '{name}': {exc.strerror}"
+    except msgspec.MsgspecError as exc:
+        problem = f"is not what 'waypost policy train --out' writes: {exc}"
+    except PolicyError as exc:
+        problem = exc.message
+    except ValueError as exc:
+        problem = str(exc)
+    else:
+        return model
+    file.find(("complexity_model",), problem)
+    return None
+
+
+def _semantic(file: YAMLFile, written: PolicyFile) -> SemanticModel | None:
+    """Return what tells the routes with utterances apart, if there are any."""
+    examples = {
+        route.name: route.utterances for route in written.routes if route.utterances is not None
+    }
+    if not examples:
+        return None
+    first = next(at for at, route in enumerate(written.routes) if route.utterances is not None)
+    try:
+        from waypost.edge.training.utterances import compile_utterances
+
+        return compile_utterances(examples, seed=0)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.startswith("waypost"):
+            raise
+        problem = "need an extra: pip install 'waypost[train]'"
+    except PolicyError as exc:
+        problem = exc.message
+    file.find(("routes", first, "utterances"), problem)
+    return None

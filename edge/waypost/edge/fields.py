@@ -9,14 +9,17 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
-from typing import Annotated, TypeVar, cast
+from importlib import import_module
+from typing import Annotated, Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 from waypost.cli.yamlfile import did_you_mean
+from waypost.edge.zones import zone_names
 from waypost.shared.money import NUSD_PER_USD
+from waypost.shared.rules import SHARES
 
 __all__ = [
     "URL",
@@ -27,11 +30,14 @@ __all__ = [
     "Keyword",
     "Millis",
     "Name",
+    "Pattern",
     "Percent",
     "Promise",
+    "Share",
     "Some",
     "Tokens",
     "Unique",
+    "ZoneName",
     "among",
     "exact_nusd",
     "known",
@@ -47,7 +53,11 @@ OPEN_PROMISES = ("certification:", "region:")  # followed by a name
 MAX_NUSD = 2**53 - 1
 WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
+MAX_PATTERN_MEMORY = 2**20  # bytes; a counted repetition of a thousand takes a tenth of it
+
 T = TypeVar("T")
+
+_re2: Any = import_module("re2")  # ships no types
 
 
 def wrong(message: str) -> PydanticCustomError:
@@ -187,12 +197,53 @@ def _keyword(value: str) -> str:
     return words
 
 
+def _pattern(value: str) -> str:
+    options = _re2.Options()
+    options.log_errors = False
+    options.max_mem = MAX_PATTERN_MEMORY
+    try:
+        # As bytes: so does who looks for it.
+        _re2.compile(value.encode(), options)
+    except _re2.error as exc:
+        reason = cast("bytes", exc.args[0]).decode(errors="replace")
+        if re.search(r"\(\?<?[=!]", value):
+            raise wrong(
+                "looks around itself, which no engine does in bounded time; match what is there,"
+                " and put what must not be there under 'none'"
+            ) from None
+        if re.search(r"\\[1-9]|\(\?P=", value):
+            raise wrong(
+                "refers back to a group, which no engine does in bounded time; spell it out"
+            ) from None
+        raise wrong(f"is no regular expression in RE2's syntax: {reason}") from None
+    return value
+
+
+def _share(value: object) -> object:
+    match = re.fullmatch(r"(\d{1,3})(?:\.(\d{1,2}))?%", value) if isinstance(value, str) else None
+    share = int(match[1]) * 100 + int((match[2] or "").ljust(2, "0")) if match else SHARES + 1
+    if share > SHARES:
+        raise wrong("should be a share such as 10% or 0.25%, of two decimals at most")
+    return share
+
+
+def _zone_name(value: str) -> str:
+    if value not in zone_names():
+        raise wrong(f"there is no time zone '{value}'{did_you_mean(value, zone_names())}")
+    return value
+
+
 Name = Annotated[str, AfterValidator(_name)]
 Promise = Annotated[str, AfterValidator(_promise)]
 Keyword = Annotated[str, Field(max_length=100), AfterValidator(_keyword)]
+Pattern = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_pattern)]
+"""A regular expression that RE2 takes, and so searches in linear time."""
+ZoneName = Annotated[str, Field(max_length=64), AfterValidator(_zone_name)]
 URL = Annotated[str, Field(max_length=500), AfterValidator(_url)]
 Dollars = Annotated[int, BeforeValidator(_nusd)]
 """Nano-dollars, written as dollars."""
+Share = Annotated[int, BeforeValidator(_share)]
+"""Ten-thousandths, written as per cent: ``10%``."""
 Tokens = Annotated[int, Field(ge=1, le=2**31)]
 Percent = Annotated[int, Field(ge=0, le=100)]
 Millis = Annotated[int, Field(ge=1, le=600_000)]

@@ -15,6 +15,7 @@ from msgspec.json import Decoder
 
 from waypost.shared.complexity import ComplexityModel
 from waypost.shared.money import Nusd, Price, Tokens
+from waypost.shared.semantic import SemanticModel
 
 __all__ = [
     "AUTO",
@@ -236,6 +237,7 @@ class Policy(Struct, frozen=True, kw_only=True):
         last_resort: ends each chain, as far as it is admissible.
         default_output_tokens: expected answer length where nobody says.
         complexity: what ``complexity`` conditions score by; ``None`` is the built-in heuristic.
+        semantic: what tells the routes apart that were given by example.
         projection: ``client`` leaves out what the operator marked private.
     """
 
@@ -250,6 +252,7 @@ class Policy(Struct, frozen=True, kw_only=True):
     endpoints: tuple[Endpoint, ...] = ()
     default_output_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] = 300
     complexity: ComplexityModel | None = None
+    semantic: SemanticModel | None = None
     projection: Literal["full", "client"] = "full"
     kind: Literal["policy"] = "policy"
     schema: Literal[1] = 1

@@ -180,7 +180,9 @@ class CompiledPolicy:
         _check(policy)
         self.policy = policy
         self.models = {model.id: model for model in policy.models}
-        self.reader = TextReader(policy.routes, complexity=policy.complexity)
+        self.reader = TextReader(
+            policy.routes, complexity=policy.complexity, semantic=policy.semantic
+        )
         self.rules = RuleTable(policy.routes)
         self.bits = {model.id: 1 << place for place, model in enumerate(policy.models)}
         self.all = (1 << len(policy.models)) - 1

@@ -14,6 +14,7 @@ from waypost.shared.complexity import ComplexityModel, ComplexityScorer
 from waypost.shared.contracts import Route, TextHas
 from waypost.shared.language import language_of
 from waypost.shared.rules import field_of
+from waypost.shared.semantic import SemanticModel, SemanticScorer
 
 __all__ = ["SCAN_CHARS", "Findings", "TextReader", "Vocabulary"]
 
@@ -29,6 +30,7 @@ class Findings(TypedDict, total=False):
     patterns: tuple[str, ...]
     complexity: int
     language: str
+    semantic: str
 
 
 class Vocabulary:
@@ -82,7 +84,11 @@ class TextReader:
     """Looks for what the rules of one policy ask for."""
 
     def __init__(
-        self, routes: Iterable[Route], *, complexity: ComplexityModel | None = None
+        self,
+        routes: Iterable[Route],
+        *,
+        complexity: ComplexityModel | None = None,
+        semantic: SemanticModel | None = None,
     ) -> None:
         conditions = [condition for route in routes for condition in route.when]
         asked = {field_of(condition) for condition in conditions}
@@ -101,8 +107,13 @@ class TextReader:
         self._patterns = _pattern_finder(words("patterns")) if "patterns" in asked else None
         self._complexity = ComplexityScorer(complexity).score if "complexity" in asked else None
         self._language = language_of if "language" in asked else None
+        self._semantic: SemanticScorer | None = None
+        if "semantic" in asked and semantic is not None:
+            self._semantic = SemanticScorer(semantic)
         # Most policies ask for little; nothing is joined or cut for those that ask for nothing.
-        self.is_idle = not (self._keywords or self._patterns or self._complexity or self._language)
+        self.is_idle = not (
+            self._keywords or self._patterns or self._complexity or self._language or self._semantic
+        )
 
     def read(self, text: str) -> Findings:
         """Return what was found in the last 20,000 characters of ``text``."""
@@ -116,4 +127,6 @@ class TextReader:
             findings["complexity"] = self._complexity(text)
         if self._language is not None:
             findings["language"] = self._language(text)
+        if self._semantic is not None:
+            findings["semantic"] = self._semantic.best(text)[0] or ""
         return findings
