@@ -1,9 +1,10 @@
-"""How long a decision takes, and what compiling a policy costs."""
+"""How long a choice and a decision take, and what compiling a policy costs."""
 
 import statistics
 import time
 from collections.abc import Callable
 
+from waypost.client.testing import static_waypost
 from waypost.shared.contracts import (
     ClockBetween,
     Condition,
@@ -100,6 +101,7 @@ def rows() -> list[tuple[str, str, str]]:
     """Return (what, measured, aim)."""
     result: list[tuple[str, str, str]] = []
     facts = many_facts(200)
+    questions = [f"What is the capital of country {i}?" for i in range(200)]
     wish = Proposal(model="m4")
     for rules, models, aim in ((10, 20, 15), (100, 200, 60)):
         policy = a_large_policy(rules, models)
@@ -109,5 +111,8 @@ def rows() -> list[tuple[str, str, str]]:
         us = median_us(lambda i, c=compiled: decide(c, facts[i % 200], wish), 20_000)  # type: ignore[misc]
         what = f"{rules} rules × {models} models"
         result.append((f"decide(), {what}", f"{us:.1f} µs", f"≤ {aim} µs"))
+        with static_waypost(policy, tier="free") as wp:
+            us = median_us(lambda i, w=wp: w.choose(questions[i % 200]), 20_000)  # type: ignore[misc]
+        result.append((f"choose(), {what}", f"{us:.1f} µs", f"≤ {aim} µs"))
         result.append((f"compile_policy(), {what}", f"{compile_ms:.2f} ms", ""))
     return result
