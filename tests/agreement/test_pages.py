@@ -10,7 +10,7 @@ import pytest
 
 from waypost.shared import engine, errors, headers, measure
 from waypost.shared.errors import RefusalError, StoreError, TrustCode, WaypostError
-from waypost.validator import app, desk, pipeline, problems, providers
+from waypost.validator import app, desk, guarded_http, pipeline, problems, providers
 from waypost.validator.problems import describe
 from waypost.validator.tokens import TokenCode
 
@@ -59,7 +59,8 @@ def test_the_table_of_folders_names_every_folder() -> None:
 def _raised() -> Iterator[tuple[type[WaypostError] | None, str]]:
     """The codes in the validator's source, each with the error that has it, if that is raised."""
     folders = (pipeline, providers)
-    files = [Path(module.__file__ or "") for module in (app, desk, headers, measure, problems)]
+    modules = (app, desk, guarded_http, headers, measure, problems)
+    files = [Path(module.__file__ or "") for module in modules]
     files += [file for folder in folders for file in Path(*folder.__path__).glob("*.py")]
     for file in files:
         for node in ast.walk(ast.parse(file.read_text())):

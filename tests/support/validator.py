@@ -22,6 +22,7 @@ from waypost.shared.trust import ManifestKeeper
 from waypost.validator.app import create_app
 from waypost.validator.config import ValidatorConfig
 from waypost.validator.desk import Desk, open_desk
+from waypost.validator.guarded_http import GuardedProtocol
 
 HELLO: dict[str, Any] = {"model": "auto", "messages": [{"role": "user", "content": "2 + 2?"}]}
 
@@ -126,7 +127,9 @@ async def serving(app: Any) -> AsyncGenerator[str]:  # noqa: ANN401 - any ASGI a
     """Serve ``app`` on a free port; gives its URL."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on")
+        config = uvicorn.Config(
+            app, http=GuardedProtocol, log_config=None, access_log=False, lifespan="on"
+        )
         server = _Server(config)
         task = asyncio.create_task(server.serve(sockets=[sock]))
         try:

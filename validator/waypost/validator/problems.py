@@ -43,6 +43,8 @@ CALLER_GONE = 499
 _STATUS_BY_CODE = {
     "body_too_large": 413,
     "body_timeout": 408,
+    "head_timeout": 408,
+    "head_too_large": 431,
     "content_type_unsupported": 415,
     "content_encoding_unsupported": 415,
     "decision_not_found": 404,

@@ -15,6 +15,7 @@ from waypost.validator.app import create_app
 from waypost.validator.asgi import ValidatorApp
 from waypost.validator.config import ValidatorConfig, load_config
 from waypost.validator.desk import open_desk
+from waypost.validator.guarded_http import GuardedProtocol
 from waypost.validator.logs import configure_logs
 
 __all__ = ["ListenError", "run"]
@@ -52,6 +53,7 @@ def run(
         server_config = uvicorn.Config(
             partial(_make_app, config_path),
             factory=True,
+            http=GuardedProtocol,
             workers=workers,
             lifespan="on",
             access_log=False,

@@ -1,0 +1,93 @@
+"""uvicorn's HTTP protocol, with bounds on the head of a request: it has none of its own.
+
+Without them anybody, token or not, could fill this process's memory with one header that never
+ends, and with it the event loop, since each piece is joined to all before it.
+"""
+
+import asyncio
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from waypost.shared.errors import InvalidRequestError
+from waypost.validator.problems import describe
+
+__all__ = ["GuardedProtocol"]
+
+MAX_HEAD_BYTES = 65_536  # eight times the longest token; what came in one read may be more
+HEAD_TIMEOUT_S = 30.0
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """One connection. Give the class to uvicorn as ``http``."""
+
+    _awaits_head = True
+    _has_begun = False
+    _head_bytes = 0
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._start_timer()
+
+    def data_received(self, data: bytes) -> None:
+        awaited_head = self._awaits_head
+        super().data_received(data)
+        # Most heads come in one read, and cost nothing here.
+        if not self._awaits_head or self.transport.is_closing():
+            return
+        if awaited_head:
+            self._head_bytes += len(data)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(
+                InvalidRequestError(
+                    f"The request's head is larger than {MAX_HEAD_BYTES} bytes.",
+                    code="head_too_large",
+                )
+            )
+        elif self._head_timer is None:
+            self._start_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        self._awaits_head = self._has_begun = True
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._awaits_head = False
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def _start_timer(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._time_out)
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _time_out(self) -> None:
+        if not self._has_begun:
+            # A proxy that connects ahead of need would take words for its next answer.
+            self.transport.close()
+            return
+        self._refuse(
+            InvalidRequestError(
+                f"The request's head did not arrive within {HEAD_TIMEOUT_S:g} s.",
+                code="head_timeout",
+            )
+        )
+
+    def _refuse(self, error: InvalidRequestError) -> None:
+        self._stop_timer()
+        # Into an answer that is under way, no other may be written.
+        if not self.cycle or self.cycle.response_complete:
+            problem = describe(error)
+            self.transport.write(
+                b"HTTP/1.1 %d \r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+                b"connection: close\r\n\r\n%s" % (problem.status, len(problem.body), problem.body)
+            )
+        self.transport.close()
