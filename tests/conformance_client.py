@@ -5,7 +5,7 @@ That suite plays a hostile repository against any TUF client that speaks three c
 ``refresh``, ``download``; its CLIENT-CLI.md). Only the transport differs from production: files
 are asked for one by one, by the names that the verifier asks for, instead of in one bundle.
 
-    pytest tuf_conformance --entrypoint "python tests/conformance_client.py"
+    pytest tuf_conformance --entrypoint tests/conformance_client.py
 """
 
 import argparse
