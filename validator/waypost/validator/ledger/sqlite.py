@@ -11,10 +11,10 @@ import asyncio
 import logging
 import random
 import sqlite3
-import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -31,6 +31,7 @@ from waypost.validator.ledger.base import (
     window_starts,
 )
 from waypost.validator.ledger.books import Books, HoldRow, WindowRow
+from waypost.validator.ledger.upkeep import PATIENCE_S, Upkeep
 from waypost.validator.sqlite_file import create
 
 __all__ = ["Durability", "SqliteLedger"]
@@ -88,24 +89,10 @@ _PUT_WINDOW = (
     " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET spent_nusd = excluded.spent_nusd,"
     " debt_nusd = excluded.debt_nusd, reserved_nusd = excluded.reserved_nusd"
 )
-_CLOSED_BEFORE = (
-    "SELECT id, account, at, cost_nusd FROM holds WHERE at < ? AND state != 'held' LIMIT ?"
-)
-_ARCHIVE = (
-    "UPDATE windows SET archived_nusd = archived_nusd + ?"
-    " WHERE account = ? AND window = ? AND start = ?"
-)
-
 MAX_BATCH = 256  # keeps one turn of the loop below about 3 ms
 SWEEP_BATCH = 200
 FIRST_RETRY_S = 0.001  # what event loops' timers can resolve
 LAST_RETRY_S = 0.01
-
-UPKEEP_EVERY_S = 0.25
-UPKEEP_PATIENCE_S = 0.2  # another process's loop may be as busy
-CHECKPOINT_ROWS = 2_000  # a row written is at most a few pages of 4 KB in the log
-RESTART_PAGES = 16_000  # 64 MB
-PRUNE_BATCH = 500
 
 
 class _Op:
@@ -156,7 +143,8 @@ class SqliteLedger:
         self._books = Books(_SqliteRows(self._db))
         self._data_version = -1
         self._thread = ThreadPoolExecutor(1, "ledger") if durability == "full" else None
-        self._upkeep = _Upkeep(path)
+        # FULL or NORMAL makes no difference to what upkeep writes.
+        self._upkeep = Upkeep(partial(_connect, path, "normal", timeout_s=PATIENCE_S))
         self._upkeep.start()
 
     @classmethod
@@ -428,113 +416,11 @@ class _SqliteRows:
         return [hold_id for (hold_id,) in self._db.execute(_EXPIRED, (now, at_most))]
 
 
-class _Upkeep(threading.Thread):
-    """Everything that waits for the disk, or for long, away from the event loop.
-
-    Attributes:
-        rows_written: by this process since the last checkpoint; the ledger counts them here.
-        wants_lock: the ledger lets this thread go first. A loop that is busy writing would
-            else hardly ever leave it the lock.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(name="ledger-upkeep", daemon=True)
-        self._path = path
-        self.rows_written = 0
-        self.wants_lock = False
-        self._stopping = threading.Event()
-        self._cutoff = 0
-        self._pruned = 0
-
-    def prune_before(self, cutoff: int) -> None:
-        """Drop closed holds made before ``cutoff``, soon."""
-        self._cutoff = cutoff
-
-    def stop(self) -> None:
-        """Return once the thread has ended."""
-        self._stopping.set()
-        self.join()
-
-    def run(self) -> None:
-        """Look after the file until stopped."""
-        # FULL or NORMAL makes no difference to what this connection writes.
-        with closing(_connect(self._path, "normal", timeout_s=UPKEEP_PATIENCE_S)) as db:
-            while not self._stopping.wait(UPKEEP_EVERY_S):
-                try:
-                    self._checkpoint(db)
-                    if self._cutoff > self._pruned:
-                        self._prune(db, self._cutoff)
-                except sqlite3.Error as exc:
-                    busy = exc.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
-                    logger.log(
-                        logging.DEBUG if busy else logging.WARNING,
-                        "ledger upkeep put off: %s",
-                        exc,
-                    )
-
-    def _checkpoint(self, db: sqlite3.Connection) -> None:
-        if self.rows_written < CHECKPOINT_ROWS:
-            return
-        self.rows_written = 0
-        pages, copied = _wal_checkpoint(db, "PASSIVE")
-        restarts = pages >= RESTART_PAGES
-        if restarts:
-            # PASSIVE takes no lock, but under constant writing it never catches up with the
-            # log, which then only grows. RESTART locks writers out for the rest, which a
-            # second PASSIVE makes small: measured 1 to 5 ms instead of 30 to 90.
-            _wal_checkpoint(db, "PASSIVE")
-        self.wants_lock = True
-        try:
-            if restarts:
-                pages, copied = _wal_checkpoint(db, "RESTART")
-            if copied == pages:
-                # The first write after a complete checkpoint waits for the disk, as it syncs
-                # the log's header (wal.c, syncHeader): better here than on the event loop.
-                db.execute("UPDATE upkeep SET checkpoints = checkpoints + 1")
-        finally:
-            self.wants_lock = False
-
-    def _prune(self, db: sqlite3.Connection, cutoff: int) -> None:
-        while not self._stopping.is_set():
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                rows = db.execute(_CLOSED_BEFORE, (cutoff, PRUNE_BATCH)).fetchall()
-                db.executemany("DELETE FROM holds WHERE id = ?", [row[:1] for row in rows])
-                db.executemany(
-                    _ARCHIVE,
-                    [
-                        (cost, account, window, start)
-                        for _, account, at, cost in rows
-                        for window, start in zip(CALENDAR, window_starts(at), strict=True)
-                    ],
-                )
-                if len(rows) < PRUNE_BATCH:
-                    # A hold still open keeps its windows: it will be settled into them.
-                    db.execute(
-                        "DELETE FROM windows WHERE window != 'total' AND start < ?"
-                        " AND reserved_nusd = 0",
-                        (cutoff,),
-                    )
-                db.execute("COMMIT")
-            except BaseException:
-                db.execute("ROLLBACK")
-                raise
-            if len(rows) < PRUNE_BATCH:
-                self._pruned = cutoff
-                return
-
-
 def _connect(path: Path, durability: Durability, *, timeout_s: float = 0) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=timeout_s, isolation_level=None, check_same_thread=False)
     db.execute(f"PRAGMA synchronous={'FULL' if durability == 'full' else 'NORMAL'}")
     db.execute("PRAGMA wal_autocheckpoint=0")
     return db
-
-
-def _wal_checkpoint(db: sqlite3.Connection, mode: str) -> tuple[int, int]:
-    """Return how many pages the log has, and how many of them are in the main file."""
-    _, pages, copied = db.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
-    return pages, copied
 
 
 def _outcome(op: _Op, books: Books) -> object:
