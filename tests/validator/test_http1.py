@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from support.upstream import Behaviour, Exchange, Upstream, running_upstream
-from waypost.validator.http1 import HTTPFailure, Origin
+from waypost.validator.http1 import ExchangeError, Origin
 
 pytestmark = pytest.mark.anyio
 
@@ -79,7 +79,7 @@ async def test_a_body_is_read_to_its_end_however_it_is_framed(behave: Behaviour)
 )
 async def test_what_goes_wrong_says_where(behave: Behaviour, stage: str) -> None:
     async with running_upstream(behave) as upstream:
-        with pytest.raises(HTTPFailure) as failure:
+        with pytest.raises(ExchangeError) as failure:
             await post(upstream, wait_s=0.3)
 
     assert failure.value.stage == stage
@@ -89,7 +89,7 @@ async def test_nobody_at_the_address_is_a_failure_to_connect() -> None:
     async with running_upstream() as gone:
         pass
 
-    with pytest.raises(HTTPFailure) as failure:
+    with pytest.raises(ExchangeError) as failure:
         await post(gone)
 
     assert failure.value.stage == "connect"
@@ -98,7 +98,7 @@ async def test_nobody_at_the_address_is_a_failure_to_connect() -> None:
 async def test_a_name_that_does_not_resolve_is_a_failure_to_connect() -> None:
     origin = Origin("http://nobody.invalid/v1", headers={}, connect_timeout_s=2)
 
-    with pytest.raises(HTTPFailure) as failure:
+    with pytest.raises(ExchangeError) as failure:
         async with origin.post(b"", until=asyncio.get_running_loop().time() + 2):
             pass
 
@@ -118,7 +118,7 @@ async def test_a_certificate_that_nobody_vouches_for_is_a_failure_to_connect(
     async with server:
         port = server.sockets[0].getsockname()[1]
         origin = Origin(f"https://127.0.0.1:{port}/v1", headers={}, connect_timeout_s=2)
-        with pytest.raises(HTTPFailure) as failure:
+        with pytest.raises(ExchangeError) as failure:
             async with origin.post(b"", until=asyncio.get_running_loop().time() + 2):
                 pass
 

@@ -15,7 +15,7 @@ from msgspec import Struct
 from waypost.shared.contracts import Declared
 from waypost.shared.headers import format_facts
 
-__all__ = ["Names", "Said", "current_facts", "merge", "said", "saying"]
+__all__ = ["Names", "Said", "current_facts", "from_header", "merge", "said", "saying"]
 
 Names = str | Iterable[str]
 

@@ -19,7 +19,14 @@ from waypost.shared.rules import cohort
 if TYPE_CHECKING:
     import anyio
 
-__all__ = ["AsyncTokenSource", "AsyncTokens", "TokenSource", "Tokens", "unverified_claims"]
+__all__ = [
+    "AsyncTokenSource",
+    "AsyncTokens",
+    "TokenSource",
+    "Tokens",
+    "UnverifiedClaims",
+    "unverified_claims",
+]
 
 TokenSource = str | Callable[[], str]
 AsyncTokenSource = str | Callable[[], str] | Callable[[], Awaitable[str]]

@@ -47,10 +47,12 @@ __all__ = [
     "ExclusionCode",
     "affordable_output",
     "compile_policy",
+    "context_need",
     "cost_bound_nusd",
     "cost_estimate_nusd",
     "decide",
     "exclusion",
+    "expected_output",
     "output_bound",
 ]
 

@@ -3,7 +3,7 @@
 For the hot route alone, by measurement (docs/adr/0007). It knows TLS, keep-alive, chunked and
 counted bodies, time-outs, back-pressure and cancellation; llhttp parses. It knows no redirects,
 cookies, proxies, compression or HTTP/2, which the route does not want. Whatever goes wrong is
-one ``HTTPFailure`` that says at which stage.
+one ``ExchangeError`` that says at which stage.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
-__all__ = ["HTTPFailure", "Origin", "Response", "Stage"]
+__all__ = ["ExchangeError", "Origin", "Response", "Stage"]
 
 # Where an exchange failed: before a connection stood, by silence, by the connection's end, or
 # by bytes that are not HTTP or too many of them.
@@ -28,7 +28,7 @@ HIGH_WATER_BYTES = 262_144  # read ahead of a slow reader; then the provider is 
 MAX_IDLE_S = 30.0
 
 
-class HTTPFailure(Exception):
+class ExchangeError(Exception):
     """An exchange that did not come to its end."""
 
     def __init__(self, stage: Stage, detail: str) -> None:
@@ -54,7 +54,7 @@ class Response(asyncio.Protocol):
 
     def _begin(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
-        self._failure: HTTPFailure | None = None
+        self._failure: ExchangeError | None = None
         self._has_head = self._is_complete = self._ends_with_connection = False
         self._keeps_alive = False
         self._head_bytes = 0
@@ -96,7 +96,7 @@ class Response(asyncio.Protocol):
     # ── by the reader ──────────────────────────────────────────────────────────────────────
 
     async def head(self, *, until: float) -> None:
-        """Wait for the head; ``until`` is by the loop's clock. Raises HTTPFailure."""
+        """Wait for the head; ``until`` is by the loop's clock. Raises ExchangeError."""
         while not self._has_head:
             await self._wait(until)
 
@@ -104,7 +104,7 @@ class Response(asyncio.Protocol):
         """Return the next bytes of the body as they arrive; empty at its end.
 
         Raises:
-            HTTPFailure: it did not come to its end.
+            ExchangeError: it did not come to its end.
         """
         while not self._body and not self._is_complete:
             await self._wait(until)
@@ -114,10 +114,10 @@ class Response(asyncio.Protocol):
         return body
 
     async def read_all(self, *, until: float, at_most: int) -> bytes:
-        """Return the whole body; raises HTTPFailure (``malformed``) if it is longer."""
+        """Return the whole body; raises ExchangeError (``malformed``) if it is longer."""
         while not self._is_complete:
             if len(self._body) > at_most:
-                raise HTTPFailure("malformed", f"a body of more than {at_most} bytes")
+                raise ExchangeError("malformed", f"a body of more than {at_most} bytes")
             self._resume()
             await self._wait(until)
         return bytes(self._body)
@@ -144,7 +144,7 @@ class Response(asyncio.Protocol):
 
     def _fail(self, stage: Stage, detail: str) -> None:
         if self._failure is None:
-            self._failure = HTTPFailure(stage, detail)
+            self._failure = ExchangeError(stage, detail)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(self._failure)
 
@@ -246,7 +246,7 @@ class Origin:
             until: when the head must be there, by the loop's clock.
 
         Raises:
-            HTTPFailure: there is no response.
+            ExchangeError: there is no response.
         """
         request = f"{self._head}{headers}Content-Length: {len(body)}\r\n\r\n".encode() + body
         response = self._take_idle()
@@ -256,7 +256,7 @@ class Origin:
             response.send(request)
             try:
                 await response.head(until=until)
-            except HTTPFailure as failure:
+            except ExchangeError as failure:
                 # It was closed while we wrote, as servers close what is idle: RFC 9112 §9.3.1.
                 if not (is_used and failure.stage == "broken" and response.is_untouched):
                     raise
@@ -292,9 +292,9 @@ class Origin:
                     lambda: Response(loop), self._host, self._port, ssl=self._tls
                 )
         except TimeoutError:
-            raise HTTPFailure("connect", "no connection in time") from None
+            raise ExchangeError("connect", "no connection in time") from None
         except (OSError, ssl.SSLError) as exc:
-            raise HTTPFailure("connect", str(exc)) from exc
+            raise ExchangeError("connect", str(exc)) from exc
         self._open.add(response)
         return response
 

@@ -9,11 +9,11 @@ from msgspec import Struct
 
 from waypost.shared.records import AttemptOutcome
 from waypost.validator.config import ProviderConfig
-from waypost.validator.http1 import HTTPFailure, Origin, Response, Stage
+from waypost.validator.http1 import ExchangeError, Origin, Response, Stage
 from waypost.validator.providers import DIALECTS
 from waypost.validator.resilience.breaker import Breaker
 
-__all__ = ["Answer", "NoAnswer", "Stream", "Upstream"]
+__all__ = ["Answer", "NoAnswerError", "Stream", "Upstream"]
 
 MAX_ANSWER_BYTES = 64 * 1_048_576  # pictures and sounds come as base64 inside the JSON
 
@@ -28,7 +28,7 @@ _OUTCOMES: dict[Stage, AttemptOutcome] = {
 }
 
 
-class NoAnswer(Exception):
+class NoAnswerError(Exception):
     """A provider could not be asked, or did not answer, or not to the end."""
 
     def __init__(self, outcome: AttemptOutcome) -> None:
@@ -68,29 +68,29 @@ class Upstream:
         """Return the provider's answer to ``body``, whole, whatever its status.
 
         Raises:
-            NoAnswer: there was none.
+            NoAnswerError: there was none.
         """
         until = asyncio.get_running_loop().time() + self.timeout_s
         try:
             async with self._origin.post(body, headers=_headers(trace), until=until) as response:
                 answer = await response.read_all(until=until, at_most=MAX_ANSWER_BYTES)
                 return Answer(response.status, answer)
-        except HTTPFailure as failure:
-            raise NoAnswer(_OUTCOMES[failure.stage]) from failure
+        except ExchangeError as failure:
+            raise NoAnswerError(_OUTCOMES[failure.stage]) from failure
 
     @asynccontextmanager
     async def stream(self, body: bytes, *, trace: bytes | None) -> AsyncGenerator["Stream"]:
         """Give the provider's answer to ``body`` as it arrives; leaving early hangs up.
 
         Raises:
-            NoAnswer: there was none, or it broke off.
+            NoAnswerError: there was none, or it broke off.
         """
         until = asyncio.get_running_loop().time() + self.timeout_s
         try:
             async with self._origin.post(body, headers=_headers(trace), until=until) as response:
                 yield Stream(response, self.timeout_s)
-        except HTTPFailure as failure:
-            raise NoAnswer(_OUTCOMES[failure.stage]) from failure
+        except ExchangeError as failure:
+            raise NoAnswerError(_OUTCOMES[failure.stage]) from failure
 
     async def close(self) -> None:
         """Close all connections."""

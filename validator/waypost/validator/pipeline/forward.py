@@ -24,7 +24,7 @@ from waypost.validator.pipeline.call import Call, Considered, Receive
 from waypost.validator.pipeline.reserve import Booking
 from waypost.validator.problems import CALLER_GONE, OK, envelope, outcome_of
 from waypost.validator.providers import StreamReader
-from waypost.validator.upstream import Answer, NoAnswer, Stream
+from waypost.validator.upstream import Answer, NoAnswerError, Stream
 
 __all__ = ["Delivered", "forward"]
 
@@ -155,7 +155,7 @@ async def _whole(hop: _Hop, body: bytes) -> Delivered | None:
     target = hop.target
     try:
         answer = await target.upstream.ask(body, trace=hop.trace)
-    except NoAnswer as exc:
+    except NoAnswerError as exc:
         hop.ended(exc.outcome, None)
         return None
     outcome = outcome_of(answer.status)
@@ -245,7 +245,7 @@ async def _streamed(hop: _Hop, body: bytes, request: ChatRequest) -> Delivered |
     async with _HangUp(call.receive) as hang_up:
         try:
             rejection = await _relay(hop, body, progress)
-        except NoAnswer as exc:
+        except NoAnswerError as exc:
             progress.outcome = "cut_short" if call.has_started else exc.outcome
         except ValueError:
             progress.outcome = "cut_short" if call.has_started else "bad_response"
