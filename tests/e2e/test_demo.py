@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -22,6 +23,8 @@ from waypost.demo.show import demo_table
 from waypost.demo.upstream import ANNOUNCEMENT, Config, Profile, Provider
 
 pytestmark = pytest.mark.timeout(180)
+
+needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -183,12 +186,14 @@ def command(demo: KeptDemo, part: str) -> str:
     return found
 
 
+@needs_curl
 def test_the_printed_curl_is_answered(kept: KeptDemo) -> None:
     done = kept.shell(command(kept, "/v1/chat/completions"))
 
     assert json.loads(done.stdout)["choices"][0]["message"]["content"].startswith("(simulated)")
 
 
+@needs_curl
 def test_every_printed_command_works(kept: KeptDemo) -> None:
     for step in kept.told["next"]:
         done = kept.shell(step["command"])
@@ -196,6 +201,7 @@ def test_every_printed_command_works(kept: KeptDemo) -> None:
     kept.shell(command(kept, "/outage").replace("PUT", "DELETE"))
 
 
+@needs_curl
 def test_a_minted_token_opens_the_validator(kept: KeptDemo) -> None:
     done = kept.shell(
         f"WAYPOST_TOKEN=$({command(kept, 'token mint')}); " + command(kept, "/v1/decide")
