@@ -48,7 +48,8 @@ def _serve(
     The full manifest, private models included, is served to validators that send the token in
     WAYPOST_EDGE_PRIVATE_TOKEN; without that variable to nobody.
     """
-    from waypost.edge.serve import listen, run
+    from waypost.cli.listening import listen
+    from waypost.edge.serve import run
 
     project = Project(directory)
     if not project.public.is_dir():

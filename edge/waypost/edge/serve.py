@@ -11,36 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 import uvicorn
 from securesystemslib.signer import Signer
 
+from waypost.cli.listening import SayingServer, url_of
 from waypost.edge.app import create_app
 from waypost.edge.project import Project
 from waypost.edge.publish import RESIGN_EVERY_S, resign
-from waypost.shared.errors import StoreError
 
-__all__ = ["listen", "run"]
+__all__ = ["run"]
 
 _log = logging.getLogger("waypost.edge")
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a bound socket; raises StoreError (``address_unavailable``)."""
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        sock = socket.socket(family, kind, proto)
-    except OSError as exc:
-        raise _unavailable(host, port, exc) from exc
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-    except OSError as exc:
-        sock.close()
-        raise _unavailable(host, port, exc) from exc
-    return sock
-
-
-def _unavailable(host: str, port: int, exc: OSError) -> StoreError:
-    return StoreError(f"cannot listen on {host}:{port}: {exc.strerror}", code="address_unavailable")
 
 
 def run(
@@ -70,22 +48,8 @@ def run(
     )
     if not signers():
         _log.warning("no online keys here: the manifest lapses when its timestamp does")
-    host, port = sock.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    server = _Server(
+    server = SayingServer(
         uvicorn.Config(app, log_level="warning", access_log=False, server_header=False),
-        ready=lambda: ready(url),
+        ready=lambda: ready(url_of(sock)),
     )
     server.run(sockets=[sock])
-
-
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, *, ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._ready = ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, then say so."""
-        await super().startup(sockets)
-        if self.started:
-            self._ready()

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import socket
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,8 @@ from pathlib import Path
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
-from waypost.shared.errors import StoreError, WaypostError
+from waypost.cli.listening import BACKLOG, SayingServer, listen, url_of
+from waypost.shared.errors import StoreError
 from waypost.validator.app import create_app
 from waypost.validator.asgi import ValidatorApp
 from waypost.validator.config import ValidatorConfig, load_config
@@ -18,18 +18,11 @@ from waypost.validator.desk import open_desk
 from waypost.validator.guarded_http import GuardedProtocol
 from waypost.validator.logs import configure_logs
 
-__all__ = ["ListenError", "run"]
+__all__ = ["run"]
 
 # Longer than clients keep idle connections, so that none is closed under a request.
 KEEP_ALIVE_S = 75
 SHUTDOWN_S = 30
-BACKLOG = 2_048
-
-
-class ListenError(WaypostError):
-    """The address cannot be listened on."""
-
-    code = "address_unavailable"
 
 
 def run(
@@ -47,9 +40,9 @@ def run(
         StoreError: a store cannot be opened, or there is no manifest to serve.
     """
     config = load_config(config_path)
-    with _listen(host, port) as listener:
+    with listen(host, port) as listener:
         asyncio.run(_check(config))
-        address = _address(listener)
+        address = url_of(listener)
         server_config = uvicorn.Config(
             partial(_make_app, config_path),
             factory=True,
@@ -66,24 +59,12 @@ def run(
         )
         configure_logs()
         if workers > 1:
+            listener.set_inheritable(True)
             # The kernel queues what comes before the first worker is up.
             ready(address)
             Multiprocess(server_config, sockets=[listener]).run()
         else:
-            _Server(server_config, partial(ready, address)).run(sockets=[listener])
-
-
-class _Server(uvicorn.Server):
-    """Says when it is ready."""
-
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._ready = ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            self._ready()
+            SayingServer(server_config, partial(ready, address)).run(sockets=[listener])
 
 
 def _make_app(config_path: Path) -> ValidatorApp:
@@ -103,22 +84,3 @@ async def _check(config: ValidatorConfig) -> None:
                 f" {config.manifest.cache}{why}",
                 code="manifest_missing",
             )
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(BACKLOG)
-    except OSError as exc:
-        listener.close()
-        raise ListenError(f"cannot listen on {host} port {port}: {exc.strerror}") from exc
-    listener.set_inheritable(True)
-    return listener
-
-
-def _address(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

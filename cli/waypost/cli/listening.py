@@ -1,0 +1,63 @@
+"""How a server takes its port, and says when it answers. For parts that serve: wants uvicorn."""
+
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from waypost.shared.errors import WaypostError
+
+__all__ = ["BACKLOG", "ListenError", "SayingServer", "listen", "url_of"]
+
+BACKLOG = 2_048
+
+
+class ListenError(WaypostError):
+    """The address cannot be listened on."""
+
+    code = "address_unavailable"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket: what comes before the server is up waits in the kernel.
+
+    Args:
+        port: 0 takes a free one.
+
+    Raises:
+        ListenError: the port is taken, or the host is not ours.
+    """
+    listener: socket.socket | None = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as exc:
+        if listener is not None:
+            listener.close()
+        raise ListenError(f"cannot listen on {host} port {port}: {exc.strerror}") from exc
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """Return where ``listener`` is reached."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class SayingServer(uvicorn.Server):
+    """Says when requests are answered."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then say so."""
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
