@@ -83,7 +83,8 @@ def test_the_invariants_of_the_policy_page_are_proved_or_shown_to_be_broken(
 ) -> None:
     path = command.folder / "policy.yaml"
     own = re.sub(r"^invariants:\n(?:[ #].*\n|\n)*", "", path.read_text(), flags=re.M)
-    path.write_text(own + blocks("policy", "yaml")[1])
+    example = next(b for b in blocks("policy", "yaml") if b.startswith("invariants:"))
+    path.write_text(own + example)
 
     said = command("policy", "prove").out
 

@@ -104,19 +104,21 @@ class YAMLFile:
 
     def find(self, path: Path_, message: str, *, line: int | None = None) -> None:
         """Note a mistake at ``path``, in the line where that, or what it is missing from, is."""
+        self.findings.append(self.finding(path, message, line=line))
+
+    def finding(self, path: Path_, message: str, *, line: int | None = None) -> Finding:
+        """Return what ``find`` would note."""
         known = path
         while known and known not in self._places:
             known = known[:-1]
         place = self._places.get(known, _Place(self.name, (), 1))
         whole = (*place.path, *path[len(known) :])
         shown = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in whole)
-        self.findings.append(
-            Finding(
-                file=place.file,
-                line=place.line if line is None else line,
-                path=shown.removeprefix("."),
-                message=message,
-            )
+        return Finding(
+            file=place.file,
+            line=place.line if line is None else line,
+            path=shown.removeprefix("."),
+            message=message,
         )
 
     def mark(self, path: Path_, other: "YAMLFile", theirs: Path_) -> None:
@@ -179,7 +181,8 @@ class YAMLFile:
         elif not isinstance(node, yaml.MappingNode):
             self.find((), "should hold 'name: value' lines")
         else:
-            self.value = cast("dict[str, Any]", self._plain(node, ()))
+            plain = self._plain(node, ())  # nothing, where a tag made it unreadable
+            self.value = cast("dict[str, Any]", plain) if isinstance(plain, dict) else {}
 
     def _plain(self, node: yaml.Node, path: Path_) -> object:
         # A value may begin below its name; the name's line is what people look for.

@@ -115,12 +115,11 @@ def _rows(made: YAMLFile, section: str, top: YAMLFile, base: YAMLFile) -> list[o
             continue
         over, under = (section, on_top), (section, place)
         if section == "invariants":
-            top.find(
-                (*over, "name"),
+            taken_back = (
                 f"{base.name} has an invariant of this name, which nothing on top of it can take"
-                " back; give this one another",
+                " back; give this one another"
             )
-            made.findings.append(top.findings.pop())
+            made.findings.append(top.finding((*over, "name"), taken_back))
         rows.append(_fields(made, (section, at), (top, over), (base, under)))
     return rows
 
