@@ -136,7 +136,7 @@ def next_steps(stage: Stage, *, waypost: str, token_file: Path | None) -> list[t
                 "leave it all running; prints WAYPOST_URL and WAYPOST_TOKEN for the next line",
                 f"{waypost} demo{mode} --keep",
             ),
-            ("ask by hand, from another terminal; -i shows what was decided", chat),
+            ("ask by hand, from another terminal; add -i to see what was decided", chat),
             ("a real language model on this machine answers", "make demo-real"),
             (
                 "a real provider answers: set OPENAI_API_KEY or ANTHROPIC_API_KEY",
@@ -155,7 +155,7 @@ def next_steps(stage: Stage, *, waypost: str, token_file: Path | None) -> list[t
             f"export WAYPOST_URL={stage.validator_url}"
             f' WAYPOST_TOKEN="$(cat {shlex.quote(str(token_file))})"',
         ),
-        ("ask by hand; -i shows what was decided", chat),
+        ("ask by hand; add -i to see what was decided", chat),
         (
             "which model, why and at what price, without spending",
             chat.replace("/v1/chat/completions", "/v1/decide"),
