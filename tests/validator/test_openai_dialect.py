@@ -1,6 +1,7 @@
 """OpenAI's wire format: what is changed on the way, and what is read of an answer."""
 
 import json
+import time
 from itertools import pairwise
 
 import pytest
@@ -57,6 +58,17 @@ def test_an_event_without_end_is_not_waited_for() -> None:
 
     with pytest.raises(ValueError, match="without end"):
         reader.feed(b"data: " + b"x" * MAX_EVENT_BYTES)
+
+
+def test_a_large_event_in_small_pieces_does_not_stall_other_requests() -> None:
+    reader = openai.reader(shows_usage=True)
+    large = event("a" * (MAX_EVENT_BYTES - 1_000))
+    before_s = time.process_time()
+
+    passed = b"".join(reader.feed(large[at : at + 1_400]) for at in range(0, len(large), 1_400))
+
+    assert passed == large
+    assert time.process_time() - before_s < 2  # looking through all for each piece takes five
 
 
 def test_the_last_of_several_usages_counts() -> None:

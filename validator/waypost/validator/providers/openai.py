@@ -149,22 +149,21 @@ class _Reader:
         self.has_failed = False
         self.output_bytes = 0
         self._shows_usage = shows_usage
-        self._pending = b""
+        self._pending = bytearray()
 
     def feed(self, data: bytes) -> bytes:
-        if self._pending:
-            data = self._pending + data
+        pending = self._pending
+        # Only what is new is looked through: a picture's event comes in thousands of pieces.
+        start = max(0, len(pending) - 3)
+        pending += data
         # A part of an event helps no reader, and could not be completed if the provider died.
-        cut = data.rfind(b"\n\n") + 2
-        if b"\r" in data:
-            cut = max(cut, data.rfind(b"\r\n\r\n") + 4 if b"\r\n\r\n" in data else 0)
-        if cut < 2:
-            cut = 0
-        whole, self._pending = data[:cut], data[cut:]
-        if len(self._pending) > MAX_EVENT_BYTES:
+        cut = _end_of_events(pending, start)
+        if len(pending) - cut > MAX_EVENT_BYTES:
             raise ValueError("an event without end")
-        if not whole:
+        if not cut:
             return b""
+        whole = bytes(pending[:cut])
+        del pending[:cut]
         kept: list[bytes] | None = None
         events = _events(whole)
         for place, event in enumerate(events):
@@ -203,6 +202,12 @@ class _Reader:
     def breaking_off(self, message: str, *, code: str) -> bytes:
         error = {"message": message, "type": "server_error", "code": code, "param": None}
         return b"data: " + _encode({"error": error}) + b"\n\n"
+
+
+def _end_of_events(data: bytearray, start: int) -> int:
+    """Return where the last blank line from ``start`` on ends; 0 if there is none."""
+    plain, other = data.rfind(b"\n\n", start), data.rfind(b"\r\n\r\n", start)
+    return max(plain + 2 if plain >= 0 else 0, other + 4 if other >= 0 else 0)
 
 
 def _events(whole: bytes) -> list[bytes]:
