@@ -86,16 +86,21 @@ def _by_name(made: YAMLFile, section: str, top: YAMLFile, base: YAMLFile) -> dic
         if section in BY_FIELD and isinstance(over, dict) and isinstance(under, dict):
             entries[name] = _fields(made, path, (top, path), (base, path))
         elif section == "data_classes" and isinstance(over, list) and isinstance(under, list):
-            made.mark(path, top, path)
-            duties = [(base, place) for place in range(len(under))]
-            duties += [(top, place) for place, duty in enumerate(over) if duty not in under]
-            entries[name] = [
-                made.take((*path, at), file, (*path, place))
-                for at, (file, place) in enumerate(duties)
-            ]
+            entries[name] = _duties(made, name, top, base)
         else:
             entries[name] = made.take(path, top if name in mine else base, path)
     return entries
+
+
+def _duties(made: YAMLFile, data_class: str, top: YAMLFile, base: YAMLFile) -> list[object]:
+    """Return the duties of both, the base's first."""
+    path = ("data_classes", data_class)
+    over: list[object] = top.value["data_classes"][data_class]
+    under: list[object] = base.value["data_classes"][data_class]
+    made.mark(path, top, path)
+    duties = [(base, place) for place in range(len(under))]
+    duties += [(top, place) for place, duty in enumerate(over) if duty not in under]
+    return [made.take((*path, at), file, (*path, place)) for at, (file, place) in enumerate(duties)]
 
 
 def _rows(made: YAMLFile, section: str, top: YAMLFile, base: YAMLFile) -> list[object]:
@@ -108,8 +113,7 @@ def _rows(made: YAMLFile, section: str, top: YAMLFile, base: YAMLFile) -> list[o
     order += [(base, at) for at in range(_count(base, section))]
     rows: list[object] = []
     for at, (file, place) in enumerate(order):
-        row = file.value[section][place]
-        on_top = mine.get(_name(row)) if file is base and isinstance(row, dict) else None
+        on_top = mine.get(_name(file.value[section][place])) if file is base else None
         if on_top is None:
             rows.append(made.take((section, at), file, (section, place)))
             continue
@@ -139,7 +143,7 @@ def _fields(made: YAMLFile, path: Where, over: Source, under: Source) -> dict[st
 
 
 def _name(row: object) -> str | None:
-    name = cast("dict[str, object]", row).get("name")
+    name = cast("dict[str, object]", row).get("name") if isinstance(row, dict) else None
     return name if isinstance(name, str) else None
 
 
