@@ -16,7 +16,16 @@ from waypost.cli.yamlfile import FileError
 from waypost.edge.authoring import Authored, load_policy
 from waypost.edge.zones import written_out, zone_names
 from waypost.shared.complexity import BUILT_IN
-from waypost.shared.contracts import ClockBetween, Facts, Measured, OneOf, Share, Signed
+from waypost.shared.contracts import (
+    Cascade,
+    ClockBetween,
+    Facts,
+    Hedge,
+    Measured,
+    OneOf,
+    Share,
+    Signed,
+)
 from waypost.shared.engine import compile_policy, decide
 from waypost.shared.rules import cohort, holds
 
@@ -79,6 +88,49 @@ def test_the_default_may_differ_by_tier(write: Write) -> None:
         return decide(policy, Facts(now=NOW, signed=Signed(tier=tier))).model
 
     assert (model("free"), model("pro")) == ("small", "huge")
+
+
+# ── cascades, hedges, time-outs ────────────────────────────────────────────────────────────────
+
+CASCADE = "cascade: {signal: sequence_logprob, threshold: 850}"
+
+
+def test_a_cascade_asks_in_the_order_written(write: Write) -> None:
+    written = DEFAULT.replace("models: small", f"models: [big, small, huge], {CASCADE}")
+
+    policy = write(HEAD + written.replace("}\n", ", timeout_ms: 20_000, hedge: {}}\n")).full
+
+    (route,) = policy.routes
+    assert route.cascade == Cascade(signal="sequence_logprob", threshold_per_mille=850)
+    assert (route.hedge, route.timeout_ms) == (Hedge(), 20_000)
+    decision = decide(compile_policy(policy), Facts(now=NOW, signed=Signed(tier="free")))
+    assert decision.chain == ("big", "small", "huge")
+
+
+@pytest.mark.parametrize(
+    ("route", "mend"),
+    [
+        (f"models: small, {CASCADE}", "needs two models at least, cheapest first"),
+        (f"models: [small, big], optimize: cost, {CASCADE}", "delete one of the two"),
+        (
+            "models: [small, big], " + CASCADE.replace("}", ", samples: 5}"),
+            "only looked at with 'signal: self_consistency'",
+        ),
+        (
+            f"models: [small, big], {CASCADE}, tiers: {{pro: {{models: huge}}}}",
+            "needs two models at least, cheapest first",
+        ),
+        (f"models: [small, big], {CASCADE.replace('850', '1_001')}", "less than or equal to 1000"),
+        ("models: [small, big], cascade: {signal: vibes, threshold: 1}", "should be 'answer_logp"),
+        ("models: small, hedge: {max_extra_percent: 50}", "less than or equal to 20"),
+        ("models: small, timeout_ms: 0", "greater than or equal to 1"),
+    ],
+)
+def test_a_cascade_that_can_do_nothing_is_a_finding(write: Write, route: str, mend: str) -> None:
+    (finding,) = findings(write, HEAD + f"  - {{name: default, {route}}}\n")
+
+    assert finding.startswith("policy.yaml:8: routes[0].")
+    assert mend in finding
 
 
 # ── A/B ────────────────────────────────────────────────────────────────────────────────────────

@@ -5,6 +5,7 @@ from typing import Literal, TypeVar
 from hypothesis import strategies as st
 
 from waypost.shared.contracts import (
+    Cascade,
     ClockBetween,
     Condition,
     Declared,
@@ -254,6 +255,7 @@ def _routes(
         max_cost_nusd=draw(st.none() | st.integers(0, 10_000_000)),
         max_ttft_ms=draw(st.none() | st.integers(0, 5_000)),
         enforce=enforce,
+        cascade=draw(st.none() | st.just(Cascade(signal="confidence", threshold_per_mille=800))),
     )
 
 

@@ -161,7 +161,8 @@ class Chooser:
         """
         route = self._routes[decision.route or ""]
         names = decision.candidates
-        if len(names) > 1 and route.optimize in ("latency", "balanced"):
+        by_speed = route.optimize in ("latency", "balanced") and route.cascade is None
+        if len(names) > 1 and by_speed:
             picked = self._fastest(route, names, facts, now_s)
             if picked is not None:
                 return picked

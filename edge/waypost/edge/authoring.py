@@ -45,12 +45,15 @@ from waypost.shared.complexity import ComplexityModel, ComplexityScorer
 from waypost.shared.contracts import (
     AUTO,
     CAPABILITIES,
+    Cascade,
     Condition,
     Endpoint,
+    Hedge,
     Model,
     OneOf,
     Policy,
     Route,
+    Signal,
     Weights,
     decode_policy,
 )
@@ -201,8 +204,20 @@ class _Weights(FileModel):
     quality: Percent = 0
 
 
+class _Cascade(FileModel):
+    signal: Signal
+    threshold: Annotated[int, Field(ge=0, le=1_000)]
+    samples: Annotated[int, Field(ge=2, le=16)] = 3
+    stream_waits: bool = True
+
+
+class _Hedge(FileModel):
+    after_ms: Millis | None = None
+    max_extra_percent: Annotated[int, Field(ge=1, le=20)] = 5
+
+
 class _Preference(FileModel):
-    """Which models, and in which order."""
+    """Which models, in which order, and how long to wait for them."""
 
     models: Some[ModelRef]
     fallback: Some[ModelRef] | None = None
@@ -211,6 +226,9 @@ class _Preference(FileModel):
     min_quality: Percent = 0
     max_cost: Dollars | None = None
     max_ttft_ms: Millis | None = None
+    cascade: _Cascade | None = None
+    hedge: _Hedge | None = None
+    timeout_ms: Annotated[int, Field(ge=1, le=3_600_000)] | None = None
 
     @field_validator("weights")
     @classmethod
@@ -254,7 +272,7 @@ class _Route(_Preference):
     def made(self) -> Iterator[_Made]:
         """Give the rows that this is made into: one per tier or variant, or just one."""
         for tier, override in self.tiers.items():
-            yield self._row(tier, self._with(override), (OneOf("tier", (tier,)),))
+            yield self._row(tier, self.with_(override), (OneOf("tier", (tier,)),))
         if self.split is None:
             yield self._row("", self, ())
             return
@@ -263,7 +281,7 @@ class _Route(_Preference):
             end = start + variant.share
             # The last has who is left: where there are no other conditions, it is the default.
             bounds = ShareOfCallers(self.name, start, end)
-            yield self._row(name, self._with(variant), (bounds,) if place < len(self.split) else ())
+            yield self._row(name, self.with_(variant), (bounds,) if place < len(self.split) else ())
             start = end
 
     def _row(self, part: str, prefers: _Preference, also: tuple[Condition, ...]) -> _Made:
@@ -272,7 +290,8 @@ class _Route(_Preference):
             also = (OneOf("semantic", (self.name,)), *also)
         return _Made(name=name, when=self.when, also=also, prefers=prefers, enforce=self.enforce)
 
-    def _with(self, override: _Override) -> _Preference:
+    def with_(self, override: _Preference) -> _Preference:
+        """Return what a tier or variant has: its own, and else the route's."""
         fields = override.model_fields_set & _Preference.model_fields.keys()
         return self.model_copy(update={field: getattr(override, field) for field in fields})
 
@@ -451,7 +470,27 @@ class PolicyFile(FileModel):
             max_cost_nusd=prefers.max_cost,
             max_ttft_ms=prefers.max_ttft_ms,
             enforce=made.enforce,
+            cascade=_cascade(prefers.cascade),
+            hedge=_hedge(prefers.hedge),
+            timeout_ms=prefers.timeout_ms,
         )
+
+
+def _cascade(written: _Cascade | None) -> Cascade | None:
+    if written is None:
+        return None
+    return Cascade(
+        signal=written.signal,
+        threshold_per_mille=written.threshold,
+        samples=written.samples,
+        stream_waits=written.stream_waits,
+    )
+
+
+def _hedge(written: _Hedge | None) -> Hedge | None:
+    if written is None:
+        return None
+    return Hedge(after_ms=written.after_ms, max_extra_percent=written.max_extra_percent)
 
 
 def _for_clients(full: Policy, written: PolicyFile) -> Policy:
@@ -527,12 +566,14 @@ def _check_sense(file: YAMLFile, written: PolicyFile) -> None:
                 f"promises {min(promised)}, but its region is '{region}'; correct one of them",
             )
     for place, route in enumerate(written.routes):
-        _check_route(file, ("routes", place), route)
+        _check_route(file, ("routes", place), written, route)
     _check_names(file, written)
     _check_patterns(file, written)
 
 
-def _check_route(file: YAMLFile, path: tuple[str | int, ...], route: _Route) -> None:
+def _check_route(
+    file: YAMLFile, path: tuple[str | int, ...], written: PolicyFile, route: _Route
+) -> None:
     if route.tiers and route.split is not None:
         file.find(
             (*path, "split"),
@@ -558,6 +599,29 @@ def _check_route(file: YAMLFile, path: tuple[str | int, ...], route: _Route) -> 
         objective = each.optimize if each is route or "optimize" in said else route.optimize
         if each.weights is not None and objective != "balanced":
             file.find((*where, "weights"), "are only looked at with 'optimize: balanced'")
+        if each.cascade is not None or (route.cascade is not None and each is not route):
+            _check_cascade(file, where, written, each if each is route else route.with_(each))
+
+
+def _check_cascade(
+    file: YAMLFile, path: tuple[str | int, ...], written: PolicyFile, prefers: _Preference
+) -> None:
+    cascade = prefers.cascade
+    if cascade is None:
+        return
+    if "optimize" in prefers.model_fields_set:
+        file.find(
+            (*path, "optimize"),
+            "is not looked at in a cascade, which asks the models in the order written; delete"
+            " one of the two",
+        )
+    if len(written.plain(prefers.models)) < 2:
+        file.find((*path, "cascade"), "needs two models at least, cheapest first")
+    if cascade.signal != "self_consistency" and "samples" in cascade.model_fields_set:
+        file.find(
+            (*path, "cascade", "samples"),
+            "is only looked at with 'signal: self_consistency'; delete it",
+        )
 
 
 def _check_names(file: YAMLFile, written: PolicyFile) -> None:

@@ -22,12 +22,14 @@ __all__ = [
     "CAPABILITIES",
     "ENDPOINTS",
     "SUPPORTED_FEATURES",
+    "Cascade",
     "Claims",
     "ClockBetween",
     "Condition",
     "Declared",
     "Endpoint",
     "Facts",
+    "Hedge",
     "Hint",
     "Hints",
     "Issuer",
@@ -43,6 +45,7 @@ __all__ = [
     "Proposal",
     "Route",
     "Share",
+    "Signal",
     "Signed",
     "SpendLimit",
     "TextHas",
@@ -193,6 +196,45 @@ class Weights(Struct, frozen=True, kw_only=True):
     quality: Percent = 33
 
 
+Signal = Literal["answer_logprob", "confidence", "judge", "self_consistency", "sequence_logprob"]
+
+
+class Cascade(Struct, frozen=True, kw_only=True):
+    """Ask the route's models in their order, and keep the first answer that is sure enough.
+
+    With it the candidates stay in the order of ``Route.models``, cheapest first, whatever
+    ``optimize`` says. The last of them is not asked how sure it is.
+
+    Attributes:
+        signal: what an answer's confidence is read from: the probability of its tokens
+            (``sequence_logprob``), of its first content token, as in classifying
+            (``answer_logprob``), a number that it names itself (``confidence``, a field of a
+            JSON answer), how many of several answers agree (``self_consistency``), or a judge
+            trained on features of the text (``judge``).
+        threshold_per_mille: an answer less sure than this is asked for again, of the next.
+        samples: how many answers ``self_consistency`` compares.
+        stream_waits: hold a streamed answer back until it is judged. If not, streamed requests
+            do not cascade.
+    """
+
+    signal: Signal
+    threshold_per_mille: Annotated[int, Meta(ge=0, le=1_000)]
+    samples: Annotated[int, Meta(ge=2, le=16)] = 3
+    stream_waits: bool = True
+
+
+class Hedge(Struct, frozen=True, kw_only=True):
+    """Ask a second model when the first is late; interactive requests only.
+
+    Attributes:
+        after_ms: how late, without a first byte; ``None``: later than 95% of its answers were.
+        max_extra_percent: the most requests that may be asked twice, of all on this route.
+    """
+
+    after_ms: Millis | None = None
+    max_extra_percent: Annotated[int, Meta(ge=1, le=20)] = 5
+
+
 class Route(Struct, frozen=True, kw_only=True):
     """One row of the decision table: when it applies, and whom it prefers.
 
@@ -205,6 +247,10 @@ class Route(Struct, frozen=True, kw_only=True):
         max_ttft_ms: candidates expected slower step back likewise.
         enforce: the models and fallback of this row are the whole set, not a preference. Its
             conditions may then use signed and measured facts only.
+        cascade: the candidates in the order written, each only if the one before is not sure.
+        hedge: ask a second model when the first is late.
+        timeout_ms: how long the answer may take, all attempts together; ``None``: as long as
+            whoever forwards it allows. The caller's own deadline may only shorten it.
     """
 
     name: Name
@@ -217,6 +263,9 @@ class Route(Struct, frozen=True, kw_only=True):
     max_cost_nusd: Nusd | None = None
     max_ttft_ms: Millis | None = None
     enforce: bool = False
+    cascade: Cascade | None = None
+    hedge: Hedge | None = None
+    timeout_ms: Annotated[int, Meta(ge=1, le=3_600_000)] | None = None
 
 
 class Endpoint(Struct, frozen=True, kw_only=True):

@@ -351,8 +351,12 @@ class CompiledPolicy:
                 )
             )
 
-        # Ties go by id: the order of models in the file means nothing.
-        ranked = sorted(listed, key=lambda model: (*rank(model), model.id))
+        # Ties go by id: the order of models in the file means nothing, but in a cascade.
+        ranked = (
+            sorted(listed, key=lambda model: (*rank(model), model.id))
+            if route.cascade is None
+            else listed
+        )
         good = [m.id for m in ranked if meets(m) and m.id not in self._demoted]
         # What misses a floor, or is being drained, still beats having nothing.
         spare = [m.id for m in ranked if m.id not in good]
