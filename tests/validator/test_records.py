@@ -2,7 +2,6 @@
 
 import asyncio
 import sqlite3
-import time
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +13,7 @@ from support.recorded import DIGEST, POLICY, a_record, fill
 from support.worlds import NOW
 from waypost.shared.errors import StoreError
 from waypost.shared.records import DecisionRecord
-from waypost.validator.records import RecordFilter, RecordSink, SqliteRecordStore, StatsRow
+from waypost.validator.records import RecordFilter, RecordSink, SqliteRecordStore
 
 pytestmark = pytest.mark.anyio
 
@@ -112,21 +111,20 @@ async def test_stats_add_up_cost_savings_and_ranks(store: SqliteRecordStore) -> 
     )  # fmt: skip
     stats = await store.stats(ALL)
     assert stats.dropped == 0
-    assert stats.rows[0] == StatsRow(
-        route="short-chat",
-        model="small",
-        verdict="accepted",
-        requests=100,
-        cost_nusd=1_000,
-        saved_nusd=1_500,
-        ttft_p50_ms=50.0,
-        ttft_p95_ms=95.0,
-        duration_p50_ms=98.0,
-        duration_p95_ms=188.0,
+    first = stats.rows[0]
+    assert (first.route, first.model, first.verdict) == ("short-chat", "small", "accepted")
+    assert (first.requests, first.cost_nusd, first.saved_nusd) == (100, 1_000, 1_500)
+    assert (first.input_tokens, first.output_tokens) == (4_100, 10_000)
+    assert [first.ttft_p50_ms, first.ttft_p95_ms, first.ttft_p99_ms] == pytest.approx(
+        [50, 95, 99], rel=0.02
+    )
+    assert [first.duration_p50_ms, first.duration_p95_ms, first.duration_p99_ms] == pytest.approx(
+        [98, 188, 196], rel=0.02
     )
     assert (stats.rows[1].cost_nusd, stats.rows[1].saved_nusd) == (57, -20)
     refused = stats.rows[2]
-    assert (refused.model, refused.ttft_p50_ms, refused.duration_p95_ms) == (None, None, 1.0)
+    assert (refused.model, refused.ttft_p50_ms) == (None, None)
+    assert refused.duration_p95_ms == pytest.approx(1, rel=0.02)
 
 
 async def test_an_absurd_bill_is_recorded_as_it_is(store: SqliteRecordStore) -> None:
@@ -155,7 +153,7 @@ async def test_the_manifest_is_kept_once_beside_its_records(store: SqliteRecordS
 
 
 async def test_records_past_their_time_are_deleted_as_new_ones_come(path: Path) -> None:
-    store = SqliteRecordStore.open(path, retain_days=7, clock=lambda: NOW + 8 * DAY_S + 1.0)
+    store = SqliteRecordStore.open(path, retain_days=7, clock=lambda: NOW + 8 * DAY_S + 7_200.0)
     await fill(
         store,
         *(a_record(n) for n in range(2_500)),
@@ -166,36 +164,6 @@ async def test_records_past_their_time_are_deleted_as_new_ones_come(path: Path) 
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("SELECT count(*) FROM bodies").fetchone() == (2,)
     await store.close()
-
-
-async def test_a_hundred_thousand_records_are_listed_at_once(
-    store: SqliteRecordStore, path: Path
-) -> None:
-    await fill(store, a_record(0, model="m0"))
-    _multiply_to_100_000(path)
-    started = time.perf_counter()
-    page = await store.list(RecordFilter(model="m7"), limit=50, before=a_record(50_007).id)
-    took_s = time.perf_counter() - started
-    assert _ids(page)[0] == 49_987
-    assert took_s < 0.1  # a few ms on a core of its own
-
-
-def _multiply_to_100_000(path: Path) -> None:
-    """Copy record 0 to the numbers up to 99,999, each for one of 20 models."""
-    with closing(sqlite3.connect(path)) as db, db:
-        db.execute(
-            "CREATE TEMP TABLE n AS WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n"
-            " LIMIT 99999) SELECT n, printf('0199f000-0000-7000-8000-%012d', n) AS id FROM n"
-        )
-        db.execute(
-            "INSERT INTO records (id, at_ms, verdict, reason, model, cost_nusd, duration_ms)"
-            " SELECT n.id, at_ms + 1000 * n, verdict, reason, 'm' || (n % 20), cost_nusd,"
-            " duration_ms FROM records, n"
-        )
-        db.execute(
-            "INSERT INTO bodies SELECT seq + n, replace(body, ?, n.id) FROM bodies, n",
-            (a_record(0).id,),
-        )
 
 
 async def test_a_command_reads_while_a_validator_writes(

@@ -2,12 +2,12 @@
 
 A record names the manifest by version and digest and keeps the facts; it does not repeat what
 the manifest says: exclusions and prices are derived again on reading (``waypost.shared.explain``).
-It never holds prompt text, tokens or keys.
+It never holds tokens or keys, and prompt text only where the operator switched that on.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 from msgspec.json import Decoder, Encoder
 
 from waypost.shared.contracts import Facts, Proposal
@@ -17,9 +17,13 @@ __all__ = [
     "Attempt",
     "AttemptOutcome",
     "DecisionRecord",
+    "Fate",
+    "Feedback",
+    "Shadow",
     "Verdict",
     "decode_record",
     "encode_record",
+    "fate_of",
 ]
 
 Verdict = Literal["accepted", "overridden", "decided", "refused"]
@@ -38,7 +42,13 @@ AttemptOutcome = Literal[
 
 
 class Attempt(Struct, frozen=True, kw_only=True):
-    """One try at one provider. ``ttft_ms`` is ``None`` when nothing arrived."""
+    """One try at one provider. ``ttft_ms`` is ``None`` when nothing arrived.
+
+    Attributes:
+        started_ms: after the request's arrival.
+        confidence: 0 to 1, where a cascade judged the answer; ``None`` where nobody did.
+        span_id: of the trace that the provider was told of.
+    """
 
     model: str
     provider: str
@@ -46,6 +56,35 @@ class Attempt(Struct, frozen=True, kw_only=True):
     http_status: int | None = None
     ttft_ms: float | None = None
     duration_ms: float = 0.0
+    started_ms: float = 0.0
+    confidence: float | None = None
+    span_id: str | None = None
+
+
+class Feedback(Struct, frozen=True, kw_only=True):
+    """What a caller thought of an answer. The newest word counts.
+
+    Attributes:
+        at_ms: when it was said, Unix milliseconds.
+        cause: the caller's own short code, as ``incomplete``; never free text.
+    """
+
+    rating: Literal["good", "bad"]
+    at_ms: int = 0
+    cause: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}\Z")] | None = None
+
+
+class Shadow(Struct, frozen=True, kw_only=True):
+    """What a candidate policy would have done with the request; nobody was served by it."""
+
+    manifest_version: int
+    manifest_digest: str
+    verdict: Verdict
+    reason: str
+    model: str | None = None
+    route: str | None = None
+    cost_nusd: int | None = None
+    attempt: Attempt | None = None
 
 
 class DecisionRecord(Struct, frozen=True, kw_only=True):
@@ -61,8 +100,15 @@ class DecisionRecord(Struct, frozen=True, kw_only=True):
         reason: stable code behind the verdict; of an error, its code.
         steps_ms: time spent per pipeline step.
         reserved_nusd: held before forwarding; ``cost_nusd`` is what was charged in the end.
-        baseline_cost_nusd: what the same tokens would have cost on the dearest-rated admissible
+        baseline_cost_nusd: what the same tokens would have cost on the best-rated admissible
             model, that is, without routing.
+        hints_digest: of the hints that the order came from; ``None`` without any.
+        decision_digest: of the engine's decision; what a replay has to come to, to the byte.
+        is_downgraded: whether the account's means changed the decision afterwards.
+        repeats: id of the same caller's same request shortly before: the answer did not do.
+        prompt: where switched on, and then with what detectors find blotted out.
+        trace_id, span_id, parent_span_id: of the request's trace (W3C), where there is one.
+        feedback: the caller's; kept apart from the record, and joined when it is read.
     """
 
     id: str
@@ -91,7 +137,37 @@ class DecisionRecord(Struct, frozen=True, kw_only=True):
     duration_ms: float = 0.0
     streamed: bool = False
     detail: str | None = None
-    schema: Literal[1] = 1
+    hints_digest: str | None = None
+    decision_digest: str | None = None
+    is_downgraded: bool = False
+    repeats: str | None = None
+    is_canary: bool = False
+    shadow: Shadow | None = None
+    prompt: str | None = None
+    trace_id: str | None = None
+    span_id: str | None = None
+    parent_span_id: str | None = None
+    feedback: Feedback | None = None
+    schema: Literal[1, 2] = 2
+
+
+# What became of a request: ``failed`` is the providers' or our own doing, ``rejected`` and
+# ``refused`` the caller's or the policy's.
+Fate = Literal["answered", "abandoned", "failed", "rejected", "refused"]
+
+_OUR_FAULTS = frozenset({"internal_error", "ledger_unavailable", "out_of_service"})
+
+
+def fate_of(record: DecisionRecord) -> Fate:
+    """Return what became of the request."""
+    outcomes = {attempt.outcome for attempt in record.attempts}
+    if "ok" in outcomes:
+        return "answered"
+    if "client_error" in outcomes:
+        return "rejected"
+    if "cancelled" in outcomes:
+        return "abandoned"
+    return "failed" if outcomes or record.reason in _OUR_FAULTS else "refused"
 
 
 _encoder = Encoder()

@@ -186,10 +186,11 @@ class LedgerConfig(FileModel):
 
 
 class RecordsConfig(FileModel):
-    """Where decision records are kept, and for how long."""
+    """Where decision records are kept, and for how long; totals by the hour and feedback longer."""
 
     path: FilePath = Path("state/records.sqlite")
     retain_days: Annotated[int, Field(ge=1, le=3_650)] = 30
+    totals_days: Annotated[int, Field(ge=1, le=3_650)] = 400
 
 
 class SpendRule(FileModel):

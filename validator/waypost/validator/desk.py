@@ -338,7 +338,10 @@ async def open_desk(
         ledger = SqliteLedger.open(config.ledger.path, durability=config.ledger.durability)
         stack.push_async_callback(ledger.close)
         store = SqliteRecordStore.open(
-            config.records.path, retain_days=config.records.retain_days, clock=clock
+            config.records.path,
+            retain_days=config.records.retain_days,
+            totals_days=config.records.totals_days,
+            clock=clock,
         )
         stack.push_async_callback(store.close)
         records = RecordSink(store)

@@ -1,9 +1,13 @@
 """Decision records in one SQLite file, apart from the ledger's so that neither waits.
 
-Two tables: ``records`` has narrow rows, which filters and totals read, and ``bodies`` the
-records themselves. Many rows go into one statement: for each statement the writing thread gives
-up and regains Python's global lock, and 20,000 records a second, inserted row by row, halve the
-speed of an event loop on the same core; a hundred at a time take a fifth of it.
+``records`` has narrow rows, which filters and totals read, and ``bodies`` the records themselves.
+Many rows go into one statement: for each statement the writing thread gives up and regains
+Python's global lock, and 20,000 records a second, inserted row by row, halve the speed of an event
+loop on the same core; a hundred at a time take a fifth of it.
+
+Upkeep rides on writing, a little at a time: hours that are over are added up, records past their
+time are deleted, and bodies that are no longer news are deflated, to a tenth or so, against a
+dictionary of one of their own.
 
 Methods run in threads; each read has a connection of its own.
 """
@@ -12,87 +16,122 @@ import asyncio
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
 from functools import lru_cache
-from operator import attrgetter
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import msgspec
 from msgspec import structs
 
 from waypost.shared.errors import StoreError
-from waypost.shared.records import DecisionRecord, decode_record
-from waypost.validator.records.base import Encoded, RecordFilter, RecordStats, summarise
+from waypost.shared.records import DecisionRecord, Feedback, decode_record
+from waypost.validator.records.base import BY_DEFAULT, Encoded, RecordFilter
+from waypost.validator.records.sql import (
+    COLUMNS,
+    HOUR_MS,
+    Row,
+    columns_of,
+    conditions,
+    parts_of_records,
+    parts_of_totals,
+    raw_ranges,
+    records_query,
+    step_of,
+    total_values,
+    totals_query,
+    whole_hours,
+)
+from waypost.validator.records.totals import (
+    DIMENSIONS,
+    SUMS,
+    Dimension,
+    Part,
+    RecordStats,
+    merged,
+    rows_of,
+)
 from waypost.validator.sqlite_file import create
 
 __all__ = ["SqliteRecordStore"]
 
-Rows = list[tuple[Any, ...]]
-
-SCHEMA_VERSION = 1
-SCHEMA = """
+SCHEMA_VERSION = 2
+_DIMENSIONS = ",\n    ".join(f"{name} TEXT" for name in DIMENSIONS)
+_SUMS = ",\n    ".join(f"{name} INTEGER NOT NULL" for name in SUMS)
+SCHEMA = f"""
 CREATE TABLE records (
     seq INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
     at_ms INTEGER NOT NULL,
-    verdict TEXT NOT NULL,
-    reason TEXT NOT NULL,
     account TEXT,
-    tenant TEXT,
-    tier TEXT,
-    route TEXT,
-    model TEXT,
-    cost_nusd INTEGER NOT NULL,
-    baseline_cost_nusd INTEGER,
-    ttft_ms REAL,
-    duration_ms REAL NOT NULL
+    {_DIMENSIONS},
+    {_SUMS},
+    ttft_bucket INTEGER,
+    duration_bucket INTEGER NOT NULL
 );
 CREATE INDEX records_by_time ON records (at_ms);
 CREATE INDEX records_by_model ON records (model, at_ms);
 CREATE INDEX records_by_tenant ON records (tenant, at_ms);
 CREATE INDEX records_by_verdict ON records (verdict, at_ms);
-CREATE TABLE bodies (seq INTEGER PRIMARY KEY, body TEXT NOT NULL);
+CREATE TABLE bodies (seq INTEGER PRIMARY KEY, body BLOB NOT NULL);
+CREATE TABLE hours (at_ms INTEGER PRIMARY KEY, state INTEGER NOT NULL);
+CREATE TABLE totals (
+    at_ms INTEGER NOT NULL,
+    {_DIMENSIONS},
+    requests INTEGER NOT NULL,
+    {_SUMS},
+    ttft BLOB NOT NULL,
+    duration BLOB NOT NULL
+);
+CREATE INDEX totals_by_time ON totals (at_ms);
+CREATE TABLE feedback (
+    id TEXT PRIMARY KEY,
+    at_ms INTEGER NOT NULL,
+    account TEXT,
+    {_DIMENSIONS},
+    good INTEGER NOT NULL,
+    body BLOB NOT NULL
+);
+CREATE INDEX feedback_by_time ON feedback (at_ms);
 CREATE TABLE policies (digest TEXT PRIMARY KEY, body BLOB NOT NULL);
 CREATE TABLE gaps (at_ms INTEGER NOT NULL, dropped INTEGER NOT NULL);
+CREATE TABLE packing (deflated_to INTEGER NOT NULL, dictionary BLOB NOT NULL);
 """
 
-# The columns that a record lends its row, under the same names.
-COLUMNS = (
-    "id",
-    "at_ms",
-    "verdict",
-    "reason",
-    "account",
-    "tenant",
-    "tier",
-    "route",
-    "model",
-    "cost_nusd",
-    "baseline_cost_nusd",
-    "ttft_ms",
-    "duration_ms",
-)
-# As ``Sample`` has them.
-_SAMPLE = "route, model, verdict, cost_nusd, baseline_cost_nusd, ttft_ms, duration_ms"
+Rows = list[Row]  # the class has a method of that name
+
+# States of an hour: its totals are void; they hold; they hold and its records are deleted.
+VOID, ADDED_UP, DELETED = 0, 1, 2
+
 ROWS_PER_STATEMENT = 100
 
 BUSY_S = 5.0  # another process writes its batch, or the command line reads
-PRUNE_EVERY_S = 60.0
-PRUNE_BATCH = 2_000
-MAX_INTEGER = 2**63 - 1
+UPKEEP_EVERY_S = 60.0
+UPKEEP_BATCH = 2_000
+SETTLED_MS = 300_000  # records of an hour may come this late before it is added up
+NEWS = 10_000  # the newest bodies, which are read most, stay as they are
 DAY_MS = 86_400_000
 
 
 class SqliteRecordStore:
     """A ``RecordStore`` in one file, which several processes may share."""
 
-    def __init__(self, path: Path, *, retain_days: int | None, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        retain_days: int | None,
+        totals_days: int | None,
+        clock: Callable[[], float],
+    ) -> None:
         self._path = path
         self._retain_days = retain_days
+        self._totals_days = totals_days
         self._clock = clock
-        self._prune_at = 0.0
+        self._upkeep_at = 0.0
+        self._dictionary = b""
         self._writing = threading.Lock()
         self._writer: sqlite3.Connection | None = _connect(path)
 
@@ -102,6 +141,7 @@ class SqliteRecordStore:
         path: Path | str,
         *,
         retain_days: int | None = None,
+        totals_days: int | None = None,
         clock: Callable[[], float] = time.time,
     ) -> Self:
         """Return the store in the file at ``path``, which is made if it is not there.
@@ -109,6 +149,7 @@ class SqliteRecordStore:
         Args:
             retain_days: records older than this are deleted, little by little, as new ones are
                 written; ``None`` keeps all.
+            totals_days: likewise for the totals by the hour, and feedback.
 
         Raises:
             StoreError: ``records_unavailable``, the file cannot be opened or is something else.
@@ -116,47 +157,53 @@ class SqliteRecordStore:
         path = Path(path)
         try:
             create(path, schema=SCHEMA, version=SCHEMA_VERSION)
-            return cls(path, retain_days=retain_days, clock=clock)
+            return cls(path, retain_days=retain_days, totals_days=totals_days, clock=clock)
         except (sqlite3.Error, OSError) as exc:
             raise _unavailable("opened", path, exc) from exc
 
     async def append(self, records: Sequence[Encoded], *, dropped: int = 0) -> None:
         """See ``RecordStore.append``."""
-        await asyncio.to_thread(self._write, lambda db: self._append(db, records, dropped))
+        await asyncio.to_thread(self._append, records, dropped)
 
     async def get(self, record_id: str) -> DecisionRecord | None:
         """See ``RecordStore.get``."""
-        found = await self._read(
-            "SELECT body FROM records JOIN bodies USING (seq) WHERE id = ?", [record_id]
-        )
-        return self._decode(found[0][0]) if found else None
+        sql = "SELECT body FROM records JOIN bodies USING (seq) WHERE id = ?"
+        found = await self._read(sql, [record_id])
+        if not found:
+            return None
+        (record,) = await self._records(found)
+        said = await self._read("SELECT body FROM feedback WHERE id = ?", [record_id])
+        return structs.replace(record, feedback=_decode_feedback(said[0][0])) if said else record
 
     async def list(
         self, filters: RecordFilter, *, limit: int, before: str | None = None
     ) -> tuple[DecisionRecord, ...]:
         """See ``RecordStore.list``."""
-        where, values = _conditions(filters)
-        if before is not None:
-            where += " AND (at_ms, id) < (SELECT at_ms, id FROM records WHERE id = ?)"
-            values.append(before)
-        found = await self._read(
-            f"SELECT body FROM records JOIN bodies USING (seq) WHERE {where}"  # noqa: S608
-            " ORDER BY at_ms DESC, id DESC LIMIT ?",
-            [*values, limit],
-        )
-        return tuple(self._decode(body) for (body,) in found)
+        return await self._records(await self._page(filters, limit, before, newest=True))
 
-    async def stats(self, filters: RecordFilter) -> RecordStats:
+    async def bodies(
+        self, filters: RecordFilter, *, limit: int, after: str | None = None
+    ) -> tuple[bytes, ...]:
+        """See ``RecordStore.bodies``."""
+        found = await self._page(filters, limit, after, newest=False)
+        return tuple([await self._unpacked(body) for (body,) in found])
+
+    async def stats(
+        self,
+        filters: RecordFilter,
+        *,
+        by: Sequence[Dimension] = BY_DEFAULT,
+        step_ms: int | None = None,
+    ) -> RecordStats:
         """See ``RecordStore.stats``."""
-        where, values = _conditions(filters)
-        samples = await self._read(f"SELECT {_SAMPLE} FROM records WHERE {where}", values)  # noqa: S608
-        since_ms = 0 if filters.since_ms is None else filters.since_ms
-        until_ms = 2**62 if filters.until_ms is None else filters.until_ms
-        lost = await self._read(
-            "SELECT coalesce(sum(dropped), 0) FROM gaps WHERE at_ms >= ? AND at_ms < ?",
-            [since_ms, until_ms],
-        )
-        return RecordStats(rows=await asyncio.to_thread(summarise, samples), dropped=lost[0][0])
+        return await asyncio.to_thread(self._stats, filters, by, step_ms)
+
+    async def put_feedback(self, record: DecisionRecord, feedback: Feedback) -> None:
+        """See ``RecordStore.put_feedback``."""
+        good, body = int(feedback.rating == "good"), msgspec.json.encode(feedback)
+        row = (*columns_of(record)[: 3 + len(DIMENSIONS)], good, body)
+        sql = f"INSERT OR REPLACE INTO feedback VALUES ({', '.join('?' * len(row))})"
+        await asyncio.to_thread(self._write, lambda db: db.execute(sql, row))
 
     async def put_policy(self, digest: str, policy: bytes) -> None:
         """See ``RecordStore.put_policy``."""
@@ -168,6 +215,10 @@ class SqliteRecordStore:
         found = await self._read("SELECT body FROM policies WHERE digest = ?", [digest])
         return found[0][0] if found else None
 
+    async def compact(self) -> None:
+        """Do all upkeep that is due at once."""
+        await asyncio.to_thread(self._compact)
+
     async def close(self) -> None:
         """See ``RecordStore.close``."""
         await asyncio.to_thread(self._close)
@@ -178,7 +229,7 @@ class SqliteRecordStore:
                 self._writer.close()
                 self._writer = None
 
-    # ── in threads ─────────────────────────────────────────────────────────────────────────
+    # ── writing, in threads ────────────────────────────────────────────────────────────────
 
     def _write(self, change: Callable[[sqlite3.Connection], object]) -> None:
         with self._writing:
@@ -197,27 +248,51 @@ class SqliteRecordStore:
             except sqlite3.Error as exc:
                 raise _unavailable("written", self._path, exc) from exc
 
-    def _append(self, db: sqlite3.Connection, records: Sequence[Encoded], dropped: int) -> None:
-        try:
-            _insert(db, records)
-        except (sqlite3.IntegrityError, OverflowError):
-            # Rare: a record that is here already, or a bill no SQL integer holds, since a
-            # provider's usage was absurd. Looking for them each time would slow all others.
-            db.execute("ROLLBACK")
-            db.execute("BEGIN IMMEDIATE")
-            new = {record.id: (record, body) for record, body in reversed(records)}
-            _insert(
-                db,
-                [item for item in reversed(new.values()) if not _is_kept(db, item[0].id)],
-                columns=_bounded_columns,
-            )
-        now = self._clock()
-        if dropped:
-            db.execute("INSERT INTO gaps VALUES (?, ?)", (int(now * 1_000), dropped))
-        if self._retain_days is not None and now >= self._prune_at:
-            oldest_ms = int(now * 1_000) - self._retain_days * DAY_MS
-            if _prune(db, oldest_ms) < PRUNE_BATCH:
-                self._prune_at = now + PRUNE_EVERY_S
+    def _append(self, records: Sequence[Encoded], dropped: int) -> None:
+        now_ms = int(self._clock() * 1_000)
+
+        def change(db: sqlite3.Connection) -> None:
+            try:
+                _insert(db, records)
+            except sqlite3.IntegrityError:
+                # Rare: a record that is here already. Looking for it each time would slow all.
+                db.execute("ROLLBACK")
+                db.execute("BEGIN IMMEDIATE")
+                new = {record.id: (record, body) for record, body in reversed(records)}
+                _insert(db, [one for one in reversed(new.values()) if not _is_kept(db, one[0].id)])
+            if dropped:
+                db.execute("INSERT INTO gaps VALUES (?, ?)", (now_ms, dropped))
+
+        self._write(change)
+        if now_ms >= self._upkeep_at:
+            try:
+                is_done = self._upkeep(now_ms)
+            except StoreError:
+                is_done = True  # the records are written; the rest can wait
+            if is_done:
+                self._upkeep_at = now_ms + UPKEEP_EVERY_S * 1_000
+
+    def _compact(self) -> None:
+        while not self._upkeep(int(self._clock() * 1_000)):
+            pass
+
+    def _upkeep(self, now_ms: int) -> bool:
+        """Do a little of each piece of upkeep; return whether nothing is left to do."""
+        left = 0
+
+        def change(db: sqlite3.Connection) -> None:
+            nonlocal left
+            left += _add_up(db, now_ms - SETTLED_MS)
+            if self._retain_days is not None:
+                left += _delete_records(db, now_ms - self._retain_days * DAY_MS)
+            if self._totals_days is not None:
+                _delete_totals(db, now_ms - self._totals_days * DAY_MS)
+            left += _deflate(db)
+
+        self._write(change)
+        return not left
+
+    # ── reading, in threads ────────────────────────────────────────────────────────────────
 
     async def _read(self, sql: str, values: Sequence[object]) -> Rows:
         return await asyncio.to_thread(self._fetch, sql, values)
@@ -229,13 +304,88 @@ class SqliteRecordStore:
         except sqlite3.Error as exc:
             raise _unavailable("read", self._path, exc) from exc
 
-    def _decode(self, body: str) -> DecisionRecord:
+    async def _page(
+        self, filters: RecordFilter, limit: int, beyond: str | None, *, newest: bool
+    ) -> Rows:
+        where, values = conditions(filters, "?")
+        order, sign = ("DESC", "<") if newest else ("ASC", ">")
+        if beyond is not None:
+            where += f" AND (at_ms, id) {sign} (SELECT at_ms, id FROM records WHERE id = ?)"
+            values.append(beyond)
+        return await self._read(
+            f"SELECT body FROM records JOIN bodies USING (seq) WHERE {where}"
+            f" ORDER BY at_ms {order}, id {order} LIMIT ?",
+            [*values, limit],
+        )
+
+    async def _records(self, found: Iterable[Row]) -> tuple[DecisionRecord, ...]:
         try:
-            return decode_record(body)
+            return tuple([decode_record(await self._unpacked(body)) for (body,) in found])
         except msgspec.MsgspecError as exc:
             raise StoreError(
                 f"a record in {self._path} is damaged: {exc}", code="records_unavailable"
             ) from exc
+
+    async def _unpacked(self, body: bytes) -> bytes:
+        if body[:1] != b"x":
+            return body  # JSON, which begins with a brace
+        if not self._dictionary:
+            ((self._dictionary,),) = await self._read("SELECT dictionary FROM packing", [])
+        try:
+            return zlib.decompressobj(zdict=self._dictionary).decompress(body)
+        except zlib.error as exc:
+            raise StoreError(
+                f"a record in {self._path} is damaged: {exc}", code="records_unavailable"
+            ) from exc
+
+    def _stats(
+        self, filters: RecordFilter, by: Sequence[Dimension], step_ms: int | None
+    ) -> RecordStats:
+        whole = whole_hours(filters, by, step_ms)
+        free, free_values = conditions(structs.replace(filters, since_ms=None, until_ms=None), "?")
+        within, within_values = conditions(filters, "?")
+        times, time_values = conditions(
+            RecordFilter(since_ms=filters.since_ms, until_ms=filters.until_ms), "?"
+        )
+        parts = _no_parts()
+        try:
+            with closing(_connect(self._path)) as db:
+                db.execute("BEGIN")  # one view of hours, totals and records
+                hours = db.execute("SELECT at_ms, state FROM hours ORDER BY at_ms").fetchall()
+                if whole[0] < whole[1]:
+                    where = (
+                        f"{free} AND at_ms >= ? AND at_ms < ?"
+                        f" AND at_ms IN (SELECT at_ms FROM hours WHERE state != {VOID})"
+                    )
+                    rows = db.execute(totals_query(where, by, step_ms), [*free_values, *whole])
+                    parts += merged(parts_of_totals(rows, by))
+                for first, last in raw_ranges(hours, filters, whole):
+                    rows = db.execute(
+                        records_query(f"{free} AND at_ms >= ? AND at_ms < ?", by, step_ms),
+                        [*free_values, first, last],
+                    )
+                    parts += merged(parts_of_records(rows, by))
+                keys = ", ".join([step_of(step_ms, "at_ms"), *by])
+                ratings = [
+                    (row[0], row[1:-2], row[-2], row[-1])
+                    for row in db.execute(
+                        f"SELECT {keys}, sum(good), sum(1 - good) FROM feedback WHERE {within}"
+                        f" GROUP BY {', '.join(str(n + 1) for n in range(len(by) + 1))}",
+                        within_values,
+                    )
+                ]
+                (dropped,) = db.execute(
+                    f"SELECT coalesce(sum(dropped), 0) FROM gaps WHERE {times}",
+                    time_values,
+                ).fetchone()
+        except sqlite3.Error as exc:
+            raise _unavailable("read", self._path, exc) from exc
+        rows_found = rows_of(parts, ratings, by=by, is_stepped=step_ms is not None)
+        return RecordStats(rows=rows_found, dropped=dropped)
+
+
+def _no_parts() -> list[Part]:
+    return []
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -244,41 +394,27 @@ def _connect(path: Path) -> sqlite3.Connection:
     return db
 
 
-_columns = attrgetter(*COLUMNS)
+# ── writing ────────────────────────────────────────────────────────────────────────────────────
 
 
-def _bounded_columns(record: DecisionRecord) -> tuple[object, ...]:
-    return tuple(
-        min(value, MAX_INTEGER) if isinstance(value, int) else value for value in _columns(record)
-    )
-
-
-def _insert(
-    db: sqlite3.Connection,
-    records: Sequence[Encoded],
-    *,
-    columns: Callable[[DecisionRecord], tuple[object, ...]] = _columns,
-) -> None:
+def _insert(db: sqlite3.Connection, records: Sequence[Encoded]) -> None:
     (last,) = db.execute("SELECT coalesce(max(seq), 0) FROM records").fetchone()
     for start in range(0, len(records), ROWS_PER_STATEMENT):
         chunk = records[start : start + ROWS_PER_STATEMENT]
         put_rows, put_bodies = _inserts(len(chunk))
         seqs = range(last + start + 1, last + start + 1 + len(chunk))
+        rows: list[object] = []
+        bodies: list[object] = []
+        for seq, (record, body) in zip(seqs, chunk, strict=True):
+            rows += (seq, *columns_of(record))
+            bodies += (seq, body)
+        db.execute(put_rows, rows)
+        db.execute(put_bodies, bodies)
+    for hour in {record.at_ms // HOUR_MS * HOUR_MS for record, _ in records}:
         db.execute(
-            put_rows,
-            [
-                value
-                for seq, (record, _) in zip(seqs, chunk, strict=True)
-                for value in (seq, *columns(record))
-            ],
-        )
-        db.execute(
-            put_bodies,
-            [
-                value
-                for seq, (_, body) in zip(seqs, chunk, strict=True)
-                for value in (seq, body.decode())
-            ],
+            f"INSERT INTO hours VALUES (?, {VOID})"
+            f" ON CONFLICT DO UPDATE SET state = {VOID} WHERE state = {ADDED_UP}",
+            (hour,),
         )
 
 
@@ -286,8 +422,8 @@ def _insert(
 def _inserts(rows: int) -> tuple[str, str]:
     row = f"({', '.join('?' * (1 + len(COLUMNS)))})"
     return (
-        f"INSERT INTO records (seq, {', '.join(COLUMNS)}) VALUES {', '.join([row] * rows)}",  # noqa: S608
-        f"INSERT INTO bodies (seq, body) VALUES {', '.join(['(?, ?)'] * rows)}",  # noqa: S608
+        f"INSERT INTO records (seq, {', '.join(COLUMNS)}) VALUES {', '.join([row] * rows)}",
+        f"INSERT INTO bodies (seq, body) VALUES {', '.join(['(?, ?)'] * rows)}",
     )
 
 
@@ -295,27 +431,80 @@ def _is_kept(db: sqlite3.Connection, record_id: str) -> bool:
     return db.execute("SELECT 1 FROM records WHERE id = ?", (record_id,)).fetchone() is not None
 
 
-def _conditions(filters: RecordFilter) -> tuple[str, list[object]]:
-    """Return an SQL condition, and the values for its placeholders."""
-    terms, values = ["1"], list[object]()
-    for field, value in structs.asdict(filters).items():
-        if value is not None:
-            terms.append(_TERMS.get(field, f"{field} = ?"))
-            values.append(value)
-    return " AND ".join(terms), values
+# ── upkeep: each does a piece, and returns how much of it may be left ──────────────────────────
 
 
-_TERMS = {"since_ms": "at_ms >= ?", "until_ms": "at_ms < ?"}
+def _add_up(db: sqlite3.Connection, settled_ms: int) -> int:
+    found = db.execute(
+        "SELECT at_ms FROM hours WHERE state = ? AND at_ms <= ? ORDER BY at_ms LIMIT 2",
+        (VOID, settled_ms - HOUR_MS),
+    ).fetchall()
+    if not found:
+        return 0
+    (hour,) = found[0]
+    query = records_query("at_ms >= ? AND at_ms < ?", DIMENSIONS, HOUR_MS)
+    rows = db.execute(query, (hour, hour + HOUR_MS))
+    values = [total_values(part) for part in merged(parts_of_records(rows, DIMENSIONS))]
+    db.execute("DELETE FROM totals WHERE at_ms = ?", (hour,))
+    if values:
+        marks = ", ".join("?" * len(values[0]))
+        db.executemany(f"INSERT INTO totals VALUES ({marks})", values)
+    db.execute("UPDATE hours SET state = ? WHERE at_ms = ?", (ADDED_UP, hour))
+    return len(found) - 1
 
 
-def _prune(db: sqlite3.Connection, oldest_ms: int) -> int:
-    """Delete some of the records before ``oldest_ms``; return how many."""
+def _delete_records(db: sqlite3.Connection, oldest_ms: int) -> int:
+    # Whole hours, and none before it is added up, so that totals never miss what was deleted.
+    oldest_ms = oldest_ms // HOUR_MS * HOUR_MS
+    (void,) = db.execute("SELECT min(at_ms) FROM hours WHERE state = ?", (VOID,)).fetchone()
+    oldest_ms = oldest_ms if void is None else min(oldest_ms, void)
     old = "SELECT seq FROM records WHERE at_ms < ? ORDER BY at_ms LIMIT ?"
-    seqs = db.execute(old, (oldest_ms, PRUNE_BATCH)).fetchall()
+    seqs = db.execute(old, (oldest_ms, UPKEEP_BATCH)).fetchall()
     db.executemany("DELETE FROM bodies WHERE seq = ?", seqs)
     db.executemany("DELETE FROM records WHERE seq = ?", seqs)
-    db.execute("DELETE FROM gaps WHERE at_ms < ?", (oldest_ms,))
-    return len(seqs)
+    if len(seqs) < UPKEEP_BATCH:
+        db.execute(
+            "UPDATE hours SET state = ? WHERE at_ms < ? AND state = ?",
+            (DELETED, oldest_ms, ADDED_UP),
+        )
+        return 0
+    # Its totals hold from here on, whatever comes late.
+    (next_ms,) = db.execute("SELECT coalesce(min(at_ms), ?) FROM records", (oldest_ms,)).fetchone()
+    db.execute("UPDATE hours SET state = ? WHERE at_ms <= ?", (DELETED, next_ms))
+    return 1
+
+
+def _delete_totals(db: sqlite3.Connection, oldest_ms: int) -> None:
+    for name in ("totals", "hours", "feedback", "gaps"):
+        db.execute(f"DELETE FROM {name} WHERE at_ms < ?", (oldest_ms,))
+
+
+def _deflate(db: sqlite3.Connection) -> int:
+    (last,) = db.execute("SELECT coalesce(max(seq), 0) FROM bodies").fetchone()
+    packing = db.execute("SELECT deflated_to, dictionary FROM packing").fetchone()
+    done, dictionary = packing or (0, b"")
+    if last - done <= NEWS:
+        return 0
+    found = db.execute(
+        "SELECT seq, body FROM bodies WHERE seq > ? ORDER BY seq LIMIT ?", (done, UPKEEP_BATCH)
+    ).fetchall()
+    if not packing:
+        dictionary = found[-1][1]
+        db.execute("INSERT INTO packing VALUES (0, ?)", (dictionary,))
+    db.executemany(
+        "UPDATE bodies SET body = ? WHERE seq = ?",
+        [(_deflated(body, dictionary), seq) for seq, body in found],
+    )
+    db.execute("UPDATE packing SET deflated_to = ?", (found[-1][0],))
+    return 1
+
+
+def _deflated(body: bytes, dictionary: bytes) -> bytes:
+    deflating = zlib.compressobj(3, zdict=dictionary)
+    return deflating.compress(body) + deflating.flush()
+
+
+_decode_feedback = msgspec.json.Decoder(Feedback).decode
 
 
 def _unavailable(done: str, path: Path, exc: Exception) -> StoreError:

@@ -1,0 +1,201 @@
+"""Totals of decision records: quick on very many, and the same however they are come by."""
+
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from support.recorded import a_record, fill
+from support.worlds import NOW
+from waypost.shared.records import Attempt, DecisionRecord, Feedback
+from waypost.validator.records import DIMENSIONS, RecordFilter, SqliteRecordStore
+from waypost.validator.records.sql import HOUR_MS, raw_ranges
+from waypost.validator.records.totals import bucket_of, rank_ms
+
+pytestmark = pytest.mark.anyio
+
+ALL = RecordFilter()
+HOUR_S = 3_600
+DAY_S = 86_400
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = float(NOW)
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[SqliteRecordStore]:
+    made = SqliteRecordStore.open(
+        tmp_path / "records.sqlite", retain_days=7, totals_days=30, clock=clock
+    )
+    yield made
+    await made.close()
+
+
+def _hourly(count: int, *, every_s: int = 600) -> list[DecisionRecord]:
+    models = ("small", "large")
+    return [
+        a_record(
+            number,
+            at_ms=(NOW + number * every_s) * 1_000,
+            model=models[number % 2],
+            ttft_ms=None if number % 5 == 0 else 50.0 + number,
+            duration_ms=100.0 + number,
+            cost_nusd=number,
+        )
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        ALL,
+        RecordFilter(model="large"),
+        RecordFilter(since_ms=(NOW + 4_000) * 1_000, until_ms=(NOW + 30_123) * 1_000),
+        RecordFilter(account="acme"),
+        RecordFilter(since_ms=NOW * 1_000, until_ms=(NOW + 60) * 1_000),
+    ],
+)
+@pytest.mark.parametrize("step_ms", [None, HOUR_MS, 60_000, 24 * HOUR_MS])
+async def test_totals_by_the_hour_say_what_the_records_say(
+    store: SqliteRecordStore, clock: Clock, filters: RecordFilter, step_ms: int | None
+) -> None:
+    await fill(store, *_hourly(100))
+    before = await store.stats(filters, by=DIMENSIONS, step_ms=step_ms)
+    clock.now += 100 * 600 + DAY_S
+    await store.compact()
+    assert await store.stats(filters, by=DIMENSIONS, step_ms=step_ms) == before
+    assert sum(row.requests for row in before.rows) > 0
+
+
+async def test_a_series_has_a_row_for_each_step(store: SqliteRecordStore) -> None:
+    await fill(store, *_hourly(18))
+    rows = (await store.stats(ALL, by=(), step_ms=HOUR_MS)).rows
+    assert [(row.at_ms, row.requests) for row in rows] == [
+        ((NOW + hour * HOUR_S) * 1_000, 6) for hour in range(3)
+    ]
+
+
+async def test_a_record_that_comes_late_is_in_the_totals(
+    store: SqliteRecordStore, clock: Clock
+) -> None:
+    await fill(store, *_hourly(12))
+    clock.now += DAY_S
+    await store.compact()
+    await fill(store, a_record(99, at_ms=(NOW + 1) * 1_000))
+    for _ in range(2):
+        assert sum(row.requests for row in (await store.stats(ALL)).rows) == 13
+        await store.compact()
+
+
+async def test_totals_outlive_the_records_and_then_go_too(
+    store: SqliteRecordStore, clock: Clock
+) -> None:
+    await fill(store, *_hourly(12))
+    clock.now += 8 * DAY_S
+    await store.compact()
+    assert await store.list(ALL, limit=99) == ()
+    assert sum(row.requests for row in (await store.stats(ALL)).rows) == 12
+    await fill(store, a_record(99, at_ms=(NOW + 1) * 1_000))
+    await store.compact()
+    assert sum(row.requests for row in (await store.stats(ALL)).rows) == 12
+    clock.now += 30 * DAY_S
+    await store.compact()
+    assert (await store.stats(ALL)).rows == ()
+
+
+async def test_fates_are_told_apart(store: SqliteRecordStore) -> None:
+    def tried(*outcomes: str) -> tuple[Attempt, ...]:
+        return tuple(Attempt(model="m", provider="p", outcome=o) for o in outcomes)  # type: ignore[arg-type]
+
+    await fill(
+        store,
+        a_record(0, attempts=tried("timeout", "ok")),
+        a_record(1, attempts=tried("timeout", "server_error")),
+        a_record(2, attempts=tried("cancelled")),
+        a_record(3, attempts=tried("client_error"), repeats=a_record(2).id),
+        a_record(4, attempts=(), reason="internal_error"),
+        a_record(5, attempts=(), reason="budget_exhausted"),
+    )
+    (row,) = (await store.stats(ALL, by=())).rows
+    told = (row.requests, row.failed, row.abandoned, row.retried, row.repeated)
+    assert told == (6, 2, 1, 2, 1)
+
+
+async def test_feedback_is_joined_and_its_newest_word_counts(store: SqliteRecordStore) -> None:
+    records = [a_record(number, route="hard" if number % 2 else "easy") for number in range(4)]
+    await fill(store, *records)
+    for record in records:
+        await store.put_feedback(record, Feedback(rating="good", at_ms=1))
+    said = Feedback(rating="bad", at_ms=2, cause="incomplete")
+    await store.put_feedback(records[1], said)
+    kept = await store.get(records[1].id)
+    assert kept is not None
+    assert kept.feedback == said
+    rows = (await store.stats(ALL, by=("route",))).rows
+    assert {row.route: (row.requests, row.good, row.bad) for row in rows} == {
+        "easy": (2, 2, 0),
+        "hard": (2, 1, 1),
+    }
+
+
+async def test_old_bodies_are_deflated_and_read_as_they_were(
+    store: SqliteRecordStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("waypost.validator.records.sqlite.NEWS", 10)
+    records = [a_record(number, duration_ms=number * 1.7) for number in range(60)]
+    await fill(store, *records)
+    bodies = await store.bodies(ALL, limit=99)
+    await store.compact()
+    with closing(sqlite3.connect(tmp_path / "records.sqlite")) as db:
+        (largest,) = db.execute("SELECT max(length(body)) FROM bodies WHERE seq < 40").fetchone()
+    assert largest < len(bodies[0]) / 5
+    assert await store.bodies(ALL, limit=99) == bodies
+    assert await store.list(ALL, limit=99) == tuple(reversed(records))
+
+
+# ── the pure parts ─────────────────────────────────────────────────────────────────────────────
+
+
+@given(st.lists(st.floats(0.02, 3_000_000), min_size=1, max_size=50), st.integers(1, 100))
+def test_a_rank_is_known_to_two_per_cent(times: list[float], percent: int) -> None:
+    sketch: dict[int, int] = {}
+    for ms in times:
+        bucket = bucket_of(ms) or 0
+        sketch[bucket] = sketch.get(bucket, 0) + 1
+    exact = sorted(times)[-(-len(times) * percent // 100) - 1]
+    assert rank_ms(sketch, percent) == pytest.approx(exact, rel=0.0202)
+
+
+@given(
+    st.lists(st.booleans(), max_size=6),
+    st.integers(0, 7 * HOUR_MS),
+    st.integers(0, 7 * HOUR_MS),
+)
+def test_each_moment_is_counted_once(added_up: list[bool], since: int, until: int) -> None:
+    filters = RecordFilter(since_ms=since, until_ms=until)
+    whole = (-(-since // HOUR_MS) * HOUR_MS, until // HOUR_MS * HOUR_MS)
+    hours = [(place * HOUR_MS, int(is_so)) for place, is_so in enumerate(added_up)]
+    ranges = raw_ranges(hours, filters, whole)
+    for moment in range(HOUR_MS // 4, 7 * HOUR_MS, HOUR_MS // 2):
+        hour = moment // HOUR_MS
+        by_totals = (
+            hour < len(added_up) and added_up[hour] and whole[0] <= hour * HOUR_MS < whole[1]
+        )
+        by_records = sum(first <= moment < last for first, last in ranges)
+        is_meant = hour < len(added_up) and since <= moment < until
+        assert by_totals + by_records == is_meant
