@@ -24,6 +24,7 @@ from waypost.validator.config import ValidatorConfig
 from waypost.validator.desk import Desk, open_desk
 from waypost.validator.guarded_http import GuardedProtocol
 
+ENVIRONMENT = {"ACME_KEY": "sk-acme-secret"}
 HELLO: dict[str, Any] = {"model": "auto", "messages": [{"role": "user", "content": "2 + 2?"}]}
 
 
@@ -152,6 +153,7 @@ async def running_validator(
     policy: Policy | None = None,
     change: Callable[[dict[str, Any]], None] | None = None,
     publish: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] = ENVIRONMENT,
     **changes: Any,  # noqa: ANN401 - sections of validator.yaml
 ) -> AsyncGenerator[Running]:
     """Run a validator whose manifest is ``policy``.
@@ -167,7 +169,8 @@ async def running_validator(
     bundle = publisher.publish(issuers=app.issuers(), **(publish or {}))
     (folder / "root.json").write_bytes(publisher.root)
     providers: dict[str, Any] = {
-        name: {"base_url": upstream.base_url, "api_key": "ACME_KEY", "timeout_s": 5}
+        # One try each, so that a test counts hops; those about retries ask for more.
+        name: {"base_url": upstream.base_url, "api_key": "ACME_KEY", "timeout_s": 5, "retries": 0}
         for name, upstream in upstreams.items()
     }
     if change is not None:
@@ -182,9 +185,7 @@ async def running_validator(
 
     @asynccontextmanager
     async def opening() -> AsyncGenerator[Desk]:
-        async with open_desk(
-            config, environment={"ACME_KEY": "sk-acme-secret"}, clock=clock
-        ) as desk:
+        async with open_desk(config, environment=environment, clock=clock) as desk:
             desks.append(desk)
             yield desk
 

@@ -1,14 +1,14 @@
 """When a provider gets a rest, and how it comes back."""
 
-from waypost.validator.resilience.breaker import (
-    FAILURES,
-    FIRST_COOL_OFF_S,
-    JITTER,
-    LAST_COOL_OFF_S,
-    Breaker,
-)
+from waypost.validator.resilience.breaker import JITTER, Breaker, BreakerRules
 
 NOW = 1_000.0
+RULES = BreakerRules()
+FAILURES, FIRST_COOL_OFF_S, LAST_COOL_OFF_S = (
+    RULES.failures,
+    RULES.first_rest_s,
+    RULES.last_rest_s,
+)
 
 
 def tripped() -> Breaker:
@@ -30,7 +30,7 @@ def test_a_success_in_between_starts_the_count_anew() -> None:
     breaker = Breaker()
     for _ in range(FAILURES - 1):
         breaker.failed(NOW, luck=0)
-    breaker.succeeded()
+    breaker.succeeded(NOW, after_s=0.1)
     for _ in range(FAILURES - 1):
         breaker.failed(NOW, luck=0)
 
@@ -50,7 +50,7 @@ def test_after_its_rest_it_is_probed_once_at_a_time() -> None:
 def test_a_probe_that_succeeds_closes_it() -> None:
     breaker = tripped()
     breaker.admit(NOW + FIRST_COOL_OFF_S)
-    breaker.succeeded()
+    breaker.succeeded(NOW, after_s=0.1)
 
     assert breaker.is_closed
 
@@ -90,3 +90,80 @@ def test_rests_differ_so_that_validators_do_not_probe_in_step() -> None:
 
     assert breaker.refuses(NOW + FIRST_COOL_OFF_S * (1 + JITTER) - 0.001)
     assert not breaker.refuses(NOW + FIRST_COOL_OFF_S * (1 + JITTER))
+
+
+# ── by rates ───────────────────────────────────────────────────────────────────────────────────
+
+
+def after(breaker: Breaker, outcomes: str, *, at: float = NOW, apart_s: float = 0.0) -> float:
+    """Let these happen, a letter each: ``.`` an answer, ``s`` a slow one, ``x`` a failure."""
+    for place, outcome in enumerate(outcomes):
+        now = at + place * apart_s
+        if not breaker.admit(now):
+            break
+        if outcome == "x":
+            breaker.failed(now, luck=0)
+        else:
+            breaker.succeeded(now, after_s=RULES.slow_after_s + (outcome == "s"))
+    return at + len(outcomes) * apart_s
+
+
+def test_half_of_the_calls_failing_opens_it_though_never_many_in_a_row() -> None:
+    breaker = Breaker()
+    after(breaker, ".x" * (RULES.min_calls // 2))
+
+    assert breaker.refuses(NOW)
+
+
+def test_too_few_calls_say_nothing_about_rates() -> None:
+    breaker = Breaker()
+    after(breaker, ".x" * (RULES.min_calls // 2 - 1))
+
+    assert breaker.is_closed
+
+
+def test_failures_of_long_ago_do_not_count() -> None:
+    breaker = Breaker()
+    late = after(breaker, ".x." * (RULES.min_calls // 3)) + RULES.window_s
+    after(breaker, ".x", at=late)
+
+    assert breaker.is_closed
+
+
+def test_a_window_that_moves_on_forgets_a_part_at_a_time() -> None:
+    breaker = Breaker()
+    later = after(breaker, ".." * RULES.min_calls, apart_s=RULES.window_s / 100)
+    after(breaker, ".x" * 12, at=later)
+
+    assert breaker.is_closed  # 12 of 64
+    much_later = later + RULES.window_s * 0.9
+    after(breaker, ".xxx" * 6, at=much_later)
+    assert breaker.refuses(much_later)  # 30 of the 58 of the last 30 seconds
+
+
+def test_answers_that_are_nearly_all_slow_open_it() -> None:
+    breaker = Breaker()
+    after(breaker, "ssss." * (RULES.min_calls // 5 - 1) + ".ssss")
+
+    assert breaker.refuses(NOW)
+
+
+def test_a_probe_that_crawls_is_no_recovery() -> None:
+    breaker = tripped()
+    later = NOW + FIRST_COOL_OFF_S
+    assert breaker.admit(later)
+    breaker.succeeded(later, after_s=RULES.slow_after_s + 1)
+
+    assert breaker.refuses(later + 2 * FIRST_COOL_OFF_S - 0.001)
+
+
+def test_whoever_asks_for_all_breakers_that_are_not_closed_gets_them() -> None:
+    opened: set[Breaker] = set()
+    breaker = Breaker(opened=opened)
+    for _ in range(FAILURES):
+        breaker.failed(NOW, luck=0)
+    assert opened == {breaker}
+
+    breaker.admit(NOW + FIRST_COOL_OFF_S)
+    breaker.succeeded(NOW + FIRST_COOL_OFF_S, after_s=0.1)
+    assert not opened

@@ -21,9 +21,11 @@ from support.validator import HELLO, Running, running_validator
 from support.worlds import a_model, a_policy
 from waypost.shared.contracts import Policy, Route, SpendLimit
 from waypost.shared.headers import parse_decision
-from waypost.validator.resilience.breaker import FAILURES
+from waypost.validator.resilience.breaker import BreakerRules
 
 pytestmark = pytest.mark.anyio
+
+FAILURES = BreakerRules().failures
 
 
 def two_models(**changes: object) -> Policy:
@@ -53,7 +55,7 @@ async def redirecting(exchange: Exchange) -> None:
         (failing(500), "server_error", 500),
         (failing(503), "server_error", 503),
         (failing(429, extra="retry-after: 1\r\n"), "rate_limited", 429),
-        (failing(401), "bad_response", 401),
+        (failing(401), "key_refused", 401),
         (failing(404), "bad_response", 404),
         (resetting, "server_error", None),
         (nonsense, "bad_response", 200),
@@ -185,12 +187,12 @@ async def test_a_fallback_that_the_account_cannot_pay_for_is_not_tried(
 async def test_what_the_provider_rejects_reaches_the_caller_free_of_charge(
     validator: Running, acme: Upstream
 ) -> None:
-    acme.behave = failing(400, code="context_length_exceeded")
+    acme.behave = failing(400, code="bad_tool")
 
     response = await validator.chat()
 
     assert response.status_code == 400
-    assert response.json()["error"]["code"] == "context_length_exceeded"
+    assert response.json()["error"]["code"] == "bad_tool"
     record = await validator.record(response)
     assert [attempt.outcome for attempt in record.attempts] == ["client_error"]
     assert (record.cost_nusd, await validator.spent()) == (0, (0, 0))

@@ -53,6 +53,7 @@ __all__ = [
     "decide",
     "exclusion",
     "expected_output",
+    "larger_models",
     "output_bound",
 ]
 
@@ -489,6 +490,23 @@ def decide(policy: CompiledPolicy, facts: Facts, proposal: Proposal | None = Non
         chain=chain,
         proposed=proposed,
     )
+
+
+def larger_models(policy: CompiledPolicy, facts: Facts, *, than: str) -> tuple[str, ...]:
+    """Return the models that may serve this request and hold more than ``than``, least first.
+
+    For a prompt that turned out longer than anybody estimated. The set is that of ``decide``.
+    """
+    mask, _ = policy.admissible(facts)
+    if mask and policy.policy.routes[row := policy.rules.first(facts)].enforce:
+        mask &= policy.by_row[row]
+    window = policy.models[than].context_tokens
+    larger = [
+        model
+        for model in policy.models.values()
+        if policy.bits[model.id] & mask and model.context_tokens > window
+    ]
+    return tuple(m.id for m in sorted(larger, key=lambda m: (m.context_tokens, m.id)))
 
 
 def exclusion(policy: CompiledPolicy, name: str, facts: Facts) -> Exclusion | None:

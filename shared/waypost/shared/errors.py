@@ -131,6 +131,16 @@ class BudgetError(RefusalError):
 
 
 class UpstreamError(RefusalError):
-    """No admissible provider answered."""
+    """No admissible provider answered.
+
+    Attributes:
+        retry_after_s: when one may; ``None`` where nobody knows.
+    """
 
     code = "upstream_unavailable"
+
+    def __init__(
+        self, message: str, *, code: str | None = None, retry_after_s: int | None = None
+    ) -> None:
+        super().__init__(message, code=code)
+        self.retry_after_s = retry_after_s

@@ -15,6 +15,7 @@ from waypost.shared.money import Usage
 
 __all__ = [
     "Attempt",
+    "AttemptKind",
     "AttemptOutcome",
     "DecisionRecord",
     "Fate",
@@ -37,8 +38,15 @@ AttemptOutcome = Literal[
     "rate_limited",
     "server_error",
     "client_error",  # the provider called the request wrong
+    "content_filter",  # or would not answer it
+    "context_too_long",  # or could not hold it
+    "key_refused",  # our own credential
+    "deadline_exceeded",  # the caller's
     "bad_response",
 ]
+
+# Why a try was made: the outcome of the one before says the cause.
+AttemptKind = Literal["first", "retry", "fallback"]
 
 
 class Attempt(Struct, frozen=True, kw_only=True):
@@ -53,6 +61,7 @@ class Attempt(Struct, frozen=True, kw_only=True):
     model: str
     provider: str
     outcome: AttemptOutcome
+    kind: AttemptKind = "first"
     http_status: int | None = None
     ttft_ms: float | None = None
     duration_ms: float = 0.0

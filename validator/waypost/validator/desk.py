@@ -32,6 +32,8 @@ from waypost.validator.config import ConfigError, ValidatorConfig, load_pseudony
 from waypost.validator.detectors import Detectors, load_detectors
 from waypost.validator.ledger import Ledger, SqliteLedger
 from waypost.validator.records import RecordSink, SqliteRecordStore
+from waypost.validator.resilience.breaker import Breaker
+from waypost.validator.resilience.keys import LONGEST_WAIT_S
 from waypost.validator.tokens import TokenVerifier
 from waypost.validator.upstream import Upstream
 
@@ -65,12 +67,21 @@ class Target(Struct, frozen=True):
 
     model: Model
     upstream: Upstream
+    breaker: Breaker
+
+    def refuses(self, now: float) -> bool:
+        """Whether it can be sent nothing now, nor after a wait that a request can afford."""
+        if self.breaker.refuses(now):
+            return True
+        until = self.upstream.keys.rests_until(self.model.name, now)
+        return until is not None and until > now + LONGEST_WAIT_S
 
 
 class Serving:
     """One manifest, ready to serve.
 
     Attributes:
+        routes: by name.
         targets: by model id. A model whose provider is not configured here is not among them.
         unserved: the models that are not.
         proposals: what naming a model in the body means.
@@ -88,10 +99,11 @@ class Serving:
         self.verifier = TokenVerifier(trusted.issuers, audience=audience)
         self.refuse_from = trusted.expires_at + grace_s
         self.targets = {
-            model.id: Target(model, upstreams[model.provider])
+            model.id: Target(model, upstream, upstream.breaker(model))
             for model in trusted.policy.models
-            if model.provider in upstreams
+            if (upstream := upstreams.get(model.provider)) is not None
         }
+        self.routes = {route.name: route for route in trusted.policy.routes}
         self.unserved = tuple(
             model.id for model in trusted.policy.models if model.id not in self.targets
         )
@@ -115,7 +127,7 @@ class Serving:
 
 
 class Desk:
-    """One validator process. Time comes from the two clocks it was given."""
+    """One validator process. Time and luck (0 to 1) come from what it was given."""
 
     def __init__(
         self,
@@ -131,6 +143,7 @@ class Desk:
         client: httpx.AsyncClient,
         clock: Callable[[], float],
         monotonic: Callable[[], float],
+        luck: Callable[[], float],
     ) -> None:
         self.config = config
         self.keeper = keeper
@@ -142,6 +155,7 @@ class Desk:
         self.pseudonym_key = pseudonym_key
         self.clock = clock
         self.monotonic = monotonic
+        self.luck = luck
         self.callers: dict[int, Caller] = {}
         self._client = client
         self._serving: Serving | None = None
@@ -262,13 +276,13 @@ class Desk:
     def out_of_service(self, serving: Serving) -> tuple[str, ...]:
         """Return the models that cannot be sent anything at the moment."""
         for upstream in self.upstreams.values():
-            if not upstream.breaker.is_closed:
+            if not upstream.is_well:
                 break
         else:
             return serving.unserved
         now = self.monotonic()
         return serving.unserved + tuple(
-            name for name, target in serving.targets.items() if target.upstream.breaker.refuses(now)
+            name for name, target in serving.targets.items() if target.refuses(now)
         )
 
     def remember(self, caller: Caller) -> None:
@@ -306,6 +320,7 @@ async def open_desk(
     environment: Mapping[str, str],
     clock: Callable[[], float] = time.time,
     monotonic: Callable[[], float] = time.monotonic,
+    luck: Callable[[], float] = random.random,
 ) -> AsyncGenerator[Desk]:
     """Open everything in ``config``, serve the manifest at hand, and close it all at the end.
 
@@ -316,9 +331,8 @@ async def open_desk(
     async with AsyncExitStack() as stack:
         upstreams: dict[str, Upstream] = {}
         for name, provider in config.providers.items():
-            upstreams[name] = Upstream(
-                name, provider, api_key=_secret(f"provider {name}", provider.api_key, environment)
-            )
+            api_keys = [_secret(f"provider {name}", key, environment) for key in provider.key_names]
+            upstreams[name] = Upstream(name, provider, api_keys=api_keys)
             stack.push_async_callback(upstreams[name].close)
         try:
             root = config.manifest.root.read_bytes()
@@ -346,10 +360,11 @@ async def open_desk(
         stack.push_async_callback(store.close)
         records = RecordSink(store)
         stack.push_async_callback(records.close)
-        token = _secret("the manifest", config.manifest.access_token, environment)
-        client = httpx.AsyncClient(
-            headers={} if token is None else {"Authorization": f"Bearer {token}"}
-        )
+        headers: dict[str, str] = {}
+        if config.manifest.access_token is not None:
+            token = _secret("the manifest", config.manifest.access_token, environment)
+            headers["Authorization"] = f"Bearer {token}"
+        client = httpx.AsyncClient(headers=headers)
         stack.push_async_callback(client.aclose)
         desk = Desk(
             config,
@@ -363,6 +378,7 @@ async def open_desk(
             client=client,
             clock=clock,
             monotonic=monotonic,
+            luck=luck,
         )
         await to_thread.run_sync(keeper.load)
         await desk.take_over()
@@ -378,9 +394,7 @@ async def open_desk(
                     await task
 
 
-def _secret(what: str, variable: str | None, environment: Mapping[str, str]) -> str | None:
-    if variable is None:
-        return None
+def _secret(what: str, variable: str, environment: Mapping[str, str]) -> str:
     secret = environment.get(variable, "").strip()
     if not secret:
         raise ConfigError(

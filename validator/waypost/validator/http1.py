@@ -41,7 +41,7 @@ class Response(asyncio.Protocol):
 
     Attributes:
         status: 0 until the head has come.
-        content_type, content_encoding: as sent; empty if not.
+        content_type, content_encoding, retry_after: as sent; empty if not.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -60,7 +60,7 @@ class Response(asyncio.Protocol):
         self._head_bytes = 0
         self._body = bytearray()
         self.status = 0
-        self.content_type = self.content_encoding = ""
+        self.content_type = self.content_encoding = self.retry_after = ""
 
     # ── by the pool ────────────────────────────────────────────────────────────────────────
 
@@ -191,6 +191,8 @@ class Response(asyncio.Protocol):
                 self.content_type = value.decode("latin-1")
             case b"content-encoding":
                 self.content_encoding = value.decode("latin-1")
+            case b"retry-after":
+                self.retry_after = value.decode("latin-1")
             case _:
                 pass
 
@@ -232,14 +234,8 @@ class Origin:
         self._idle: list[Response] = []
         self._open: set[Response] = set()
 
-    @asynccontextmanager
-    async def post(
-        self, body: bytes, *, headers: str = "", until: float
-    ) -> AsyncGenerator[Response]:
-        """Send ``body`` and give the response once its head is there.
-
-        Leaving before the body has been read to its end, cancelled or not, closes the
-        connection: that is how a provider learns that nobody listens any more.
+    async def send(self, body: bytes, *, headers: str = "", until: float) -> Response:
+        """Send ``body``; return the response once its head is there, to be given to ``finish``.
 
         Args:
             headers: further header lines, each with its line end.
@@ -250,28 +246,46 @@ class Origin:
         """
         request = f"{self._head}{headers}Content-Length: {len(body)}\r\n\r\n".encode() + body
         response = self._take_idle()
-        is_used = response is not None
-        response = response or await self._connect()
-        try:
-            response.send(request)
+        if response is not None:
             try:
-                await response.head(until=until)
+                return await self._exchange(response, request, until)
             except ExchangeError as failure:
                 # It was closed while we wrote, as servers close what is idle: RFC 9112 §9.3.1.
-                if not (is_used and failure.stage == "broken" and response.is_untouched):
+                if failure.stage != "broken" or not response.is_untouched:
                     raise
-                self._open.discard(response)
-                response = await self._connect()
-                response.send(request)
-                await response.head(until=until)
+        return await self._exchange(await self._connect(until), request, until)
+
+    async def _exchange(self, response: Response, request: bytes, until: float) -> Response:
+        try:
+            response.send(request)
+            await response.head(until=until)
+        except BaseException:
+            self.finish(response)
+            raise
+        return response
+
+    def finish(self, response: Response) -> None:
+        """Keep the connection if its response has been read to the end; close it if not.
+
+        Closing is how a provider learns that nobody listens any more.
+        """
+        if response.is_reusable:
+            response.idle_since = asyncio.get_running_loop().time()
+            self._idle.append(response)
+        else:
+            response.abort()
+            self._open.discard(response)
+
+    @asynccontextmanager
+    async def post(
+        self, body: bytes, *, headers: str = "", until: float
+    ) -> AsyncGenerator[Response]:
+        """As ``send``, for the length of a block."""
+        response = await self.send(body, headers=headers, until=until)
+        try:
             yield response
         finally:
-            if response.is_reusable:
-                response.idle_since = asyncio.get_running_loop().time()
-                self._idle.append(response)
-            else:
-                response.abort()
-                self._open.discard(response)
+            self.finish(response)
 
     def _take_idle(self) -> Response | None:
         # The last one used is the least likely to have been closed; the rest may age and go.
@@ -284,10 +298,10 @@ class Origin:
             self._open.discard(response)
         return None
 
-    async def _connect(self) -> Response:
+    async def _connect(self, until: float) -> Response:
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self._connect_timeout_s):
+            async with asyncio.timeout_at(min(until, loop.time() + self._connect_timeout_s)):
                 _, response = await loop.create_connection(
                     lambda: Response(loop), self._host, self._port, ssl=self._tls
                 )

@@ -28,6 +28,7 @@ __all__ = [
     "OK",
     "UNAVAILABLE",
     "Problem",
+    "deadline_exceeded",
     "describe",
     "envelope",
     "outcome_of",
@@ -55,6 +56,9 @@ _STATUS_BY_CODE = {
     "out_of_service": 503,
     "upstream_timeout": 504,
     "upstream_rate_limited": 503,
+    "upstream_saturated": 503,
+    "deadline_exceeded": 504,
+    "caller_gone": CALLER_GONE,
 }
 
 _BY_CLASS: tuple[tuple[type[WaypostError], int, str], ...] = (
@@ -105,6 +109,8 @@ def describe(error: WaypostError) -> Problem:
     elif isinstance(error, BudgetError):
         # SDKs retry by themselves; no retry fills an account.
         headers.append((b"x-should-retry", b"false"))
+    elif isinstance(error, UpstreamError) and error.retry_after_s is not None:
+        headers.append((b"retry-after", b"%d" % error.retry_after_s))
     message = error.message
     # A store's own words name files and tables of this machine.
     if isinstance(error, StoreError):
@@ -114,6 +120,14 @@ def describe(error: WaypostError) -> Problem:
         status=status,
         body=envelope(message, kind=kind, code=error.code, param=param),
         headers=tuple(headers),
+    )
+
+
+def deadline_exceeded() -> UpstreamError:
+    """Return what is told to a caller whose ``Waypost-Deadline-Ms`` has passed."""
+    return UpstreamError(
+        "No provider answered within the deadline that the request set; allow more time.",
+        code="deadline_exceeded",
     )
 
 
@@ -137,6 +151,8 @@ def outcome_of(status: int) -> AttemptOutcome:
         return "client_error"
     if status == 429:
         return "rate_limited"
+    if status in (401, 403):
+        return "key_refused"
     if status in (408, 504):
         return "timeout"
     return "server_error" if status >= 500 else "bad_response"

@@ -1,17 +1,19 @@
-"""One provider: its address, its key, its connections, and what its failures mean."""
+"""One provider: its address, keys and connections, what it is spared, what its failures mean."""
 
-import asyncio
 import re
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
+from waypost.shared.contracts import Model
 from waypost.shared.records import AttemptOutcome
 from waypost.validator.config import ProviderConfig
 from waypost.validator.http1 import ExchangeError, Origin, Response, Stage
 from waypost.validator.providers import DIALECTS
 from waypost.validator.resilience.breaker import Breaker
+from waypost.validator.resilience.budget import ExtraBudget
+from waypost.validator.resilience.keys import KeyPool
+from waypost.validator.resilience.limiter import Limiter
 
 __all__ = ["Answer", "NoAnswerError", "Stream", "Upstream"]
 
@@ -37,25 +39,39 @@ class NoAnswerError(Exception):
 
 
 class Answer(Struct, frozen=True):
-    """A whole response of a provider."""
+    """A whole response of a provider. ``retry_after`` is the header, empty if not sent."""
 
     status: int
     body: bytes
+    retry_after: str = ""
 
 
 class Upstream:
-    """One provider, for one event loop."""
+    """One provider, for one event loop.
 
-    def __init__(self, name: str, config: ProviderConfig, *, api_key: str | None) -> None:
+    Attributes:
+        keys: its credentials; a request is sent with the one whose place it names.
+        limiter: how many requests it gets at once.
+        retries: how many more it gets because others failed.
+        opened: the breakers of its models that are not closed.
+    """
+
+    def __init__(self, name: str, config: ProviderConfig, *, api_keys: Sequence[str]) -> None:
         self.name = name
         self.dialect = DIALECTS[config.dialect]
         self.max_tokens_field = config.max_tokens_field
         self.timeout_s = config.timeout_s
-        self.breaker = Breaker()
+        self.max_retries = config.retries
+        self.limiter = Limiter(config.max_concurrency)
+        self.retries = ExtraBudget(config.retry_percent)
+        self.opened: set[Breaker] = set()
+        self._rules = config.breaker.rules
+        self._breakers: dict[tuple[str, str], Breaker] = {}
+        self._credentials = [_lines(self.dialect.headers(key)) for key in api_keys or (None,)]
+        self.keys = KeyPool(len(self._credentials))
         self._origin = Origin(
             config.base_url + self.dialect.PATH,
             headers={
-                **self.dialect.headers(api_key),
                 "Accept": "*/*",
                 # Bytes pass through untouched, so they had better not be compressed.
                 "Accept-Encoding": "identity",
@@ -64,40 +80,60 @@ class Upstream:
             connect_timeout_s=config.connect_timeout_s,
         )
 
-    async def ask(self, body: bytes, *, trace: bytes | None) -> Answer:
+    @property
+    def is_well(self) -> bool:
+        """Whether nothing is known against any of its models and keys."""
+        return not self.opened and not self.keys.is_any_resting
+
+    def breaker(self, model: Model) -> Breaker:
+        """Return the breaker of ``model`` here, the same under every manifest."""
+        key = (model.name, model.region)
+        breaker = self._breakers.get(key)
+        if breaker is None:
+            breaker = self._breakers[key] = Breaker(self._rules, opened=self.opened)
+        return breaker
+
+    async def ask(self, body: bytes, *, key: int, trace: bytes | None, until: float) -> Answer:
         """Return the provider's answer to ``body``, whole, whatever its status.
+
+        Args:
+            key: place of the credential.
+            until: when it must be there, by the loop's clock.
 
         Raises:
             NoAnswerError: there was none.
         """
-        until = asyncio.get_running_loop().time() + self.timeout_s
+        headers = self._credentials[key] + _trace_line(trace)
         try:
-            async with self._origin.post(body, headers=_headers(trace), until=until) as response:
+            async with self._origin.post(body, headers=headers, until=until) as response:
                 answer = await response.read_all(until=until, at_most=MAX_ANSWER_BYTES)
-                return Answer(response.status, answer)
+                return Answer(response.status, answer, response.retry_after)
         except ExchangeError as failure:
             raise NoAnswerError(_OUTCOMES[failure.stage]) from failure
 
-    @asynccontextmanager
-    async def stream(self, body: bytes, *, trace: bytes | None) -> AsyncGenerator["Stream"]:
-        """Give the provider's answer to ``body`` as it arrives; leaving early hangs up.
+    async def open(self, body: bytes, *, key: int, trace: bytes | None, until: float) -> "Stream":
+        """Return the provider's answer to ``body`` as it arrives, to be closed at the end.
 
         Raises:
-            NoAnswerError: there was none, or it broke off.
+            NoAnswerError: there was none.
         """
-        until = asyncio.get_running_loop().time() + self.timeout_s
+        headers = self._credentials[key] + _trace_line(trace)
         try:
-            async with self._origin.post(body, headers=_headers(trace), until=until) as response:
-                yield Stream(response, self.timeout_s)
+            response = await self._origin.send(body, headers=headers, until=until)
         except ExchangeError as failure:
             raise NoAnswerError(_OUTCOMES[failure.stage]) from failure
+        return Stream(self._origin, response)
 
     async def close(self) -> None:
         """Close all connections."""
         await self._origin.close()
 
 
-def _headers(trace: bytes | None) -> str:
+def _lines(headers: Mapping[str, str]) -> str:
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+
+
+def _trace_line(trace: bytes | None) -> str:
     if trace is None or not _TRACE.fullmatch(trace):
         return ""
     return f"traceparent: {trace.decode()}\r\n"
@@ -106,17 +142,28 @@ def _headers(trace: bytes | None) -> str:
 class Stream:
     """A response whose body is still arriving."""
 
-    __slots__ = ("_loop", "_response", "_timeout_s", "is_event_stream", "status")
+    __slots__ = ("_origin", "_response", "is_event_stream", "retry_after", "status")
 
-    def __init__(self, response: Response, timeout_s: float) -> None:
+    def __init__(self, origin: Origin, response: Response) -> None:
         self.status = response.status
+        self.retry_after = response.retry_after
         self.is_event_stream = response.content_type.lower().startswith(
             "text/event-stream"
         ) and response.content_encoding.lower() in ("", "identity")
+        self._origin = origin
         self._response = response
-        self._timeout_s = timeout_s
-        self._loop = asyncio.get_running_loop()
 
-    async def read(self) -> bytes:
-        """Return the next bytes as they come off the wire; empty at the end."""
-        return await self._response.read(until=self._loop.time() + self._timeout_s)
+    async def read(self, *, until: float) -> bytes:
+        """Return the next bytes as they come off the wire; empty at the end.
+
+        Raises:
+            NoAnswerError: it broke off, or nothing came until then.
+        """
+        try:
+            return await self._response.read(until=until)
+        except ExchangeError as failure:
+            raise NoAnswerError(_OUTCOMES[failure.stage]) from failure
+
+    def close(self) -> None:
+        """Let go of the connection; before the end of the body that hangs up."""
+        self._origin.finish(self._response)

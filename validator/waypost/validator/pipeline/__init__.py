@@ -17,7 +17,7 @@ from waypost.validator.pipeline.forward import forward
 from waypost.validator.pipeline.record import record_of
 from waypost.validator.pipeline.reserve import Booking, reserve
 from waypost.validator.pipeline.settle import settle
-from waypost.validator.pipeline.understand import understand
+from waypost.validator.pipeline.understand import bound_time, understand
 from waypost.validator.problems import INTERNAL, describe
 
 __all__ = ["consider", "refuse", "serve"]
@@ -56,6 +56,7 @@ async def consider(desk: Desk, call: Call) -> Considered:
     call.mark("authenticate")
     request, facts, call.proposal = await understand(desk, call, caller, serving)
     call.facts, call.streamed = facts, request.stream is True
+    bound_time(call)
     call.mark("understand")
     decision = decide(serving.compiled, facts, call.proposal)
     call.take(decision)

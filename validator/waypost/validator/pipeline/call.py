@@ -30,6 +30,7 @@ _READ = frozenset(
         b"content-length",
         b"content-type",
         b"traceparent",
+        b"waypost-deadline-ms",
         b"waypost-facts",
         b"waypost-proposal",
     }
@@ -87,7 +88,11 @@ class Considered(Struct, frozen=True):
 
 
 class Call:
-    """One request. Filled in step by step; the record is made of it at the end."""
+    """One request. Filled in step by step; the record is made of it at the end.
+
+    Attributes:
+        ends_at: by ``perf_counter``; ``is_hurried`` says that it is the caller's wish.
+    """
 
     __slots__ = (
         "_last",
@@ -98,10 +103,12 @@ class Call:
         "cost_nusd",
         "decision",
         "detail",
+        "ends_at",
         "facts",
         "has_started",
         "headers",
         "id",
+        "is_hurried",
         "model",
         "now",
         "proposal",
@@ -151,6 +158,8 @@ class Call:
         self.reserved_nusd = 0
         self.cost_nusd = 0
         self.streamed = False
+        self.ends_at: float | None = None
+        self.is_hurried = False
         self.ttft_ms: float | None = None
         self.status = 0
         self.has_started = False
@@ -165,6 +174,16 @@ class Call:
         now = perf_counter()
         self.steps_ms[step] = round((now - self._last) * 1_000, 3)
         self._last = now
+
+    def end_after(self, limit_ms: int, *, says_caller: bool) -> None:
+        """Have it end so long after its arrival; the earlier of several ends holds."""
+        ends_at = self.started + limit_ms / 1_000
+        if self.ends_at is None or ends_at < self.ends_at:
+            self.ends_at, self.is_hurried = ends_at, says_caller
+
+    def left_s(self) -> float | None:
+        """Return the time that is left; ``None`` where nothing bounds it."""
+        return None if self.ends_at is None else self.ends_at - perf_counter()
 
     def elapsed_ms(self) -> float:
         """Milliseconds since the arrival."""

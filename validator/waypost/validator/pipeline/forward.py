@@ -1,53 +1,33 @@
-"""Sends the request to the first model of the chain that answers, and the answer to the caller.
+"""Walks the chain of models until one answers, and passes the answer on.
 
-The rule: another model is tried only before the first byte has gone out, only from the chain
-that the policy allows, and only when what it may cost is held. After the first byte a failure
-is told to the caller, never papered over.
+The rule: another try is made only before the first byte has gone out, only at a model of the
+set that the policy allows, only when what it may cost is held, and only within the caller's
+deadline. What a try is, and what is learnt from it, is ``waypost.validator.pipeline.attempt``'s;
+who is sent how much more, ``waypost.validator.resilience``'s.
 """
 
 import asyncio
-import random
-from contextlib import suppress
-from time import perf_counter
-from types import TracebackType
-from typing import Self
+from collections import deque
 
-from msgspec import Struct
-
-from waypost.shared.engine import Decision
+from waypost.shared.engine import Decision, larger_models
 from waypost.shared.errors import UpstreamError
-from waypost.shared.measure import ChatRequest
-from waypost.shared.money import Usage
-from waypost.shared.records import Attempt, AttemptOutcome
+from waypost.shared.records import AttemptKind, AttemptOutcome
 from waypost.validator.desk import Desk, Target
-from waypost.validator.pipeline.call import Call, Considered, Receive
+from waypost.validator.pipeline.attempt import Delivered, Try
+from waypost.validator.pipeline.call import Call, Considered
+from waypost.validator.pipeline.hang_up import HangUp
 from waypost.validator.pipeline.reserve import Booking
-from waypost.validator.problems import CALLER_GONE, OK, envelope, outcome_of
-from waypost.validator.providers import StreamReader
-from waypost.validator.upstream import Answer, NoAnswerError, Stream
+from waypost.validator.problems import CALLER_GONE, deadline_exceeded
+from waypost.validator.resilience.budget import full_jitter_s
+from waypost.validator.resilience.keys import LONGEST_WAIT_S
 
-__all__ = ["Delivered", "forward"]
+__all__ = ["forward"]
 
-MAX_ERROR_BYTES = 65_536
-EVENT_STREAM = b"text/event-stream; charset=utf-8"
-# Proxies in front of us would otherwise collect a stream before they pass it on.
-STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
-
-CUT_SHORT = "The provider broke off in the middle of the answer; what came so far is charged."
-
-
-class Delivered(Struct, frozen=True):
-    """What reached the caller, for the bill.
-
-    Attributes:
-        usage: as the provider told it; ``None`` if it did not.
-        output_bytes: bytes of answer, which bound its tokens where ``usage`` is missing.
-    """
-
-    target: Target
-    outcome: AttemptOutcome
-    usage: Usage | None
-    output_bytes: int
+# What may pass when the same provider is asked again at once. A time-out may too, but whoever
+# has waited for one is better served elsewhere.
+_PASSING: frozenset[AttemptOutcome] = frozenset({"connect_error", "server_error"})
+# What another key of the same provider may mend.
+_KEYS_FAULT: frozenset[AttemptOutcome] = frozenset({"key_refused", "rate_limited"})
 
 
 async def forward(
@@ -61,245 +41,196 @@ async def forward(
     Raises:
         UpstreamError: no model of the chain answered; nothing is held any more.
     """
-    for place, name in enumerate(decision.chain):
-        target = considered.serving.targets.get(name)
-        if target is None or target.upstream.breaker.refuses(desk.monotonic()):
-            continue
-        # The first model's cost is held already.
-        if place and not await booking.cover(target):
-            continue
-        if not target.upstream.breaker.admit(desk.monotonic()):
-            continue  # another request took the probe while we were reserving
-        call.model, booking.is_exposed = name, True
-        hop = _Hop(desk, call, target)
-        body = target.upstream.dialect.request(
-            call.body,
-            model=target.model.name,
-            max_tokens_field=target.upstream.max_tokens_field,
-            output_tokens=booking.output_tokens,
-            streamed=call.streamed,
-        )
-        delivered = await (
-            _streamed(hop, body, considered.request) if call.streamed else _whole(hop, body)
-        )
-        if delivered is not None:
-            return delivered
+    walk = _Walk(desk, call, considered, decision, booking)
+    if not call.streamed:
+        # It runs to its end even if the caller hangs up: only the end says what it cost.
+        return await walk.deliver()
+    async with HangUp(call.receive):
+        return await walk.deliver()
+    call.status = call.status or CALLER_GONE
+    if walk.last is not None and walk.last.outcome in ("cancelled", "ok"):
+        return walk.last.delivered()
+    # Between two tries: what went before is not charged.
     await booking.release()
-    raise _nobody_answered(call.attempts)
+    raise UpstreamError("The caller hung up.", code="caller_gone")
 
 
-def _nobody_answered(attempts: list[Attempt]) -> UpstreamError:
-    outcomes = {attempt.outcome for attempt in attempts}
-    if outcomes == {"timeout"}:
-        return UpstreamError("No provider answered in time; try again.", code="upstream_timeout")
-    if outcomes == {"rate_limited"}:
-        return UpstreamError(
-            "Every provider is limiting our rate at the moment; try again shortly.",
-            code="upstream_rate_limited",
-        )
-    return UpstreamError("No provider could answer at the moment; try again shortly.")
+class _Walk:
+    """One request's way along the chain.
 
-
-class _Hop:
-    """One try at one provider: its clock, its breaker, its line in the record."""
-
-    __slots__ = ("_desk", "_started", "call", "target", "trace", "ttft_ms")
-
-    def __init__(self, desk: Desk, call: Call, target: Target) -> None:
-        self._desk = desk
-        self._started = perf_counter()
-        self.call = call
-        self.target = target
-        self.ttft_ms: float | None = None
-        self.trace = call.headers.get(b"traceparent")
-
-    def first_byte(self) -> None:
-        """Note that the answer has begun."""
-        self.ttft_ms = self._elapsed_ms()
-
-    def _elapsed_ms(self) -> float:
-        return round((perf_counter() - self._started) * 1_000, 3)
-
-    def ended(self, outcome: AttemptOutcome, status: int | None) -> None:
-        """Tell breaker and record how it went."""
-        breaker = self.target.upstream.breaker
-        match outcome:
-            case "ok" | "client_error":
-                breaker.succeeded()
-            case "cancelled" | "rate_limited":
-                # Neither says that the provider is ill; a limit has its own remedy.
-                breaker.abandoned()
-            case _:
-                breaker.failed(self._desk.monotonic(), luck=random.random())
-        self.call.attempts.append(
-            Attempt(
-                model=self.target.model.id,
-                provider=self.target.model.provider,
-                outcome=outcome,
-                http_status=status,
-                ttft_ms=self.ttft_ms,
-                duration_ms=self._elapsed_ms(),
-            )
-        )
-        self.call.mark("forward")
-
-
-# ── in one piece ───────────────────────────────────────────────────────────────────────────────
-
-
-async def _whole(hop: _Hop, body: bytes) -> Delivered | None:
-    """Return what reached the caller; ``None`` if another model should be tried.
-
-    It runs to its end even if the caller hangs up: only the end says what it cost.
+    Attributes:
+        last: the try that is under way, or the last that was.
     """
-    target = hop.target
-    try:
-        answer = await target.upstream.ask(body, trace=hop.trace)
-    except NoAnswerError as exc:
-        hop.ended(exc.outcome, None)
-        return None
-    outcome = outcome_of(answer.status)
-    usage: Usage | None = None
-    if outcome == "ok":
-        try:
-            usage = target.upstream.dialect.usage(answer.body)
-        except ValueError:
-            outcome = "bad_response"
-    hop.ended(outcome, answer.status)
-    if outcome == "client_error":
-        return await _pass_error_on(hop, answer)
-    if outcome != "ok":
-        return None
-    await hop.call.answer(OK, answer.body)
-    return Delivered(target, outcome, usage, len(answer.body))
 
+    def __init__(
+        self, desk: Desk, call: Call, considered: Considered, decision: Decision, booking: Booking
+    ) -> None:
+        self._desk = desk
+        self._call = call
+        self._considered = considered
+        self._booking = booking
+        self._chain = deque(decision.chain)
+        route = considered.serving.routes.get(decision.route or "")
+        if route is not None and route.timeout_ms is not None:
+            call.end_after(route.timeout_ms, says_caller=False)
+        self._held = decision.chain[0]
+        self._limited: list[Target] = []
+        self._rejected: Try | None = None
+        self._is_saturated = False
+        self.last: Try | None = None
 
-async def _pass_error_on(hop: _Hop, answer: Answer) -> Delivered:
-    """Tell the caller what the provider found wrong with the request. It costs nothing."""
-    body = answer.body
-    if not hop.target.upstream.dialect.is_error(body):
-        body = envelope(
-            "The provider rejected the request and did not say why.",
-            kind="invalid_request_error",
-            code="upstream_rejected",
-        )
-    await hop.call.answer(answer.status, body)
-    return Delivered(hop.target, "client_error", None, 0)
+    async def deliver(self) -> Delivered:
+        """Return what reached the caller. Raises UpstreamError when nobody answered."""
+        answered = await self._first_answer()
+        if answered is None:
+            await self._booking.release()
+            raise self._nobody_answered()
+        return await answered.deliver()
 
-
-# ── as a stream ────────────────────────────────────────────────────────────────────────────────
-
-
-class _HangUp:
-    """Ends the body of its ``async with`` when the caller goes away; ``happened`` then says so."""
-
-    def __init__(self, receive: Receive) -> None:
-        self.happened = False
-        self._receive = receive
-
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.current_task()
-        self._listener = asyncio.create_task(self._listen())
-        return self
-
-    async def _listen(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self.happened = True
-        if self._task is not None:
-            self._task.cancel()
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool:
-        self._listener.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._listener
-        if not self.happened or self._task is None:
-            return False
-        # As asyncio.timeout does: our own cancellation ends here, anybody else's goes on.
-        return self._task.uncancel() == 0 and kind is asyncio.CancelledError
-
-
-class _Progress:
-    """How far one streamed answer has got."""
-
-    __slots__ = ("outcome", "reader", "status")
-
-    def __init__(self, reader: StreamReader) -> None:
-        self.reader = reader
-        self.outcome: AttemptOutcome = "cut_short"
-        self.status: int | None = None
-
-
-async def _streamed(hop: _Hop, body: bytes, request: ChatRequest) -> Delivered | None:
-    """Return what reached the caller; ``None`` if another model should be tried."""
-    call, target = hop.call, hop.target
-    options = request.stream_options
-    shows_usage = options is not None and options.include_usage is True
-    progress = _Progress(target.upstream.dialect.reader(shows_usage=shows_usage))
-    rejection: Answer | None = None
-    async with _HangUp(call.receive) as hang_up:
-        try:
-            rejection = await _relay(hop, body, progress)
-        except NoAnswerError as exc:
-            progress.outcome = "cut_short" if call.has_started else exc.outcome
-        except ValueError:
-            progress.outcome = "cut_short" if call.has_started else "bad_response"
-    if progress.reader.is_done and call.has_started:
-        # Whatever happened to the connection afterwards: SDKs hang up as soon as they read [DONE].
-        progress.outcome = "ok"
-    elif hang_up.happened:
-        progress.outcome = "cancelled"
-        call.status = call.status or CALLER_GONE
-    hop.ended(progress.outcome, progress.status)
-    if rejection is not None:
-        return await _pass_error_on(hop, rejection)
-    if not call.has_started and progress.outcome != "cancelled":
-        return None
-    if call.has_started:
-        rest = b""
-        if progress.outcome == "cut_short" and not progress.reader.has_failed:
-            rest = progress.reader.breaking_off(CUT_SHORT, code="upstream_cut_short")
-        await call.send({"type": "http.response.body", "body": rest})
-    return Delivered(target, progress.outcome, progress.reader.usage, progress.reader.output_bytes)
-
-
-async def _relay(hop: _Hop, body: bytes, progress: _Progress) -> Answer | None:
-    """Pass a provider's stream on as it arrives; return its answer if that is a rejection."""
-    call, reader = hop.call, progress.reader
-    async with hop.target.upstream.stream(body, trace=hop.trace) as response:
-        progress.status = response.status
-        progress.outcome = outcome_of(response.status)
-        if progress.outcome != "ok":
-            if progress.outcome == "client_error":
-                return await _rejection(response)
-            return None
-        progress.outcome = "bad_response"
-        if not response.is_event_stream:
-            return None
-        while chunk := await response.read():
-            events = reader.feed(chunk)
-            if not events:
+    async def _first_answer(self) -> Try | None:
+        """Return the first try worth telling the caller of; ``None`` if there is none."""
+        kind: AttemptKind = "first"
+        while self._chain:
+            target = await self._next_target()
+            if target is None:
                 continue
-            if not call.has_started:
-                if reader.has_failed:
-                    progress.outcome = "server_error"
-                    return None
-                progress.outcome = "cut_short"
-                hop.first_byte()
-                call.ttft_ms = call.elapsed_ms()
-                call.steps_ms["forward"] = hop.ttft_ms or 0.0
-                await call.start(OK, EVENT_STREAM, length=None, extra=STREAM_HEADERS)
-            await call.send({"type": "http.response.body", "body": events, "more_body": True})
-    return None
+            one = await self._try_repeatedly(target, kind)
+            if one is None:
+                continue
+            if one.outcome in ("ok", "client_error", "deadline_exceeded"):
+                return one
+            if one.is_rejected:
+                self._rejected = one
+            if one.outcome == "context_too_long":
+                self._go_on_with_larger(target)
+            kind = "fallback"
+        return await self._after_a_wait() or self._rejected
 
+    async def _next_target(self) -> Target | None:
+        """Return the next of the chain, if it can be sent anything and its cost is held."""
+        name = self._chain.popleft()
+        target = self._considered.serving.targets.get(name)
+        now = self._desk.monotonic()
+        if target is None or target.breaker.refuses(now):
+            return None
+        if target.upstream.keys.rests_until(target.model.name, now) is not None:
+            self._limited.append(target)
+            return None
+        return target if await self._is_held(target) else None
 
-async def _rejection(response: Stream) -> Answer:
-    body = b""
-    while len(body) < MAX_ERROR_BYTES and (chunk := await response.read()):
-        body += chunk
-    return Answer(response.status, body)
+    async def _is_held(self, target: Target) -> bool:
+        if target.model.id == self._held:
+            return True
+        # To hold more, what is held is given back first: a failure leaves nothing.
+        self._held = target.model.id if await self._booking.cover(target) else ""
+        return bool(self._held)
+
+    def _go_on_with_larger(self, target: Target) -> None:
+        """Of the chain, and then of all that this request may use, keep what has more room."""
+        larger = larger_models(
+            self._considered.serving.compiled, self._call.facts or self._considered.facts,
+            than=target.model.id,
+        )  # fmt: skip
+        tried = {attempt.model for attempt in self._call.attempts}
+        first = [name for name in self._chain if name in larger]
+        self._chain = deque(dict.fromkeys([*first, *(n for n in larger if n not in tried)]))
+
+    # ── one target ─────────────────────────────────────────────────────────────────────────
+
+    async def _try_repeatedly(self, target: Target, kind: AttemptKind) -> Try | None:
+        """Return the last try at ``target``; ``None`` if it was sent nothing."""
+        upstream = target.upstream
+        upstream.retries.deposit()
+        last: Try | None = None
+        for tries in range(1, upstream.max_retries + 2):
+            one = await self._try(target, kind)
+            if one is None:
+                break
+            last, kind = one, "retry"
+            if tries > upstream.max_retries or not await self._pause(one, tries):
+                break
+        if last is not None and last.outcome == "rate_limited":
+            self._limited.append(target)
+        return last
+
+    async def _pause(self, one: Try, tries: int) -> bool:
+        """Wait as long as it takes; return whether the same target should be tried again."""
+        upstream, now = one.target.upstream, self._desk.monotonic()
+        if one.outcome in _PASSING:
+            pause_s = full_jitter_s(tries, luck=self._desk.luck())
+        elif one.outcome in _KEYS_FAULT and upstream.keys.count > 1:
+            if upstream.keys.rests_until(one.target.model.name, now) is not None:
+                return False
+            pause_s = 0.0
+        else:
+            return False
+        left_s = self._call.left_s()
+        if (left_s is not None and pause_s >= left_s) or not upstream.retries.withdraw():
+            return False
+        await asyncio.sleep(pause_s)
+        return True
+
+    async def _try(self, target: Target, kind: AttemptKind) -> Try | None:
+        """Return one try; ``None`` if ``target`` may be sent nothing now."""
+        upstream, now = target.upstream, self._desk.monotonic()
+        left_s = self._call.left_s()
+        if left_s is not None and left_s <= 0:
+            self._chain.clear()
+            return None
+        key = upstream.keys.take(target.model.name, now)
+        # Another request may have taken the probe while we were reserving.
+        if key is None or not target.breaker.admit(now):
+            return None
+        if not upstream.limiter.enter():
+            target.breaker.abandoned()
+            self._is_saturated = True
+            return None
+        self._call.model, self._booking.is_exposed = target.model.id, True
+        one = self.last = Try(self._desk, self._call, self._considered, target, key=key, kind=kind)
+        await one.open(output_tokens=self._booking.output_tokens)
+        return one
+
+    async def _after_a_wait(self) -> Try | None:
+        """Return a try at whoever limits our rate, if the limit passes soon; or ``None``."""
+        limited = [target for target in self._limited if target.upstream.max_retries]
+        if not limited:
+            return None
+        target = min(limited, key=self._rest_s)
+        wait_s, left_s = self._rest_s(target), self._call.left_s()
+        # Those who wait for the same instant should not come all at once.
+        wait_s *= 1 + 0.2 * self._desk.luck()
+        if wait_s > LONGEST_WAIT_S or (left_s is not None and wait_s >= left_s):
+            return None
+        if not target.upstream.retries.withdraw() or not await self._is_held(target):
+            return None
+        await asyncio.sleep(wait_s)
+        one = await self._try(target, "retry")
+        return one if one is not None and (one.outcome == "ok" or one.is_rejected) else None
+
+    def _nobody_answered(self) -> UpstreamError:
+        left_s = self._call.left_s()
+        is_late = left_s is not None and left_s <= 0
+        if is_late and self._call.is_hurried:
+            return deadline_exceeded()
+        outcomes = {attempt.outcome for attempt in self._call.attempts}
+        if not outcomes and self._is_saturated:
+            return UpstreamError(
+                "As many requests are under way as the providers can take; try again shortly.",
+                code="upstream_saturated", retry_after_s=1,
+            )  # fmt: skip
+        if is_late or outcomes == {"timeout"}:
+            return UpstreamError(
+                "No provider answered in time; try again.", code="upstream_timeout"
+            )
+        if outcomes <= {"rate_limited"} and self._limited:
+            return UpstreamError(
+                "Every provider is limiting our rate at the moment; try again shortly.",
+                code="upstream_rate_limited",
+                retry_after_s=1 + int(min(map(self._rest_s, self._limited))),
+            )
+        return UpstreamError("No provider could answer at the moment; try again shortly.")
+
+    def _rest_s(self, target: Target) -> float:
+        now = self._desk.monotonic()
+        until = target.upstream.keys.rests_until(target.model.name, now)
+        return 0.0 if until is None else until - now

@@ -5,8 +5,8 @@ import logging
 from waypost.shared.contracts import Facts
 from waypost.shared.errors import StoreError
 from waypost.shared.money import bill, upper_bound
+from waypost.validator.pipeline.attempt import Delivered
 from waypost.validator.pipeline.call import Call
-from waypost.validator.pipeline.forward import Delivered
 from waypost.validator.pipeline.reserve import Booking
 
 __all__ = ["cost_of", "settle"]
@@ -20,7 +20,7 @@ def cost_of(delivered: Delivered, facts: Facts, *, output_tokens: int) -> int:
     Args:
         output_tokens: the bound of one answer that was sent upstream.
     """
-    if delivered.outcome == "client_error":
+    if delivered.is_free:
         return 0
     price = delivered.target.model.price
     if delivered.usage is not None:
@@ -40,7 +40,7 @@ async def settle(call: Call, facts: Facts, booking: Booking, delivered: Delivere
     call.cost_nusd = cost
     call.reserved_nusd = booking.amount_nusd
     try:
-        if delivered.outcome == "client_error":
+        if delivered.is_free:
             await booking.release()
         else:
             await booking.settle(cost)

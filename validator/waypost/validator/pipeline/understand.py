@@ -16,9 +16,10 @@ from waypost.validator.desk import Caller, Desk, Serving
 from waypost.validator.detectors import json_text
 from waypost.validator.pipeline.call import Call, Headers, Receive
 
-__all__ = ["read_body", "understand"]
+__all__ = ["bound_time", "read_body", "understand"]
 
 NOTHING_DECLARED = Declared()
+MAX_DEADLINE_MS = 86_400_000
 DETECT_INLINE_BYTES = 64_000  # 25 ms at worst; a longer text would hold up other requests
 
 
@@ -50,6 +51,25 @@ async def understand(
         declared=NOTHING_DECLARED if declared is None else parse_facts(declared.decode("latin-1")),
     )
     return request, facts, _proposal(request, call.headers, serving)
+
+
+def bound_time(call: Call) -> None:
+    """Have the call end when its caller wants it to.
+
+    Raises:
+        InvalidRequestError: ``header_malformed``: it is not a whole number of milliseconds.
+    """
+    text = call.headers.get(b"waypost-deadline-ms")
+    if text is None:
+        return
+    deadline_ms = int(text) if text.isdigit() and len(text) <= 8 else 0
+    if not 0 < deadline_ms <= MAX_DEADLINE_MS:
+        raise InvalidRequestError(
+            f"Waypost-Deadline-Ms must be whole milliseconds from 1 to {MAX_DEADLINE_MS}.",
+            code="header_malformed",
+            param="waypost-deadline-ms",
+        )
+    call.end_after(deadline_ms, says_caller=True)
 
 
 async def _detect(desk: Desk, body: bytes) -> tuple[str, ...]:

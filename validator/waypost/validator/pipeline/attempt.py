@@ -1,0 +1,350 @@
+"""One try at one provider: asked, told apart from failure, and passed on to the caller.
+
+The rule: until ``open`` has something to pass on, nothing has reached the caller and another
+model may be tried. From then on a failure is told, never papered over. However a try ends, it
+ends once: breaker, limiter, keys and record learn of it.
+"""
+
+import asyncio
+from time import perf_counter
+
+from msgspec import Struct
+
+from waypost.shared.money import Usage
+from waypost.shared.records import Attempt, AttemptKind, AttemptOutcome
+from waypost.validator.desk import Desk, Target
+from waypost.validator.pipeline.call import Call, Considered
+from waypost.validator.problems import OK, deadline_exceeded, describe, envelope, outcome_of
+from waypost.validator.providers import StreamReader
+from waypost.validator.resilience.causes import cause_of_rejection
+from waypost.validator.resilience.keys import retry_after_s
+from waypost.validator.upstream import NoAnswerError, Stream
+
+__all__ = ["Delivered", "Try"]
+
+MAX_ERROR_BYTES = 65_536
+EVENT_STREAM = b"text/event-stream; charset=utf-8"
+# Proxies in front of us would otherwise collect a stream before they pass it on.
+STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+
+CUT_SHORT = "The provider broke off in the middle of the answer; what came so far is charged."
+TOO_LATE = "The deadline passed in the middle of the answer; what came so far is charged."
+
+# What the provider found wrong with the request. It served nothing and charges nothing.
+_REJECTIONS: frozenset[AttemptOutcome] = frozenset(
+    {"client_error", "content_filter", "context_too_long"}
+)
+
+
+class Delivered(Struct, frozen=True):
+    """What reached the caller, for the bill.
+
+    Attributes:
+        usage: as the provider told it; ``None`` if it did not.
+        output_bytes: bytes of answer, which bound its tokens where ``usage`` is missing.
+    """
+
+    target: Target
+    outcome: AttemptOutcome
+    usage: Usage | None
+    output_bytes: int
+
+    @property
+    def is_free(self) -> bool:
+        """Whether no provider charges for it."""
+        return self.outcome in _REJECTIONS
+
+
+class Try:
+    """One request to one provider, and what came of it.
+
+    Attributes:
+        outcome: ``cancelled`` until it is known.
+        status: of the provider's response; ``None`` without one.
+        is_cut_by_caller: whether it is the caller's deadline that bounds it.
+    """
+
+    __slots__ = (
+        "_answer",
+        "_considered",
+        "_desk",
+        "_events",
+        "_has_ended",
+        "_key",
+        "_kind",
+        "_reader",
+        "_retry_after_s",
+        "_started",
+        "_started_ms",
+        "_stream",
+        "_ttft_ms",
+        "_usage",
+        "call",
+        "is_cut_by_caller",
+        "outcome",
+        "status",
+        "target",
+    )
+
+    def __init__(
+        self,
+        desk: Desk,
+        call: Call,
+        considered: Considered,
+        target: Target,
+        *,
+        key: int,
+        kind: AttemptKind,
+    ) -> None:
+        self._desk = desk
+        self.call = call
+        self._considered = considered
+        self.target = target
+        self._key = key
+        self._kind: AttemptKind = kind
+        self._started = perf_counter()
+        self._started_ms = call.elapsed_ms()
+        self._ttft_ms: float | None = None
+        self._answer = self._events = b""
+        self._usage: Usage | None = None
+        self._reader: StreamReader | None = None
+        self._stream: Stream | None = None
+        self._retry_after_s: float | None = None
+        self._has_ended = self.is_cut_by_caller = False
+        self.outcome: AttemptOutcome = "cancelled"
+        self.status: int | None = None
+
+    # ── until there is something to pass on ────────────────────────────────────────────────
+
+    @property
+    def is_rejected(self) -> bool:
+        """Whether the provider found something wrong with the request, and can be quoted."""
+        return self.outcome in _REJECTIONS
+
+    async def open(self, *, output_tokens: int) -> None:
+        """Ask, and wait for an answer, or for the first events of one; see ``outcome``.
+
+        Args:
+            output_tokens: bound of one answer, sent upstream.
+        """
+        upstream = self.target.upstream
+        body = upstream.dialect.request(
+            self.call.body,
+            model=self.target.model.name,
+            max_tokens_field=upstream.max_tokens_field,
+            output_tokens=output_tokens,
+            streamed=self.call.streamed,
+        )
+        try:
+            if self.call.streamed:
+                await self._open_stream(body)
+            else:
+                await self._ask(body)
+        except NoAnswerError as failure:
+            self.outcome = failure.outcome
+        except ValueError:
+            self.outcome = "bad_response"
+        except BaseException:
+            self._end("cancelled")
+            raise
+        if self.outcome == "timeout" and self.is_cut_by_caller:
+            self.outcome = "deadline_exceeded"
+        if self._stream is None or self.outcome != "ok":
+            self._end(self.outcome)
+
+    def _until(self) -> float:
+        """Return when the provider must have said something more, by the loop's clock."""
+        now = asyncio.get_running_loop().time()
+        until = now + self.target.upstream.timeout_s
+        left_s = self.call.left_s()
+        if left_s is None or now + left_s >= until:
+            self.is_cut_by_caller = False
+            return until
+        self.is_cut_by_caller = self.call.is_hurried
+        return now + left_s
+
+    async def _ask(self, body: bytes) -> None:
+        upstream, trace = self.target.upstream, self.call.headers.get(b"traceparent")
+        answer = await upstream.ask(body, key=self._key, trace=trace, until=self._until())
+        self._answered(answer.status, answer.retry_after, answer.body)
+        if self.outcome == "ok":
+            self._usage = upstream.dialect.usage(answer.body)
+
+    async def _open_stream(self, body: bytes) -> None:
+        upstream, trace = self.target.upstream, self.call.headers.get(b"traceparent")
+        stream = self._stream = await upstream.open(
+            body, key=self._key, trace=trace, until=self._until()
+        )
+        if stream.status != OK:
+            self._answered(stream.status, stream.retry_after, await self._rest_of(stream))
+            return
+        self.status, self.outcome = stream.status, "bad_response"
+        if not stream.is_event_stream:
+            return
+        options = self._considered.request.stream_options
+        shows_usage = options is not None and options.include_usage is True
+        reader = self._reader = upstream.dialect.reader(shows_usage=shows_usage)
+        while chunk := await stream.read(until=self._until()):
+            if events := reader.feed(chunk):
+                self._ttft_ms = self._elapsed_ms()
+                self._events = events
+                # An error as the first event is no answer.
+                self.outcome = "server_error" if reader.has_failed else "ok"
+                return
+
+    async def _rest_of(self, stream: Stream) -> bytes:
+        body = b""
+        while len(body) < MAX_ERROR_BYTES and (chunk := await stream.read(until=self._until())):
+            body += chunk
+        return body
+
+    def _answered(self, status: int, retry_after: str, body: bytes) -> None:
+        self.status = status
+        self.outcome = outcome_of(status)
+        self._answer = body
+        if self.outcome == "client_error":
+            self.outcome = cause_of_rejection(body)
+        elif self.outcome == "rate_limited":
+            self._retry_after_s = retry_after_s(retry_after, now=self._desk.clock())
+
+    # ── passing it on ──────────────────────────────────────────────────────────────────────
+
+    async def deliver(self) -> Delivered:
+        """Pass the answer on to the caller, or what the provider found wrong, or the deadline."""
+        if self._reader is not None and self.outcome == "ok":
+            return await self._relay(self._reader)
+        if self.outcome == "ok":
+            await self.call.answer(OK, self._answer)
+        elif self.is_rejected:
+            await self._pass_error_on()
+        else:
+            refusal = deadline_exceeded()
+            self.call.verdict, self.call.reason = "refused", refusal.code
+            self.call.detail = refusal.message
+            problem = describe(refusal)
+            await self.call.answer(problem.status, problem.body, extra=problem.headers)
+        return self.delivered()
+
+    def delivered(self) -> Delivered:
+        """Return what reached the caller so far."""
+        if self._reader is not None:
+            return Delivered(
+                self.target, self.outcome, self._reader.usage, self._reader.output_bytes
+            )
+        return Delivered(self.target, self.outcome, self._usage, len(self._answer))
+
+    async def _pass_error_on(self) -> None:
+        body = self._answer
+        if not self.target.upstream.dialect.is_error(body):
+            body = envelope(
+                "The provider rejected the request and did not say why.",
+                kind="invalid_request_error",
+                code="upstream_rejected",
+            )
+        await self.call.answer(self.status or OK, body)
+
+    async def _relay(self, reader: StreamReader) -> Delivered:
+        """Pass a stream on as it arrives."""
+        call = self.call
+        try:
+            call.ttft_ms = call.elapsed_ms()
+            call.steps_ms["forward"] = self._ttft_ms or 0.0
+            await call.start(OK, EVENT_STREAM, length=None, extra=STREAM_HEADERS)
+            outcome = await self._pass_events_on(reader)
+        except BaseException:
+            # SDKs hang up as soon as they have read the end: that is an answer like any other.
+            self._end("ok" if reader.is_done else "cancelled")
+            raise
+        self._end(outcome)
+        rest = b""
+        if outcome != "ok" and not reader.has_failed:
+            is_late = outcome == "deadline_exceeded"
+            rest = reader.breaking_off(
+                TOO_LATE if is_late else CUT_SHORT,
+                code="deadline_exceeded" if is_late else "upstream_cut_short",
+            )
+        await call.send({"type": "http.response.body", "body": rest})
+        return self.delivered()
+
+    async def _pass_events_on(self, reader: StreamReader) -> AttemptOutcome:
+        send, stream, events = self.call.send, self._stream, self._events
+        self._events = b""
+        try:
+            while stream is not None:
+                if events:
+                    # Waits while the caller does not read, and the provider with it.
+                    await send({"type": "http.response.body", "body": events, "more_body": True})
+                chunk = await stream.read(until=self._until())
+                if not chunk:
+                    break
+                events = reader.feed(chunk)
+        except NoAnswerError as failure:
+            if failure.outcome == "timeout" and self.is_cut_by_caller and not reader.is_done:
+                return "deadline_exceeded"
+        except ValueError:
+            pass  # an event without end
+        # Whatever happened to the connection after the end of the answer.
+        return "ok" if reader.is_done else "cut_short"
+
+    # ── how it ended ───────────────────────────────────────────────────────────────────────
+
+    def abandon(self) -> None:
+        """Hang up on the provider, if it is not over yet."""
+        self._end("cancelled")
+
+    def _elapsed_ms(self) -> float:
+        return round((perf_counter() - self._started) * 1_000, 3)
+
+    def _end(self, outcome: AttemptOutcome) -> None:
+        """Let go of the connection; tell breaker, limiter, keys and record how it went."""
+        if self._has_ended:
+            return
+        self._has_ended = True
+        self.outcome = outcome
+        if self._stream is not None:
+            self._stream.close()
+        duration_ms = self._elapsed_ms()
+        began_ms = duration_ms if self._ttft_ms is None else self._ttft_ms
+        self._teach(outcome, after_s=began_ms / 1_000)
+        self.call.attempts.append(
+            Attempt(
+                model=self.target.model.id,
+                provider=self.target.model.provider,
+                kind=self._kind,
+                outcome=outcome,
+                http_status=self.status,
+                ttft_ms=self._ttft_ms,
+                duration_ms=duration_ms,
+                started_ms=self._started_ms,
+            )
+        )
+        self.call.mark("forward")
+
+    def _teach(self, outcome: AttemptOutcome, *, after_s: float) -> None:
+        upstream, breaker = self.target.upstream, self.target.breaker
+        name = self.target.model.name
+        now = self._desk.monotonic()
+        limiter, keys = upstream.limiter, upstream.keys
+        limiter.leave()
+        match outcome:
+            case "ok":
+                breaker.succeeded(now, after_s=after_s)
+                keys.answered(self._key, name)
+                limiter.answered((name, self.call.streamed), after_s)
+            case "client_error" | "content_filter" | "context_too_long":
+                breaker.succeeded(now, after_s=0.0)
+                keys.answered(self._key, name)
+            case "rate_limited":
+                # It does not say that the provider is ill; a limit has its own remedy.
+                breaker.abandoned()
+                keys.limited(self._key, name, now, retry_after_s=self._retry_after_s)
+                limiter.dropped()
+            case "cancelled" | "deadline_exceeded" if after_s < breaker.rules.slow_after_s:
+                # Or callers in a hurry could have a provider put to rest for everybody.
+                breaker.abandoned()
+            case _:
+                if outcome == "key_refused":
+                    keys.refused(self._key, name, now)
+                elif outcome == "timeout":
+                    limiter.dropped()
+                breaker.failed(now, luck=self._desk.luck())
