@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import analysing, deciding, detecting, routing_quality, serving, trusting
+from bench import analysing, deciding, detecting, routing_quality, serving, simulating, trusting
 from bench.processes import Unavailable
 
 Rows = list[tuple[str, str, str]]
@@ -22,6 +22,7 @@ SECTIONS: dict[str, Callable[[Path], Rows]] = {
     "detect": lambda _: detecting.rows(),
     "quality": lambda _: routing_quality.rows(),
     "serve": serving.rows,
+    "simulate": lambda _: simulating.rows(),
     "stream": serving.stream_rows,
     "trust": trusting.rows,
 }

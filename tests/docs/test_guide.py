@@ -94,6 +94,13 @@ def test_the_invariants_of_the_policy_page_are_proved_or_shown_to_be_broken(
     assert 'curl "$WAYPOST_URL/v1/decide"' in said
 
 
+def test_the_cases_of_the_policy_page_are_as_expected(command: Command) -> None:
+    cases = next(b for b in blocks("policy", "yaml") if b.startswith("cases:"))
+    (command.folder / "policy.test.yaml").write_text(cases)
+
+    assert "2 of 2 cases as expected" in command.good("policy", "test")
+
+
 def test_the_commands_of_the_policy_page_run(command: Command) -> None:
     for line in commands_of(blocks("policy", "")[0]):
         command.good(*line)

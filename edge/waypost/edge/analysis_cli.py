@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from waypost.cli.output import console, print_json
+from waypost.cli.output import print_json
+from waypost.edge.asking import JSON, load_unsigned, say
 
 if TYPE_CHECKING:
     from waypost.cli.yamlfile import YAMLFile
@@ -23,7 +24,6 @@ __all__ = ["add_commands"]
 
 POLICY = Path("policy.yaml")
 
-JSON = Annotated[bool, typer.Option("--json", help="Answer in JSON, for a script.")]
 PolicyFile = Annotated[Path, typer.Argument(help="The policy, as written.")]
 
 
@@ -54,11 +54,11 @@ def _check(
                 where = ":".join(str(part) for part in (finding["file"], finding["line"]) if part)
                 path = f"{finding['path']}: " if finding["path"] else ""
                 severity = "" if finding["severity"] == "error" else f"{finding['severity']}: "
-                _say(f"{where}: {severity}{path}{finding['message']}")
+                say(f"{where}: {severity}{path}{finding['message']}")
         if not count["error"]:
             said = [f"{n} {name}{'s' * (n > 1)}" for name, n in count.items() if n]
             hidden = "" if notes or not count["note"] else " (--notes shows them)"
-            _say(f"{policy}: {', '.join(['good', *said])}{hidden}")
+            say(f"{policy}: {', '.join(['good', *said])}{hidden}")
     if count["error"] or (strict and count["warning"]):
         raise typer.Exit(1)
 
@@ -72,7 +72,7 @@ def _findings(path: Path) -> list[dict[str, object]]:
 
     code = "file_invalid"
     try:
-        authored = _draft(path)
+        authored = load_unsigned(path)
     except FileError as exc:
         wrong: Sequence[Finding] = exc.findings
     except PolicyError as exc:
@@ -99,8 +99,7 @@ def _located(file: "YAMLFile", authored: "Authored", problem: "Problem") -> dict
         path = (section, places[rest[0]], *rest[1:])
     else:
         path = (section, *rest)
-    file.find(path, problem.message)
-    found = file.findings.pop()
+    found = file.finding(path, problem.message)
     return {
         "severity": problem.severity,
         "code": problem.code,
@@ -116,15 +115,15 @@ def _prove(policy: PolicyFile = POLICY, as_json: JSON = False) -> None:
     """Prove each invariant for every request there can be, or show one that breaks it."""
     from waypost.edge.analysis.prove import prove_all
 
-    proofs = prove_all(_draft(policy))
+    proofs = prove_all(load_unsigned(policy))
     if as_json:
         print_json({"proofs": [{**_asdict(proof), "holds": not proof.broken} for proof in proofs]})
     else:
         for proof in proofs:
             for line in _proof_lines(proof):
-                _say(line)
+                say(line)
         if not proofs:
-            _say(f"{policy}: states no invariants; write what must hold under 'invariants'")
+            say(f"{policy}: states no invariants; write what must hold under 'invariants'")
     if any(proof.broken for proof in proofs):
         raise typer.Exit(1)
 
@@ -154,15 +153,15 @@ def _diff(
     """Say what changes for requests from one policy to another. Exit 1 if anything does."""
     from waypost.edge.analysis.diff import diff_authored
 
-    changes = diff_authored(_draft(before), _draft(after))
+    changes = diff_authored(load_unsigned(before), load_unsigned(after))
     if as_json:
         print_json({"changes": changes})
     else:
         for change in changes:
             for line in _change_lines(change):
-                _say(line)
+                say(line)
         if not changes:
-            _say("no change in meaning")
+            say("no change in meaning")
     if changes:
         raise typer.Exit(1)
 
@@ -185,18 +184,7 @@ def _change_lines(change: "Change") -> Iterator[str]:
         yield f"    {line}"
 
 
-def _draft(path: Path) -> "Authored":
-    """Return the policy as if it were the first of its channel."""
-    from waypost.edge.authoring import load_policy
-
-    return load_policy(path, channel="draft", version=1, issued_at=int(time.time()))
-
-
 def _asdict(proof: "Proof") -> dict[str, object]:
     from msgspec import structs
 
     return structs.asdict(proof)
-
-
-def _say(line: str) -> None:
-    console.print(line, highlight=False, markup=False, soft_wrap=True)

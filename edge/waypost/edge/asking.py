@@ -1,7 +1,8 @@
-"""What the edge's commands share: passphrases and PINs, keys at hand, and plain sentences."""
+"""What the edge's commands share: files, passphrases and PINs, keys at hand, plain sentences."""
 
 import os
 import sys
+import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from waypost.edge.project import Project
 if TYPE_CHECKING:
     from securesystemslib.signer import Signer  # pyright: ignore[reportPrivateImportUsage]
 
+    from waypost.edge.authoring import Authored
     from waypost.edge.keys import Keyring
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "Draft",
     "Out",
     "date",
+    "load_unsigned",
     "new_passphrase",
     "passphrase_for",
     "say",
@@ -45,6 +48,13 @@ Out = Annotated[Path, typer.Option("--out", help="Where to write the draft.")]
 def say(text: str) -> None:
     """Write a sentence, whatever it holds, as plain text."""
     console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+
+
+def load_unsigned(policy: Path) -> "Authored":
+    """Return the policy as written, as if it were the first of its channel and signed now."""
+    from waypost.edge.authoring import load_policy
+
+    return load_policy(policy, channel="draft", version=1, issued_at=int(time.time()))
 
 
 def date(at: int | None) -> str:

@@ -1,4 +1,4 @@
-"""Writes a first project: a policy to start from, settings, and the app's own token key."""
+"""Writes a first project: a policy to start from with its tests, settings, the app's token key."""
 
 import os
 from importlib.resources import files
@@ -38,6 +38,7 @@ def init_project(folder: Path, *, key: Ed25519PrivateKey) -> tuple[Path, ...]:
     public = issuer_key(key, kid=KID)
     contents = {
         "policy.yaml": template("policy.yaml"),
+        "policy.test.yaml": template("policy.test.yaml"),
         "issuers.yaml": Template(template("issuers.yaml")).substitute(
             iss=ISSUER, kid=KID, x=public.x
         ),

@@ -18,11 +18,11 @@ from uuid import uuid4
 import typer
 
 from waypost.cli.output import console, print_json, table
-from waypost.edge import analysis_cli
+from waypost.edge import analysis_cli, trial_cli
+from waypost.edge.asking import JSON, load_unsigned
 from waypost.edge.training import training_cli
 
 if TYPE_CHECKING:
-    from waypost.edge.authoring import Authored
     from waypost.edge.issue import SigningKey
     from waypost.shared.contracts import Issuers, Measured, SpendLimit, Window
     from waypost.shared.engine import CompiledPolicy
@@ -34,7 +34,6 @@ TIMES = {"exp", "iat", "nbf"}
 policy_commands = typer.Typer(no_args_is_help=True, help="Check and understand a policy.")
 token_commands = typer.Typer(no_args_is_help=True, help="Make and read access tokens.")
 
-JSON = Annotated[bool, typer.Option("--json", help="Answer in JSON, for a script.")]
 PolicyFile = Annotated[Path, typer.Argument(help="The policy, as written.")]
 
 
@@ -42,6 +41,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to ``app``."""
     app.command("init")(_init)
     analysis_cli.add_commands(policy_commands)
+    trial_cli.add_commands(policy_commands)
     training_cli.register(policy_commands)
     app.add_typer(policy_commands, name="policy")
     app.add_typer(token_commands, name="token")
@@ -62,7 +62,8 @@ def _init(
         f"""
 Next, in {folder}:
   waypost keys new            # the keys that sign manifests, and root.json to trust them by
-  waypost policy check        # after each change to policy.yaml
+  waypost policy check        # after each change to policy.yaml, as is
+  waypost policy test         # which tries the cases in policy.test.yaml
   waypost publish
   waypost edge serve          # hands the manifest to clients
   waypost validator serve     # in another terminal
@@ -101,7 +102,7 @@ def _explain(
     from waypost.shared.money import format_usd
 
     now = _now() if at is None else at
-    compiled = compile_policy(_draft(policy).full)
+    compiled = compile_policy(load_unsigned(policy).full)
     measured = _measured(compiled, text or "")
     if tokens is not None:
         measured = structs.replace(measured, input_tokens=tokens, max_input_tokens=tokens)
@@ -273,13 +274,6 @@ def _when(value: object) -> str:
     if not isinstance(value, int) or not 0 <= value < 2**36:
         return ""
     return f" ({datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M:%S} UTC)"
-
-
-def _draft(path: Path) -> "Authored":
-    """Return the policy as if it were the first of its channel."""
-    from waypost.edge.authoring import load_policy
-
-    return load_policy(path, channel="draft", version=1, issued_at=_now())
 
 
 def _issuers(path: Path) -> "Issuers":

@@ -18,7 +18,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
-from typing import Literal
+from typing import Literal, get_args
 
 from msgspec import Struct
 
@@ -41,6 +41,7 @@ from waypost.shared.records import Verdict
 from waypost.shared.rules import DECLARED_FIELDS, RuleTable, describe, field_of
 
 __all__ = [
+    "REFUSAL_CODES",
     "CompiledPolicy",
     "Decision",
     "Exclusion",
@@ -69,6 +70,11 @@ ExclusionCode = Literal[
     "unaffordable",
     "not_in_route",
 ]
+
+# With which ``decide`` refuses. Any other reason of a refusal is not the policy's.
+REFUSAL_CODES: frozenset[str] = frozenset(
+    {*get_args(ExclusionCode), "facts_incomplete", "unknown_data_class", "unknown_tier"}
+)
 
 # A hint moves an expectation no further than this from the operator's prior, so that a stolen
 # hints key can make things slower, never send everything one way for good.
