@@ -4,28 +4,106 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from waypost.shared.money import Price, Usage, bill, format_usd, upper_bound
+from waypost.shared.money import MTOK, Price, Usage, bill, format_usd, upper_bound
 
 amounts = st.integers(0, 10**12)
 prices = st.builds(
     Price,
     input_nusd_per_mtok=amounts,
     output_nusd_per_mtok=amounts,
-    cached_input_nusd_per_mtok=st.none() | amounts,
     request_nusd=amounts,
+    **{
+        f"{kind}_nusd_per_mtok": st.none() | amounts
+        for kind in (
+            "cached_input",
+            "cache_write",
+            "image_input",
+            "audio_input",
+            "audio_output",
+            "reasoning",
+        )
+    },
 )
 tokens = st.integers(0, 10**7)
+KINDS = ("cached", "cache_write", "image_input", "audio_input", "audio_output", "reasoning")
+# Kinds that providers report may overlap, or exceed what they are part of.
+usages = st.builds(
+    Usage,
+    input_tokens=tokens,
+    output_tokens=tokens,
+    **{f"{kind}_tokens": tokens for kind in KINDS},
+)
+EVERYTHING = ("audio", "vision")
 
 
-@given(prices, tokens, tokens, tokens)
-def test_no_usage_within_the_bounds_costs_more_than_the_bound(
-    price: Price, tokens_in: int, tokens_out: int, cached: int
-) -> None:
-    usage = Usage(input_tokens=tokens_in, output_tokens=tokens_out, cached_tokens=cached)
-
-    assert bill(price, usage) <= upper_bound(
-        price, input_tokens=tokens_in, output_tokens=tokens_out
+@given(prices, usages)
+def test_no_usage_within_the_bounds_costs_more_than_the_bound(price: Price, usage: Usage) -> None:
+    assert bill(price, usage, EVERYTHING) <= upper_bound(
+        price,
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        needs=EVERYTHING,
     )
+
+
+@given(prices, usages)
+def test_no_token_is_cheaper_than_the_cheapest_price_of_its_side(
+    price: Price, usage: Usage
+) -> None:
+    into = (price.input_nusd_per_mtok, price.cached_input_nusd_per_mtok,
+            price.cache_write_nusd_per_mtok, price.image_input_nusd_per_mtok,
+            price.audio_input_nusd_per_mtok)  # fmt: skip
+    out = (price.output_nusd_per_mtok, price.reasoning_nusd_per_mtok,
+           price.audio_output_nusd_per_mtok)  # fmt: skip
+    least = usage.input_tokens * min(paid for paid in into if paid is not None)
+    least += usage.output_tokens * min(paid for paid in out if paid is not None)
+
+    assert bill(price, usage, EVERYTHING) >= price.request_nusd + least // MTOK
+
+
+@pytest.mark.parametrize(
+    ("usage", "cost"),
+    [
+        (Usage(input_tokens=10, cached_tokens=4), 6 * 20 + 4 * 2),
+        (Usage(input_tokens=10, cache_write_tokens=4), 6 * 20 + 4 * 25),
+        (Usage(input_tokens=10, image_input_tokens=4), 6 * 20 + 4 * 30),
+        (Usage(input_tokens=10, audio_input_tokens=4), 6 * 20 + 4 * 40),
+        (Usage(output_tokens=10, audio_output_tokens=4), 6 * 50 + 4 * 80),
+        (Usage(output_tokens=10, reasoning_tokens=4), 6 * 50 + 4 * 60),
+        # Cached audio may be told as both: the dearer price is paid for it.
+        (Usage(input_tokens=10, audio_input_tokens=8, cached_tokens=8), 8 * 40 + 2 * 2),
+    ],
+)
+def test_each_kind_of_token_is_billed_at_its_own_price(usage: Usage, cost: int) -> None:
+    m = 1_000_000
+    price = Price(
+        input_nusd_per_mtok=20 * m,
+        output_nusd_per_mtok=50 * m,
+        cached_input_nusd_per_mtok=2 * m,
+        cache_write_nusd_per_mtok=25 * m,
+        image_input_nusd_per_mtok=30 * m,
+        audio_input_nusd_per_mtok=40 * m,
+        audio_output_nusd_per_mtok=80 * m,
+        reasoning_nusd_per_mtok=60 * m,
+    )
+    assert bill(price, usage) == cost
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "cached"])
+def test_tokens_of_a_kind_without_a_price_are_not_free(kind: str) -> None:
+    price = Price(input_nusd_per_mtok=MTOK, output_nusd_per_mtok=MTOK, cached_input_nusd_per_mtok=0)
+    usage = Usage(input_tokens=10, output_tokens=10, **{f"{kind}_tokens": 10})
+
+    assert bill(price, usage) == 20
+
+
+def test_a_picture_is_reserved_for_only_where_there_may_be_one() -> None:
+    price = Price(
+        input_nusd_per_mtok=MTOK, output_nusd_per_mtok=MTOK, image_input_nusd_per_mtok=9 * MTOK
+    )
+
+    assert upper_bound(price, input_tokens=1, output_tokens=0) == 1
+    assert upper_bound(price, input_tokens=1, output_tokens=0, needs=("vision",)) == 9
 
 
 def test_a_bill_is_rounded_up_once() -> None:

@@ -155,6 +155,11 @@ class _Price(FileModel):
     input: Dollars
     output: Dollars
     cached_input: Dollars | None = None
+    cache_write: Dollars | None = None
+    image_input: Dollars | None = None
+    audio_input: Dollars | None = None
+    audio_output: Dollars | None = None
+    reasoning: Dollars | None = None
     request: Dollars = 0
 
 
@@ -439,6 +444,11 @@ class PolicyFile(FileModel):
                 input_nusd_per_mtok=model.price.input,
                 output_nusd_per_mtok=model.price.output,
                 cached_input_nusd_per_mtok=model.price.cached_input,
+                cache_write_nusd_per_mtok=model.price.cache_write,
+                image_input_nusd_per_mtok=model.price.image_input,
+                audio_input_nusd_per_mtok=model.price.audio_input,
+                audio_output_nusd_per_mtok=model.price.audio_output,
+                reasoning_nusd_per_mtok=model.price.reasoning,
                 request_nusd=model.price.request,
             ),
             tiers=tuple(model.tiers),

@@ -35,7 +35,7 @@ from waypost.shared.contracts import (
     Zone,
 )
 from waypost.shared.errors import PolicyError
-from waypost.shared.money import Usage, bill, upper_bound
+from waypost.shared.money import Usage, bill, output_ceiling, upper_bound
 from waypost.shared.reading import TextReader
 from waypost.shared.records import Verdict
 from waypost.shared.rules import DECLARED_FIELDS, RuleTable, describe, field_of
@@ -130,14 +130,21 @@ def cost_bound_nusd(model: Model, facts: Facts) -> int:
         model.price,
         input_tokens=facts.measured.max_input_tokens,
         output_tokens=output_bound(model, facts) * facts.measured.choices,
+        needs=facts.measured.needs,
     )
 
 
 def affordable_output(model: Model, facts: Facts, *, budget_nusd: int) -> int:
     """Return how many tokens per answer ``budget_nusd`` surely pays for; 0 if not one."""
-    fixed = upper_bound(model.price, input_tokens=facts.measured.max_input_tokens, output_tokens=0)
+    measured = facts.measured
+    fixed = upper_bound(
+        model.price,
+        input_tokens=measured.max_input_tokens,
+        output_tokens=0,
+        needs=measured.needs,
+    )
     left = budget_nusd - fixed
-    per_mtok = model.price.output_nusd_per_mtok * facts.measured.choices
+    per_mtok = output_ceiling(model.price, measured.needs) * measured.choices
     if left <= 0:
         return 0
     bound = output_bound(model, facts)

@@ -412,14 +412,27 @@ def _changed(old: Struct, new: Struct, but: set[str]) -> Iterator[tuple[str, str
             yield field, _said(was), _said(now)
 
 
+_PRICES = {
+    "input_nusd_per_mtok": "in",
+    "output_nusd_per_mtok": "out",
+    "cached_input_nusd_per_mtok": "cached",
+    "cache_write_nusd_per_mtok": "to write the cache",
+    "image_input_nusd_per_mtok": "image in",
+    "audio_input_nusd_per_mtok": "audio in",
+    "audio_output_nusd_per_mtok": "audio out",
+    "reasoning_nusd_per_mtok": "reasoning",
+    "request_nusd": "per request",
+}
+
+
 def _said(value: object) -> str:
     match value:
-        case Price(input_nusd_per_mtok=into, output_nusd_per_mtok=out):
-            cached, fee = value.cached_input_nusd_per_mtok, value.request_nusd
-            return (
-                f"{format_usd(into)} in, {format_usd(out)} out"
-                + ("" if cached is None else f", {format_usd(cached)} cached")
-                + (f", {format_usd(fee)} per request" if fee else "")
+        case Price():
+            prices = ((words, getattr(value, field)) for field, words in _PRICES.items())
+            return ", ".join(
+                f"{format_usd(paid)} {words}"
+                for words, paid in prices
+                if paid or words in ("in", "out")
             )
         case Struct():
             parts = ((name, getattr(value, name)) for name in value.__struct_fields__)

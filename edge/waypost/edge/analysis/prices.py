@@ -19,6 +19,9 @@ FIELDS = {
     "input": ("input_mtok", "input_nusd_per_mtok"),
     "output": ("output_mtok", "output_nusd_per_mtok"),
     "cached_input": ("cache_read_mtok", "cached_input_nusd_per_mtok"),
+    "cache_write": ("cache_write_mtok", "cache_write_nusd_per_mtok"),
+    "audio_input": ("input_audio_mtok", "audio_input_nusd_per_mtok"),
+    "audio_output": ("output_audio_mtok", "audio_output_nusd_per_mtok"),
 }
 
 

@@ -13,7 +13,7 @@ def record_of(call: Call) -> DecisionRecord:
     baseline: int | None = None
     if call.usage is not None and serving is not None and call.facts is not None:
         price = serving.unrouted_price(call.facts)
-        baseline = None if price is None else bill(price, call.usage)
+        baseline = None if price is None else bill(price, call.usage, call.facts.measured.needs)
     return DecisionRecord(
         id=call.id,
         at_ms=call.at_ms,

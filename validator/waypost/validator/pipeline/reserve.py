@@ -122,6 +122,7 @@ def bound_nusd(model: Model, facts: Facts, *, output_tokens: int) -> int:
         model.price,
         input_tokens=facts.measured.max_input_tokens,
         output_tokens=output_tokens * facts.measured.choices,
+        needs=facts.measured.needs,
     )
 
 

@@ -24,12 +24,13 @@ def cost_of(delivered: Delivered, facts: Facts, *, output_tokens: int) -> int:
         return 0
     price = delivered.target.model.price
     if delivered.usage is not None:
-        return bill(price, delivered.usage)
+        return bill(price, delivered.usage, facts.measured.needs)
     # A token is a byte or more, so what came through bounds what was produced.
     return upper_bound(
         price,
         input_tokens=facts.measured.max_input_tokens,
         output_tokens=min(delivered.output_bytes, output_tokens * facts.measured.choices),
+        needs=facts.measured.needs,
     )
 
 
