@@ -11,8 +11,8 @@ import pytest
 from waypost.shared import engine, errors, headers, measure
 from waypost.shared.errors import RefusalError, StoreError, TrustCode, WaypostError
 from waypost.validator import app, desk, guarded_http, pipeline, problems, providers
+from waypost.validator.jose import TokenCode
 from waypost.validator.problems import describe
-from waypost.validator.tokens import TokenCode
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -80,7 +80,8 @@ def _told() -> set[str]:
     codes = {code for _, code in _raised()}
     # What empties the set of admissible models is its refusal's code.
     codes.update(re.findall(r'return 0, "(\w+)"', Path(engine.__file__).read_text()))
-    codes.update(get_args(TrustCode), {"not_in_route", "ledger_unavailable", "records_unavailable"})
+    stores = {"ledger_unavailable", "records_unavailable", "replay_unavailable"}
+    codes.update(get_args(TrustCode), {"not_in_route", "scope_missing"}, stores)
     # Where money is short, the ledger's word is told instead.
     return codes - {"unaffordable"}
 
@@ -100,14 +101,18 @@ def test_the_api_s_page_names_every_error_code_and_no_other() -> None:
 
 
 def test_the_tokens_page_names_every_code_of_a_refused_token() -> None:
-    named = set(re.findall(r"`(token_\w+)`", (DOCS / "tokens.md").read_text()))
+    text = (DOCS / "tokens.md").read_text() + (DOCS / "dpop.md").read_text()
+    named = set(re.findall(r"`((?:token|dpop)_\w+)`", text))
 
     assert named == set(get_args(TokenCode))
 
 
 def test_every_error_has_the_status_that_the_page_says() -> None:
     statuses = {code: status for status, codes in _table("api.md") for code in codes}
-    stores = [(StoreError, code) for code in ("ledger_unavailable", "records_unavailable")]
+    stores = [
+        (StoreError, code)
+        for code in ("ledger_unavailable", "records_unavailable", "replay_unavailable")
+    ]
 
     for error, code in (*_raised(), *stores):
         if error is not None and code in statuses:

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from support.tokens import AUDIENCE, NOW, App
 from waypost.shared.errors import TokenError
-from waypost.validator.tokens import REFUSAL, TokenVerifier
+from waypost.validator.jose import REFUSAL
+from waypost.validator.tokens import TokenVerifier
 
 APP = App()
 VERIFIER = TokenVerifier(APP.issuers(), audience=AUDIENCE)
@@ -290,9 +291,21 @@ def test_no_required_claim_may_be_missing(missing: str) -> None:
     assert refusal(signed(json.dumps(claims).encode())) == "token_claims"
 
 
-def test_a_token_bound_to_a_key_is_no_bearer_token() -> None:
-    # Stolen, it would be worth as much as one that was never bound.
-    assert refusal(signed(payload(cnf={"jkt": "x" * 43}))) == "token_cnf"
+@pytest.mark.parametrize(
+    "cnf",
+    [
+        None,
+        {},
+        {"jkt": "short"},
+        {"jkt": "0" * 43, "x5t#S256": "0" * 43},
+        {"jwk": {"kty": "OKP"}},
+        {"JKT": "0" * 43},
+        "0" * 43,
+        [],
+    ],
+)
+def test_a_bond_that_cannot_be_checked_is_not_overlooked(cnf: object) -> None:
+    assert refusal(signed(payload(cnf=cnf))) == "token_claims"
 
 
 def test_claims_we_do_not_know_change_nothing() -> None:

@@ -144,6 +144,7 @@ def test_taking_back_is_written_as_the_tokens_page_says(tmp_path: Path) -> None:
 
     assert [key.status for key in issuers.issuers[0].keys] == ["revoked", "active"]
     assert len(issuers.revoked_jtis) == len(issuers.min_iat_by_subject) == 1
+    assert len(issuers.min_iat_by_tenant) == len(issuers.min_epoch_by_subject) == 1
 
 
 # ── validator.md, budgets.md ───────────────────────────────────────────────────────────────────

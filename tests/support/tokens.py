@@ -5,6 +5,7 @@ from typing import TypedDict, Unpack
 from uuid import uuid4
 
 import jwt
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec import structs
@@ -37,6 +38,10 @@ class Wishes(TypedDict, total=False):
     region: str
     data_classes: tuple[str, ...]
     models: tuple[str, ...]
+    scope: str
+    auth_epoch: int
+    one_time: bool
+    jkt: str
 
 
 @dataclass
@@ -55,6 +60,10 @@ class App:
     @classmethod
     def with_es256(cls) -> "App":
         return cls(kid="app-ec-1", key=generate_private_key(SECP256R1()))
+
+    @classmethod
+    def with_rs256(cls) -> "App":
+        return cls(kid="app-rsa-1", key=rsa.generate_private_key(65_537, 2_048))
 
     def public_key(self, **changes: object) -> IssuerKey:
         return structs.replace(issuer_key(self.key, kid=self.kid), **changes)
@@ -78,6 +87,7 @@ class App:
             jti=uuid4().hex,
             limits=wishes.pop("limits", ()),
             lifetime_s=wishes.pop("lifetime_s", 600),
+            jkt=wishes.pop("jkt", None),
         )
         return structs.replace(claims, **wishes)
 

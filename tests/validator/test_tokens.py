@@ -7,9 +7,12 @@ import pytest
 from msgspec import structs
 
 from support.tokens import AUDIENCE, NOW, App
-from waypost.shared.contracts import Issuers, Limits, SpendLimit
-from waypost.shared.errors import PolicyError, TokenError
-from waypost.validator.tokens import REFUSAL, TokenVerifier
+from waypost.shared.contracts import Confirmation, Issuers, Limits, SpendLimit
+from waypost.shared.errors import ForbiddenError, PolicyError, TokenError
+from waypost.validator.jose import REFUSAL
+from waypost.validator.tokens import TokenVerifier
+
+RSA_2048 = App.with_rs256().public_key().n or ""
 
 
 def verifier(issuers: Issuers, **options: int) -> TokenVerifier:
@@ -29,7 +32,9 @@ def app() -> App:
     return App()
 
 
-@pytest.mark.parametrize("app", [App(), App.with_es256()], ids=["EdDSA", "ES256"])
+@pytest.mark.parametrize(
+    "app", [App(), App.with_es256(), App.with_rs256()], ids=["EdDSA", "ES256", "RS256"]
+)
 def test_a_good_token_gives_its_claims(app: App) -> None:
     limits = (SpendLimit(window="day", limit_nusd=5_000_000_000),)
     token = app.bearer(
@@ -61,7 +66,15 @@ def test_no_header_is_a_missing_token(app: App) -> None:
 
 @pytest.mark.parametrize(
     "form",
-    ["{}", "Basic {}", "DPoP {}", "Bearer  {}", "Bearer {} x", "Bearer {0},Bearer {0}", "Bearer"],
+    [
+        "{}",
+        "Basic {}",
+        "DPoP {0},{0}",
+        "Bearer  {}",
+        "Bearer {} x",
+        "Bearer {0},Bearer {0}",
+        "Bearer",
+    ],
 )
 def test_anything_but_one_bearer_token_is_a_bad_header(app: App, form: str) -> None:
     assert refusal(app.issuers(), form.format(app.mint())) == "token_auth_header"
@@ -168,6 +181,72 @@ def test_a_revoked_token_is_refused_and_its_sibling_is_not(app: App) -> None:
     assert verifier(issuers).verify(app.bearer(), now=NOW)
 
 
+def test_resetting_a_tenant_ends_its_older_tokens_and_nobody_elses(app: App) -> None:
+    issuers = app.issuers(min_iat_by_tenant={f"{app.iss} clinic": NOW + 1})
+
+    assert refusal(issuers, app.bearer(tenant="clinic")) == "token_superseded"
+    assert verifier(issuers).verify(app.bearer(tenant="school"), now=NOW)
+    assert verifier(issuers).verify(app.bearer(), now=NOW)
+
+
+def test_a_new_epoch_of_a_subject_ends_its_tokens_of_earlier_ones(app: App) -> None:
+    issuers = app.issuers(min_epoch_by_subject={f"{app.iss} alice": 3})
+
+    assert refusal(issuers, app.bearer(sub="alice", auth_epoch=2)) == "token_epoch"
+    assert refusal(issuers, app.bearer(sub="alice")) == "token_epoch"
+    assert verifier(issuers).verify(app.bearer(sub="alice", auth_epoch=3), now=NOW)
+    assert verifier(issuers).verify(app.bearer(sub="bob"), now=NOW)
+
+
+def test_an_issuer_speaks_for_its_own_tenants_alone(app: App) -> None:
+    issuers = app.issuers(issuers=(app.issuer(tenants=("clinic",)),))
+
+    assert refusal(issuers, app.bearer(tenant="school")) == "token_tenant"
+    assert refusal(issuers, app.bearer()) == "token_tenant"
+    assert verifier(issuers).verify(app.bearer(tenant="clinic"), now=NOW)
+
+
+@pytest.mark.parametrize("scope", ["", "inference", "INFER", "profile,infer"])
+def test_a_token_without_the_issuers_scope_is_good_for_something_else(app: App, scope: str) -> None:
+    issuers = app.issuers(issuers=(app.issuer(scope="infer"),))
+
+    with pytest.raises(ForbiddenError) as caught:
+        verifier(issuers).verify(app.bearer(scope=scope), now=NOW)
+    assert caught.value.code == "scope_missing"
+    assert verifier(issuers).verify(app.bearer(scope="profile infer"), now=NOW)
+
+
+def test_an_issuer_may_make_all_its_tokens_count_once(app: App) -> None:
+    issuers = app.issuers(issuers=(app.issuer(one_time=True),))
+
+    assert verifier(issuers).verify(app.bearer(), now=NOW).one_time
+
+
+# ── bound to a key ─────────────────────────────────────────────────────────────────────────────
+
+JKT = "0" * 43
+
+
+def test_a_bound_token_is_no_bearer_token(app: App) -> None:
+    # Stolen, it would be worth as much as one that was never bound.
+    token = app.mint(jkt=JKT)
+
+    assert refusal(app.issuers(), f"Bearer {token}") == "token_cnf"
+    assert verifier(app.issuers()).verify(f"DPoP {token}", now=NOW).cnf == Confirmation(JKT)
+
+
+def test_an_unbound_token_is_not_sent_as_bound(app: App) -> None:
+    assert refusal(app.issuers(), f"DPoP {app.mint()}") == "token_unbound"
+
+
+def test_an_issuer_may_have_its_tokens_bound_but_for_some_clients(app: App) -> None:
+    issuers = app.issuers(issuers=(app.issuer(dpop="required", bearer_clients=("batch",)),))
+
+    assert refusal(issuers, app.bearer()) == "token_unbound"
+    assert verifier(issuers).verify(app.bearer(client_id="batch"), now=NOW)
+    assert verifier(issuers).verify(f"DPoP {app.mint(jkt=JKT)}", now=NOW)
+
+
 # ── remembering ────────────────────────────────────────────────────────────────────────────────
 
 
@@ -233,17 +312,47 @@ def test_two_keys_of_one_id_make_the_issuers_unusable(app: App) -> None:
     "broken",
     [
         {"x": "A" * 42},
+        {"x": None},
         {"alg": "ES256"},
         {"alg": "ES256", "y": "A" * 43},
         {"y": "A" * 43},
+        {"alg": "RS256"},
+        {"alg": "RS256", "x": None, "n": RSA_2048, "e": "AQ"},
+        {"alg": "RS256", "x": None, "n": RSA_2048, "e": "AQAA"},
+        {"alg": "RS256", "x": None, "n": RSA_2048, "e": "AAEAAQ"},
+        {"alg": "RS256", "x": None, "n": RSA_2048[:-4], "e": "AQAB"},
+        {"alg": "RS256", "x": None, "n": "AA" + RSA_2048, "e": "AQAB"},
+        {"alg": "RS256", "x": None, "n": RSA_2048 * 3, "e": "AQAB"},
+        {"alg": "RS256", "n": RSA_2048, "e": "AQAB"},
     ],
-    ids=["short", "no y", "not on the curve", "y too many"],
+    ids=[
+        "short",
+        "no x",
+        "no y",
+        "not on the curve",
+        "y too many",
+        "no n",
+        "e is 1",
+        "e is even",
+        "e has a zero in front",
+        "1024 bits and some",
+        "n has a zero in front",
+        "6144 bits",
+        "x too many",
+    ],
 )
 def test_a_key_that_is_none_makes_the_issuers_unusable(app: App, broken: dict[str, str]) -> None:
     key = structs.replace(app.public_key(), **cast("dict[str, object]", broken))
 
     with pytest.raises(PolicyError, match=r"is no .* public key"):
         verifier(app.issuers(issuers=(app.issuer(keys=(key,)),)))
+
+
+def test_a_key_of_an_algorithm_that_its_issuer_does_not_use_makes_the_issuers_unusable(
+    app: App,
+) -> None:
+    with pytest.raises(PolicyError, match="is for EdDSA, which its issuer does not use"):
+        verifier(app.issuers(issuers=(app.issuer(algorithms=("ES256", "RS256")),)))
 
 
 def test_issuers_that_need_a_newer_version_are_not_used(app: App) -> None:

@@ -7,7 +7,8 @@
 ... )
 >>> client.chat.completions.create(model="auto", messages=[...])
 
-What is listed in ``__all__``, and ``waypost.client.testing``, is the API; the rest may change.
+What is listed in ``__all__``, ``waypost.client.dpop`` and ``waypost.client.testing``, is the API;
+the rest may change.
 """
 
 from waypost.client._choose import Choice, Freshness

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import httpx
     import httpx2
 
+    from waypost.client.dpop import DPoPKey, Prover
+
 __all__ = ["AsyncWaypost", "Options", "Waypost"]
 
 REFRESH_INTERVAL_S = 30.0
@@ -57,6 +59,7 @@ class Options(TypedDict):
         task: what the requests are for, as ``"classify"``.
         tags: anything else that the policy's rules look for.
         refresh_interval_s: ``None`` leaves refreshing to ``refresh()``.
+        dpop: the key that the tokens of ``token`` are bound to; see ``waypost.client.dpop``.
     """
 
     manifest_url: NotRequired[str]
@@ -70,6 +73,7 @@ class Options(TypedDict):
     task: NotRequired[str | None]
     tags: NotRequired[Names]
     refresh_interval_s: NotRequired[float | None]
+    dpop: NotRequired["DPoPKey | None"]
 
 
 class _Client(Generic[TokensT]):
@@ -92,6 +96,14 @@ class _Client(Generic[TokensT]):
 
     def _token_at_hand(self) -> str | None:
         raise NotImplementedError
+
+    def _prover(self, options: Options) -> "Prover | None":
+        key = options.get("dpop")
+        if key is None:
+            return None
+        from waypost.client.dpop import Prover
+
+        return Prover(key, self._core.now)
 
     @property
     def base_url(self) -> str:
@@ -237,7 +249,7 @@ class Waypost(_Client[Tokens]):
         options: see ``Options``.
         """
         super().__init__(**options)
-        self._tokens = Tokens(token, self._core.now)
+        self._tokens = Tokens(token, self._core.now, self._prover(options))
         self._core.after_fork.append(self._tokens.after_fork)
 
     def _token_at_hand(self) -> str | None:
@@ -322,7 +334,7 @@ class AsyncWaypost(_Client[AsyncTokens]):
         options: see ``Options``.
         """
         super().__init__(**options)
-        self._tokens = AsyncTokens(token, self._core.now)
+        self._tokens = AsyncTokens(token, self._core.now, self._prover(options))
         self._core.after_fork.append(self._tokens.after_fork)
 
     def _token_at_hand(self) -> str | None:

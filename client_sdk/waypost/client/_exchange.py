@@ -78,6 +78,7 @@ def exchange(
     core: Core,
     tokens: Tokens | AsyncTokens,
     *,
+    method: str,
     path: str,
     headers: Headers,
     body: bytes,
@@ -109,7 +110,7 @@ def exchange(
     for base in targets:
         watch = Watch(core, base, proposed)
         try:
-            answer: Answer = yield Send(base + path, _with_token(prepared, own))
+            answer = yield from _send(tokens, method, base, path, prepared, own)
             if answer.status_code == 401 and tokens.renewable:
                 try:
                     renewed: str | None = yield GetToken(instead_of=own)
@@ -119,7 +120,7 @@ def exchange(
                 if renewed != own:
                     own = renewed
                     yield Discard(answer)
-                    answer = yield Send(base + path, _with_token(prepared, own))
+                    answer = yield from _send(tokens, method, base, path, prepared, own)
         except unreachable as exc:
             watch.unreachable()
             failure = exc
@@ -137,11 +138,33 @@ def _bearer(headers: Headers) -> str | None:
     return token.strip() or None if scheme.lower() == "bearer" else None
 
 
-def _with_token(headers: list[tuple[str, str]], own: str | None) -> list[tuple[str, str]]:
+def _send(
+    tokens: Tokens | AsyncTokens,
+    method: str,
+    base: str,
+    path: str,
+    headers: list[tuple[str, str]],
+    own: str | None,
+) -> Generator[Step, Any, Answer]:
+    """Send once, with the client's ``own`` token if it has one; anew if a nonce was wanted."""
     if own is None:
-        return headers
-    kept = [(name, value) for name, value in headers if name.lower() != "authorization"]
-    return [*kept, ("Authorization", f"Bearer {own}")]
+        answer: Answer = yield Send(base + path, headers)
+        return answer
+    kept = [(name, value) for name, value in headers if name.lower() not in _CREDENTIALS]
+    prover = tokens.prover
+    if prover is None:
+        answer = yield Send(base + path, [*kept, ("Authorization", f"Bearer {own}")])
+        return answer
+    for attempt in (1, 2):
+        answer = yield Send(base + path, [*kept, *prover.credentials(method, base, path, own)])
+        has_nonce = prover.heard(base, answer.headers.get("dpop-nonce"))
+        if attempt == 2 or answer.status_code != 401 or not has_nonce:
+            break
+        yield Discard(answer)
+    return answer
+
+
+_CREDENTIALS = frozenset({"authorization", "dpop"})
 
 
 # Rebuilt for where the request really goes.

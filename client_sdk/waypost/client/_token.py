@@ -19,6 +19,8 @@ from waypost.shared.rules import cohort
 if TYPE_CHECKING:
     import anyio
 
+    from waypost.client.dpop import Prover
+
 __all__ = [
     "AsyncTokenSource",
     "AsyncTokens",
@@ -79,8 +81,16 @@ _URL_SAFE = str.maketrans("-_", "+/")
 class _Tokens:
     """The token in use. Knows when it lapses; the subclasses ask for the next."""
 
-    def __init__(self, now: Callable[[], float], *, token: str | None, renewable: bool) -> None:
+    def __init__(
+        self,
+        now: Callable[[], float],
+        *,
+        token: str | None,
+        renewable: bool,
+        prover: "Prover | None" = None,
+    ) -> None:
         self._now = now
+        self.prover = prover
         self._renewable = renewable
         self._renew_at = float("inf")
         self._claims: dict[str, UnverifiedClaims | None] = {}
@@ -118,9 +128,14 @@ class _Tokens:
 class Tokens(_Tokens):
     """Tokens by value, or by a function that is asked again when one lapses or is refused."""
 
-    def __init__(self, source: TokenSource | None, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        source: TokenSource | None,
+        now: Callable[[], float],
+        prover: "Prover | None" = None,
+    ) -> None:
         fixed = source if isinstance(source, str) else None
-        super().__init__(now, token=fixed, renewable=callable(source))
+        super().__init__(now, token=fixed, renewable=callable(source), prover=prover)
         self._source = source
         self._lock = threading.Lock()
 
@@ -143,9 +158,14 @@ class Tokens(_Tokens):
 class AsyncTokens(_Tokens):
     """Like ``Tokens``, and the function may be a coroutine function."""
 
-    def __init__(self, source: AsyncTokenSource | None, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        source: AsyncTokenSource | None,
+        now: Callable[[], float],
+        prover: "Prover | None" = None,
+    ) -> None:
         fixed = source if isinstance(source, str) else None
-        super().__init__(now, token=fixed, renewable=callable(source))
+        super().__init__(now, token=fixed, renewable=callable(source), prover=prover)
         self._source = source
         self._lock: anyio.Lock | None = None
 

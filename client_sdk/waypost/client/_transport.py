@@ -24,6 +24,8 @@ __all__ = ["AsyncDriver", "SyncDriver", "WatchedStream", "in_thread"]
 
 
 class Request(Protocol):
+    method: str
+
     @property
     def url(self) -> object: ...
     @property
@@ -74,6 +76,7 @@ class SyncDriver(Generic[RequestT, ResponseT]):
         flow = exchange(
             self._core,
             self._tokens,
+            method=request.method,
             path=path,
             headers=request.headers,
             body=body,
@@ -130,6 +133,7 @@ class AsyncDriver(Generic[RequestT, ResponseT]):
         flow = exchange(
             self._core,
             self._tokens,
+            method=request.method,
             path=path,
             headers=request.headers,
             body=body,

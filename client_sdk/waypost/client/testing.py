@@ -200,7 +200,7 @@ class FakeValidator:
         if self.status != 200:
             self.requests.append(seen)
             return _error(self.status, "upstream_unavailable", "This validator is down.")
-        claims = unverified_claims(headers.get("authorization", "").removeprefix("Bearer "))
+        claims = unverified_claims(headers.get("authorization", "").partition(" ")[2])
         if claims is None:
             self.requests.append(seen)
             return _error(401, "token_invalid", "There is no access token.")

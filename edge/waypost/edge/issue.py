@@ -5,18 +5,29 @@ arguments. The profile is RFC 9068 with one signature algorithm per key.
 """
 
 import json
-from typing import Literal, cast
+from typing import cast
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from jwt import PyJWS, PyJWTError
-from jwt.algorithms import ECAlgorithm, OKPAlgorithm
+from jwt.algorithms import RSAAlgorithm
+from msgspec import UNSET
 
-from waypost.shared.contracts import Claims, IssuerKey, Issuers, Limits, SpendLimit
+from waypost.shared.contracts import (
+    ALGORITHMS,
+    Algorithm,
+    Claims,
+    Confirmation,
+    IssuerKey,
+    Issuers,
+    Limits,
+    SpendLimit,
+)
 from waypost.shared.errors import PolicyError, StoreError, TokenError
-from waypost.shared.issuer_keys import public_key
+from waypost.shared.issuer_keys import jwk_of, key_from_jwk, public_key
 
 __all__ = [
     "SigningKey",
@@ -29,15 +40,15 @@ __all__ = [
 ]
 
 # RFC 8725 §3.1: a key has exactly one algorithm, and it follows from the key.
-SigningKey = Ed25519PrivateKey | EllipticCurvePrivateKey
+SigningKey = Ed25519PrivateKey | EllipticCurvePrivateKey | RSAPrivateKey
 
 DEFAULT_LIFETIME_S = 600
 
-_jws = PyJWS(algorithms=["EdDSA", "ES256"])
+_jws = PyJWS(algorithms=ALGORITHMS)
 
 
 def load_signing_key(pem: bytes) -> SigningKey:
-    """Return the Ed25519 or P-256 private key in ``pem``.
+    """Return the Ed25519, P-256 or RSA private key in ``pem``.
 
     Raises:
         StoreError: ``key_unusable``: not PEM, encrypted, or a key of another kind.
@@ -49,23 +60,36 @@ def load_signing_key(pem: bytes) -> SigningKey:
         raise StoreError(
             "this is not an unencrypted private key in PEM", code="key_unusable"
         ) from None
-    if isinstance(key, Ed25519PrivateKey) or (
-        isinstance(key, EllipticCurvePrivateKey) and key.curve.name == "secp256r1"
-    ):
-        return key
-    raise StoreError("tokens are signed with Ed25519 or P-256 keys only", code="key_unusable")
+    if isinstance(key, SigningKey):
+        try:
+            issuer_key(key, kid="new")
+        except ValueError:
+            pass
+        else:
+            return key
+    raise StoreError(
+        "tokens are signed with Ed25519, P-256 or RSA keys (of 2048 to 4096 bits) only",
+        code="key_unusable",
+    )
 
 
 def issuer_key(key: SigningKey, *, kid: str) -> IssuerKey:
-    """Return the public half of ``key`` as an issuers file lists it."""
-    if isinstance(key, Ed25519PrivateKey):
-        jwk = OKPAlgorithm.to_jwk(key.public_key(), as_dict=True)
+    """Return the public half of ``key`` as an issuers file lists it.
+
+    Raises:
+        ValueError: of a curve or size that validators do not take.
+    """
+    if isinstance(key, RSAPrivateKey):
+        jwk = RSAAlgorithm.to_jwk(key.public_key(), as_dict=True)
+        jwk = {name: jwk[name] for name in ("kty", "n", "e")}
     else:
-        jwk = ECAlgorithm.to_jwk(key.public_key(), as_dict=True)
-    return IssuerKey(kid=kid, alg=_alg(key), x=jwk["x"], y=jwk.get("y"))
+        jwk = jwk_of(key.public_key())
+    return key_from_jwk({**jwk, "kid": kid})
 
 
-def _alg(key: SigningKey) -> Literal["EdDSA", "ES256"]:
+def _alg(key: SigningKey) -> Algorithm:
+    if isinstance(key, RSAPrivateKey):
+        return "RS256"
     return "EdDSA" if isinstance(key, Ed25519PrivateKey) else "ES256"
 
 
@@ -85,6 +109,10 @@ def new_claims(
     region: str | None = None,
     data_classes: tuple[str, ...] = (),
     models: tuple[str, ...] | None = None,
+    scope: str = "",
+    auth_epoch: int = 0,
+    one_time: bool = False,
+    jkt: str | None = None,
 ) -> Claims:
     """Return claims that are valid from ``now`` for ``lifetime_s`` seconds.
 
@@ -92,6 +120,8 @@ def new_claims(
         aud: the validator's own name, its ``audience`` setting.
         jti: unique to this token, 16 characters or more, as ``uuid4().hex``.
         client_id: the app that asks; ``sub`` when it asks for itself (RFC 9068 §2.2).
+        one_time: the token is good for one request.
+        jkt: thumbprint of the client's key (RFC 9449), which alone may use the token.
 
     Raises:
         PolicyError: ``claims_invalid``: a claim that no validator would take, and why.
@@ -111,6 +141,10 @@ def new_claims(
         region=region,
         data_classes=data_classes,
         models=models,
+        scope=scope,
+        auth_epoch=auth_epoch,
+        one_time=one_time,
+        cnf=UNSET if jkt is None else Confirmation(jkt),
     )
     try:
         # Structs are not checked when made; a token that is refused later is worse than none.
@@ -121,10 +155,8 @@ def new_claims(
 
 def mint(claims: Claims, *, key: SigningKey, kid: str) -> str:
     """Return ``claims`` as a signed access token (``typ: at+jwt``)."""
-    filled = cast("dict[str, object]", msgspec.to_builtins(claims))
-    payload = {name: value for name, value in filled.items() if value is not None}
     return _jws.encode(
-        msgspec.json.encode(payload),
+        msgspec.json.encode(claims),
         key,
         algorithm=_alg(key),
         headers={"typ": "at+jwt", "kid": kid},

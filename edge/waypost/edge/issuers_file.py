@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from waypost.cli.yamlfile import FileError, FileModel, YAMLFile, read_yaml
-from waypost.edge.fields import Instant, known
-from waypost.shared.contracts import Issuer, IssuerKey, Issuers
+from waypost.edge.fields import Instant, Name, Unique, known, wrong
+from waypost.shared.contracts import ALGORITHMS, Algorithm, Issuer, IssuerKey, Issuers
 from waypost.shared.issuer_keys import public_key
 
 __all__ = ["IssuersFile", "load_issuers"]
@@ -37,11 +37,16 @@ IssuerRef = Annotated[str, known("issuer")]
 NoSpace = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
 
 
+Coordinate = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{43}$")]
+
+
 class _Key(FileModel):
     kid: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
-    alg: Literal["EdDSA", "ES256"]
-    x: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{43}$")]
-    y: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{43}$")] | None = None
+    alg: Algorithm
+    x: Coordinate | None = None
+    y: Coordinate | None = None
+    n: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{300,700}$")] | None = None
+    e: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,8}$")] | None = None
     status: Literal["active", "retiring", "revoked"] = "active"
     not_before: Instant = 0
     expires_at: Instant | None = None
@@ -52,6 +57,8 @@ class _Key(FileModel):
             alg=self.alg,
             x=self.x,
             y=self.y,
+            n=self.n,
+            e=self.e,
             status=self.status,
             not_before=self.not_before,
             expires_at=self.expires_at,
@@ -61,8 +68,28 @@ class _Key(FileModel):
 class _Issuer(FileModel):
     iss: Annotated[str, Field(min_length=1, max_length=300)]
     keys: Annotated[list[_Key], Field(min_length=1)]
+    algorithms: Unique[Algorithm] = list(ALGORITHMS)
     max_lifetime_s: Annotated[int, Field(ge=1, le=86_400)] = 3_600
     min_iat: Instant = 0
+    scope: NoSpace | None = None
+    tenants: Unique[Name] | None = None
+    one_time: bool = False
+    dpop: Literal["optional", "required"] = "optional"
+    bearer_clients: Unique[NoSpace] = []
+
+    def document(self) -> Issuer:
+        return Issuer(
+            iss=self.iss,
+            keys=tuple(key.document() for key in self.keys),
+            algorithms=tuple(self.algorithms),
+            max_lifetime_s=self.max_lifetime_s,
+            min_iat=self.min_iat,
+            scope=self.scope,
+            tenants=None if self.tenants is None else tuple(self.tenants),
+            one_time=self.one_time,
+            dpop=self.dpop,
+            bearer_clients=tuple(self.bearer_clients),
+        )
 
 
 class _RevokedToken(FileModel):
@@ -73,6 +100,19 @@ class _RevokedToken(FileModel):
 class _Subject(FileModel):
     iss: IssuerRef
     sub: NoSpace
+    min_iat: Instant | None = None
+    min_epoch: Annotated[int, Field(ge=1, lt=2**53)] | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "_Subject":
+        if self.min_iat is None and self.min_epoch is None:
+            raise wrong("takes nothing back; give min_iat, min_epoch or both")
+        return self
+
+
+class _Tenant(FileModel):
+    iss: IssuerRef
+    tenant: Name
     min_iat: Instant
 
 
@@ -82,24 +122,27 @@ class IssuersFile(FileModel):
     issuers: Annotated[list[_Issuer], Field(min_length=1)]
     revoked_tokens: list[_RevokedToken] = []
     subjects: list[_Subject] = []
+    tenants: list[_Tenant] = []
 
     def document(self, *, channel: str, version: int, issued_at: int) -> Issuers:
         return Issuers(
             channel=channel,
             version=version,
             issued_at=issued_at,
-            issuers=tuple(
-                Issuer(
-                    iss=issuer.iss,
-                    keys=tuple(key.document() for key in issuer.keys),
-                    max_lifetime_s=issuer.max_lifetime_s,
-                    min_iat=issuer.min_iat,
-                )
-                for issuer in self.issuers
-            ),
+            issuers=tuple(issuer.document() for issuer in self.issuers),
             revoked_jtis=tuple(f"{token.iss} {token.jti}" for token in self.revoked_tokens),
             min_iat_by_subject={
-                f"{entry.iss} {entry.sub}": entry.min_iat for entry in self.subjects
+                f"{entry.iss} {entry.sub}": entry.min_iat
+                for entry in self.subjects
+                if entry.min_iat is not None
+            },
+            min_iat_by_tenant={
+                f"{entry.iss} {entry.tenant}": entry.min_iat for entry in self.tenants
+            },
+            min_epoch_by_subject={
+                f"{entry.iss} {entry.sub}": entry.min_epoch
+                for entry in self.subjects
+                if entry.min_epoch is not None
             },
         )
 
@@ -116,9 +159,14 @@ def _check(file: YAMLFile, written: IssuersFile) -> None:
             if key.kid in kids:
                 file.find((*path, "kid"), f"there are two keys '{key.kid}'; a token names just one")
             kids.add(key.kid)
+            if key.alg not in issuer.algorithms:
+                file.find((*path, "alg"), f"'{key.alg}' is not among this issuer's algorithms")
             try:
                 public_key(key.document())
             except ValueError:
-                file.find((*path, "x"), f"is no {key.alg} public key; copy it again from its owner")
+                where = "n" if key.alg == "RS256" else "x"
+                file.find(
+                    (*path, where), f"is no {key.alg} public key; copy it again from its owner"
+                )
             if key.expires_at is not None and key.expires_at <= key.not_before:
                 file.find((*path, "expires_at"), "is not after not_before")

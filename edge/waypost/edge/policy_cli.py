@@ -203,13 +203,13 @@ def _signing_key(path: Path) -> "SigningKey":
 
 def _named(key: "SigningKey", path: Path) -> tuple[str, str]:
     """Return issuer and key id by which the issuers file knows ``key``."""
-    from waypost.edge.issue import issuer_key
     from waypost.shared.errors import StoreError
+    from waypost.shared.issuer_keys import public_key
 
-    public = issuer_key(key, kid="any")
+    ours = key.public_key()
     for issuer in _issuers(path).issuers:
         for known in issuer.keys:
-            if (known.alg, known.x, known.y) == (public.alg, public.x, public.y):
+            if public_key(known) == ours:
                 return issuer.iss, known.kid
     raise StoreError(
         f"{path} does not list this key; add its public half, or give --iss and --kid",

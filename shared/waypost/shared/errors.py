@@ -103,9 +103,17 @@ class InvalidRequestError(RefusalError):
 
 
 class TokenError(RefusalError):
-    """The access token does not hold."""
+    """The access token does not hold.
+
+    Attributes:
+        nonce: for the client's next proof of possession (RFC 9449 §9).
+    """
 
     code = "token_invalid"
+
+    def __init__(self, message: str, *, code: str | None = None, nonce: str | None = None) -> None:
+        super().__init__(message, code=code)
+        self.nonce = nonce
 
 
 class ForbiddenError(RefusalError):

@@ -109,8 +109,13 @@ async def _starting(_: Request) -> Response:
 
 async def _caller(request: Request) -> tuple[Caller, Serving]:
     desk = _desk(request)
-    headers = pick_headers(request.scope["headers"])
-    return await authenticate(desk, headers.get(b"authorization"), now=int(desk.clock()))
+    return await authenticate(
+        desk,
+        pick_headers(request.scope["headers"]),
+        method=request.method,
+        path=request.scope["path"],
+        now=int(desk.clock()),
+    )
 
 
 async def _models(request: Request) -> Response:
@@ -239,9 +244,15 @@ async def _readyz(request: Request) -> Response:
         checks["records"] = "ok"
     except StoreError as error:
         checks["records"] = error.code
+    try:
+        await desk.seen.is_first(b"readyz", until=now)
+        checks["replay"] = "ok"
+    except StoreError as error:
+        checks["replay"] = error.code
     is_ready = checks["manifest"].startswith("v") and {"ok"} == {
         checks["ledger"],
         checks["records"],
+        checks["replay"],
     }
     return _json(
         {"status": "ok" if is_ready else "unavailable", "checks": checks},

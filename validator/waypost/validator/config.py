@@ -27,12 +27,14 @@ __all__ = [
     "BreakerConfig",
     "Budgets",
     "ConfigError",
+    "DPoPConfig",
     "LedgerConfig",
     "LimitsConfig",
     "ManifestConfig",
     "ProviderConfig",
     "PseudonymConfig",
     "RecordsConfig",
+    "ReplayConfig",
     "SpendRule",
     "ValidatorConfig",
     "load_config",
@@ -119,6 +121,14 @@ def _http_url(value: str) -> HttpUrl:
     except ValueError:
         # Its own words might quote a password.
         raise _wrong("should be a URL that begins with https:// or http://") from None
+
+
+def _plain_http(url: str) -> str:
+    parsed = _http_url(url)
+    if parsed.username or parsed.password or parsed.query or parsed.fragment:
+        raise _wrong("give scheme, host and path only; keys belong in the environment")
+    # As parsed: what is sent as Host and path holds neither spaces nor letters beyond ASCII.
+    return str(parsed).rstrip("/")
 
 
 class ManifestConfig(FileModel):
@@ -213,11 +223,7 @@ class ProviderConfig(FileModel):
     @field_validator("base_url")
     @classmethod
     def _is_plain_http(cls, url: str) -> str:
-        parsed = _http_url(url)
-        if parsed.username or parsed.password or parsed.query or parsed.fragment:
-            raise _wrong("give scheme, host and path only; keys belong in the environment")
-        # As parsed: what is sent as Host and path holds neither spaces nor letters beyond ASCII.
-        return str(parsed).rstrip("/")
+        return _plain_http(url)
 
 
 class LedgerConfig(FileModel):
@@ -282,6 +288,33 @@ class PseudonymConfig(FileModel):
         return self
 
 
+class DPoPConfig(FileModel):
+    """How clients prove that they hold the key of their token. Absent: bound tokens are refused.
+
+    Attributes:
+        origins: what clients put before the path of a request: scheme, host and port as they
+            see them, and a prefix that a proxy takes off.
+        nonce: ``required``: a proof must hold a nonce of ours, which limits for how long one
+            can be made in advance; ``optional``: asked for when a client's clock is off.
+        max_age_s: how far a client's clock may be off, else.
+    """
+
+    origins: Annotated[list[str], Field(min_length=1)]
+    nonce: Literal["required", "optional"] = "optional"
+    max_age_s: Annotated[int, Field(ge=5, le=600)] = 60
+
+    @field_validator("origins")
+    @classmethod
+    def _are_plain(cls, origins: list[str]) -> list[str]:
+        return [_plain_http(origin) for origin in origins]
+
+
+class ReplayConfig(FileModel):
+    """Where proofs and one-time tokens are remembered, for all workers on this machine."""
+
+    path: FilePath = Path("state/replay.sqlite")
+
+
 class LimitsConfig(FileModel):
     """What one request may take of this machine."""
 
@@ -307,6 +340,8 @@ class ValidatorConfig(FileModel):
     budgets: Budgets = Budgets()
     pseudonym: PseudonymConfig = PseudonymConfig(path=Path("state/pseudonym.key"))
     limits: LimitsConfig = LimitsConfig()
+    dpop: DPoPConfig | None = None
+    replay: ReplayConfig = ReplayConfig()
     detectors: dict[str, NameText] = {}
 
     def below(self, folder: Path) -> "ValidatorConfig":
@@ -318,6 +353,7 @@ class ValidatorConfig(FileModel):
                     update={"root": folder / manifest.root, "cache": folder / manifest.cache}
                 ),
                 "ledger": self.ledger.model_copy(update={"path": folder / self.ledger.path}),
+                "replay": self.replay.model_copy(update={"path": folder / self.replay.path}),
                 "records": self.records.model_copy(update={"path": folder / self.records.path}),
                 "pseudonym": self.pseudonym.model_copy(
                     update={"path": self.pseudonym.path and folder / self.pseudonym.path}

@@ -5,6 +5,7 @@ swapped by one assignment; a request works with the ``Serving`` it started with.
 """
 
 import asyncio
+import hmac
 import logging
 import random
 import time
@@ -30,8 +31,10 @@ from waypost.shared.money import Price
 from waypost.shared.trust import ManifestKeeper, Trusted
 from waypost.validator.config import ConfigError, ValidatorConfig, load_pseudonym_key
 from waypost.validator.detectors import Detectors, load_detectors
+from waypost.validator.dpop import ProofChecker
 from waypost.validator.ledger import Ledger, SqliteLedger
 from waypost.validator.records import RecordSink, SqliteRecordStore
+from waypost.validator.replay import SeenOnce, SqliteSeen
 from waypost.validator.resilience.breaker import Breaker
 from waypost.validator.resilience.keys import LONGEST_WAIT_S
 from waypost.validator.tokens import TokenVerifier
@@ -140,6 +143,7 @@ class Desk:
         upstreams: Mapping[str, Upstream],
         detectors: Detectors,
         pseudonym_key: bytes,
+        seen: SeenOnce,
         client: httpx.AsyncClient,
         clock: Callable[[], float],
         monotonic: Callable[[], float],
@@ -153,6 +157,8 @@ class Desk:
         self.upstreams = upstreams
         self.detectors = detectors
         self.pseudonym_key = pseudonym_key
+        self.seen = seen
+        self.proofs = _proof_checker(config, pseudonym_key)
         self.clock = clock
         self.monotonic = monotonic
         self.luck = luck
@@ -217,6 +223,14 @@ class Desk:
                 serving.version,
                 ", ".join(undefined),
             )
+        if self.proofs is None:
+            for issuer in trusted.issuers.issuers:
+                if issuer.dpop == "required":
+                    logger.error(
+                        "%s binds its tokens to keys, which cannot be checked without the section"
+                        " dpop in validator.yaml; they are refused",
+                        issuer.iss,
+                    )
         self._serving = serving
         self.callers.clear()
         logger.info("serving manifest v%d of channel %s", serving.version, self.config.channel)
@@ -311,6 +325,10 @@ class Desk:
             else:
                 if swept:
                     logger.warning("charged %d holds that nobody settled", swept)
+            try:
+                await self.seen.sweep(now=int(self.clock()))
+            except StoreError as exc:
+                logger.error("proofs that are over not forgotten: %s", exc)
 
 
 @asynccontextmanager
@@ -351,6 +369,8 @@ async def open_desk(
             path.parent.mkdir(parents=True, exist_ok=True)
         ledger = SqliteLedger.open(config.ledger.path, durability=config.ledger.durability)
         stack.push_async_callback(ledger.close)
+        seen = SqliteSeen.open(config.replay.path)
+        stack.push_async_callback(seen.close)
         store = SqliteRecordStore.open(
             config.records.path,
             retain_days=config.records.retain_days,
@@ -375,6 +395,7 @@ async def open_desk(
             upstreams=upstreams,
             detectors=load_detectors(config.detectors),
             pseudonym_key=pseudonym_key,
+            seen=seen,
             client=client,
             clock=clock,
             monotonic=monotonic,
@@ -392,6 +413,18 @@ async def open_desk(
             for task in tasks:
                 with suppress(asyncio.CancelledError):
                     await task
+
+
+def _proof_checker(config: ValidatorConfig, pseudonym_key: bytes) -> ProofChecker | None:
+    if config.dpop is None:
+        return None
+    return ProofChecker(
+        config.dpop.origins,
+        # Of the one secret that validators of one operator share. No subject has this name.
+        nonce_key=hmac.digest(pseudonym_key, b"\0nonces for proofs", "sha256"),
+        requires_nonce=config.dpop.nonce == "required",
+        max_age_s=config.dpop.max_age_s,
+    )
 
 
 def _secret(what: str, variable: str, environment: Mapping[str, str]) -> str:

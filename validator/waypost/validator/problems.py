@@ -103,9 +103,11 @@ def describe(error: WaypostError) -> Problem:
                 break
     headers: list[tuple[bytes, bytes]] = []
     if isinstance(error, TokenError):
-        # RFC 6750 §3: no error attribute where no token was sent.
-        told = b"Bearer" if error.code == "token_missing" else b'Bearer error="invalid_token"'
-        headers.append((b"www-authenticate", told))
+        headers.append((b"www-authenticate", _challenge(error.code)))
+        if error.nonce is not None:
+            headers.append((b"dpop-nonce", error.nonce.encode()))
+    elif error.code == "scope_missing":
+        headers.append((b"www-authenticate", b'Bearer error="insufficient_scope"'))
     elif isinstance(error, BudgetError):
         # SDKs retry by themselves; no retry fills an account.
         headers.append((b"x-should-retry", b"false"))
@@ -129,6 +131,22 @@ def deadline_exceeded() -> UpstreamError:
         "No provider answered within the deadline that the request set; allow more time.",
         code="deadline_exceeded",
     )
+
+
+def _challenge(code: str) -> bytes:
+    """Return what RFC 6750 §3 and RFC 9449 §7.1 have a client told."""
+    if code == "token_missing":
+        return b"Bearer"  # no error attribute where no token was sent
+    if code in {"dpop_nonce", "dpop_time"}:
+        return b'DPoP error="use_dpop_nonce", ' + _PROOF_ALGORITHMS
+    if code.startswith("dpop_"):
+        return b'DPoP error="invalid_dpop_proof", ' + _PROOF_ALGORITHMS
+    if code in {"token_unbound", "token_cnf"}:
+        return b'DPoP error="invalid_token", ' + _PROOF_ALGORITHMS
+    return b'Bearer error="invalid_token"'
+
+
+_PROOF_ALGORITHMS = b'algs="EdDSA ES256"'
 
 
 def reset_text(resets_at: int | None) -> str:

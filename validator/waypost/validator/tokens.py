@@ -1,82 +1,47 @@
 """Says who is asking: the claims of an access token, or a refusal.
 
-A strict shell around PyJWT, which by itself takes a wrong ``typ``, ``jwk`` headers, duplicate
-claims, times as text and tokens of megabytes. The checks run in one order: those that cost
-nothing first, the signature before any claim is believed, and nothing is ever fetched.
+The checks run in one order: those that cost nothing first, the signature before any claim is
+believed, and nothing is ever fetched. docs/tokens.md lists them.
 
-Sources: RFC 9068 (profile), RFC 8725 (best current practice), RFC 7515 (compact form).
+Sources: RFC 9068 (profile), RFC 8725 (best current practice), RFC 9449 (bound tokens).
 """
 
-import json
 import re
-from base64 import urlsafe_b64decode
 from collections import OrderedDict
-from collections.abc import Callable
 from hashlib import sha256
-from typing import Literal, cast
 
-import jwt
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, structs
 
 from waypost.shared.contracts import SUPPORTED_FEATURES, Claims, Issuer, IssuerKey, Issuers
-from waypost.shared.errors import PolicyError, TokenError
+from waypost.shared.errors import ForbiddenError, PolicyError
 from waypost.shared.issuer_keys import TokenKey, public_key
+from waypost.validator.jose import (
+    MAX_TOKEN_CHARS,
+    header_of,
+    is_compact,
+    refused,
+    signed_payload,
+    strict_json,
+)
 
-__all__ = ["TokenCode", "TokenVerifier"]
+__all__ = ["LEEWAY_S", "TokenVerifier"]
 
-TokenCode = Literal[
-    "token_missing",  # no Authorization header
-    "token_auth_header",  # several of them, or not "Bearer <token>"
-    "token_size",
-    "token_format",  # not three parts of canonical base64url
-    "token_json",  # the header is not one plain JSON object
-    "token_header",  # fields other than alg, typ and kid, or not text
-    "token_typ",  # not an access token
-    "token_kid",  # no legal key id
-    "token_unknown_kid",  # the issuers in force have no such key; newer ones might
-    "token_key_revoked",
-    "token_key_inactive",  # the key is not yet, or no longer, in use
-    "token_alg",  # another algorithm than the key's own
-    "token_signature",
-    "token_claims",  # well signed, but not our claims
-    "token_cnf",  # bound to a key whose proof this validator cannot check
-    "token_issuer",  # signed with the key of another issuer
-    "token_audience",
-    "token_expired",
-    "token_not_yet_valid",
-    "token_lifetime",  # valid for longer than its issuer may make it
-    "token_superseded",  # issued before the instant its issuer or subject was reset
-    "token_revoked",
-]
+LEEWAY_S = 30  # how far an issuer's clock may be off
 
-# One sentence for all causes: whoever probes learns the code and nothing else. No part of a
-# token is ever quoted, since answers and logs are read by others than its owner.
-REFUSAL = "The access token does not hold. Get a new one from your app and send it as Bearer."
-
-MAX_TOKEN_CHARS = 8_192
 MAX_HEADER_CHARS = MAX_TOKEN_CHARS + len("Bearer ")
 
-# Canonical base64url only: where the last group is short, its unused bits are zero. Padding,
-# whitespace, the JSON serialization and the five parts of an encrypted token do not match.
-# Possessive (*+), so that a long near miss is not tried again from each place in it.
-_PART = r"(?=[\w-])(?:[\w-]{4})*+(?:[\w-][AQgw]|[\w-]{2}[AEIMQUYcgkosw048])?"
-_TOKEN = re.compile(rf"{_PART}\.{_PART}\.{_PART}", re.ASCII)
 _KID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
+# Exactly these: jwk, jku and x5c would bring their own key, crit and b64 their own rules.
 HEADER_FIELDS = {"alg", "kid", "typ"}
+
+SCHEMES = frozenset({"bearer", "dpop"})
 
 # RFC 9068 §2.1 allows the full media type as well.
 TYPES = frozenset({"at+jwt", "application/at+jwt"})
 
-# Counted before parsing, in strings too: bounds depth, and the work for it, from the outside.
-MAX_BRACKETS = 64
-
-_jws = jwt.PyJWS(
-    algorithms=["EdDSA", "ES256"],
-    options={"verify_signature": True, "enforce_minimum_key_length": True},
-)
-_claims_decoder = msgspec.json.Decoder(Claims)
+_decode_claims = msgspec.json.Decoder(Claims).decode
 
 
 class _Key(Struct, frozen=True):
@@ -97,7 +62,7 @@ class TokenVerifier:
         issuers: Issuers,
         *,
         audience: str,
-        leeway_s: int = 30,
+        leeway_s: int = LEEWAY_S,
         cache_size: int = 10_000,
     ) -> None:
         """Load the keys.
@@ -116,11 +81,13 @@ class TokenVerifier:
         self._leeway_s = leeway_s
         self._cache_size = cache_size
         self._revoked = frozenset(issuers.revoked_jtis)
-        self._floors = issuers.min_iat_by_subject
+        self._issuers = issuers
         self._verified: OrderedDict[bytes, tuple[Claims, int]] = OrderedDict()
 
     def verify(self, authorization: str | None, *, now: int) -> Claims:
-        """Return the claims of the bearer token in an ``Authorization`` header.
+        """Return the claims of the token in an ``Authorization`` header.
+
+        A token with ``cnf`` still wants its proof, one with ``one_time`` its only use.
 
         Args:
             authorization: the header's value; several headers joined with commas, as HTTP
@@ -130,16 +97,17 @@ class TokenVerifier:
         Raises:
             TokenError: its code is one of ``TokenCode``. ``token_unknown_kid`` may mean that
                 newer issuers exist; look once, at a limited rate, and never per request.
+            ForbiddenError: ``scope_missing``: the token holds, and is not for this.
         """
         if authorization is None:
-            raise _refused("token_missing")
+            raise refused("token_missing")
         if len(authorization) > MAX_HEADER_CHARS:
-            raise _refused("token_size")
+            raise refused("token_size")
         try:
             # A digest, so that a dump of this process holds no live tokens.
             digest = sha256(authorization.encode("ascii")).digest()
         except UnicodeEncodeError:
-            raise _refused("token_auth_header") from None
+            raise refused("token_auth_header") from None
         known = self._verified.get(digest)
         if known is not None and now < known[1]:
             self._verified.move_to_end(digest)
@@ -156,118 +124,103 @@ class TokenVerifier:
     def _check(self, authorization: str, now: int) -> tuple[Claims, int]:
         """Return claims that hold, and the instant until which they do."""
         scheme, _, token = authorization.partition(" ")
-        if scheme.lower() != "bearer" or not token or " " in token or "," in token:
-            raise _refused("token_auth_header")
-        if not _TOKEN.fullmatch(token):
-            raise _refused("token_format")
+        scheme = scheme.lower()
+        if scheme not in SCHEMES or not token or " " in token or "," in token:
+            raise refused("token_auth_header")
+        if not is_compact(token):
+            raise refused("token_format")
         key = self._key(*_header(token), now)
-        try:
-            signed = _jws.decode_complete(token, key.public, algorithms=[key.meta.alg])
-        except (jwt.PyJWTError, ValueError, RecursionError):
-            raise _refused("token_signature") from None
-        claims = _claims(signed["payload"])
+        claims = _claims(signed_payload(token, key.public, key.meta.alg, code="token_signature"))
         self._check_claims(claims, key, now)
+        _check_bond(claims, key.issuer, scheme)
+        if key.issuer.one_time and not claims.one_time:
+            claims = structs.replace(claims, one_time=True)
         until = claims.exp + self._leeway_s
         expires_at = key.meta.expires_at
         return claims, until if expires_at is None else min(until, expires_at)
 
     def _key(self, alg: str, kid: str, now: int) -> _Key:
         if not _KID.fullmatch(kid):
-            raise _refused("token_kid")
+            raise refused("token_kid")
         key = self._keys.get(kid)
         if key is None:
-            raise _refused("token_unknown_kid")
+            raise refused("token_unknown_kid")
         if key.meta.status == "revoked":
-            raise _refused("token_key_revoked")
+            raise refused("token_key_revoked")
         expires_at = key.meta.expires_at
         if now + self._leeway_s < key.meta.not_before or (
             expires_at is not None and now >= expires_at
         ):
-            raise _refused("token_key_inactive")
+            raise refused("token_key_inactive")
         # One key, one algorithm (RFC 8725 §3.1): the token does not get to choose.
         if alg != key.meta.alg:
-            raise _refused("token_alg")
+            raise refused("token_alg")
         return key
 
     def _check_claims(self, claims: Claims, key: _Key, now: int) -> None:
-        if claims.iss != key.issuer.iss:
-            raise _refused("token_issuer")
+        issuer, iss = key.issuer, claims.iss
+        if iss != issuer.iss:
+            raise refused("token_issuer")
         if claims.aud != self._audience:
-            raise _refused("token_audience")
+            raise refused("token_audience")
         if now >= claims.exp + self._leeway_s:
-            raise _refused("token_expired")
+            raise refused("token_expired")
         if max(claims.nbf, claims.iat) > now + self._leeway_s:
-            raise _refused("token_not_yet_valid")
-        if not 0 < claims.exp - claims.iat <= key.issuer.max_lifetime_s:
-            raise _refused("token_lifetime")
+            raise refused("token_not_yet_valid")
+        if not 0 < claims.exp - claims.iat <= issuer.max_lifetime_s:
+            raise refused("token_lifetime")
         if claims.iat < key.meta.not_before:
-            raise _refused("token_key_inactive")
-        # Neither sub nor jti can hold a space, so that no two pairs read alike.
-        floor = self._floors.get(f"{claims.iss} {claims.sub}", 0)
-        if claims.iat < max(key.issuer.min_iat, floor):
-            raise _refused("token_superseded")
-        if f"{claims.iss} {claims.jti}" in self._revoked:
-            raise _refused("token_revoked")
+            raise refused("token_key_inactive")
+        # Neither sub, jti nor tenant can hold a space, so that no two pairs read alike.
+        subject = f"{iss} {claims.sub}"
+        if claims.iat < max(
+            issuer.min_iat,
+            self._issuers.min_iat_by_subject.get(subject, 0),
+            self._issuers.min_iat_by_tenant.get(f"{iss} {claims.tenant}", 0),
+        ):
+            raise refused("token_superseded")
+        if claims.auth_epoch < self._issuers.min_epoch_by_subject.get(subject, 0):
+            raise refused("token_epoch")
+        if f"{iss} {claims.jti}" in self._revoked:
+            raise refused("token_revoked")
+        if issuer.tenants is not None and claims.tenant not in issuer.tenants:
+            raise refused("token_tenant")
+        if issuer.scope is not None and issuer.scope not in claims.scope.split(" "):
+            raise ForbiddenError(
+                f"This needs an access token with the scope '{issuer.scope}'.", code="scope_missing"
+            )
 
 
-def _refused(code: TokenCode) -> TokenError:
-    return TokenError(REFUSAL, code=code)
+def _check_bond(claims: Claims, issuer: Issuer, scheme: str) -> None:
+    if claims.cnf is UNSET:
+        if scheme == "dpop" or (
+            issuer.dpop == "required" and claims.client_id not in issuer.bearer_clients
+        ):
+            raise refused("token_unbound")
+    elif scheme != "dpop":
+        # RFC 9449 §7.1. Taken as a bearer token, it would lose its bond.
+        raise refused("token_cnf")
 
 
 def _header(token: str) -> tuple[str, str]:
     """Return ``alg`` and ``kid`` of a token whose form is right. Nothing is verified yet."""
-    encoded = token.partition(".")[0]
-    header = _strict_json(
-        urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)), lambda: _refused("token_json")
-    )
-    # Exactly these: jwk, jku and x5c would bring their own key, crit and b64 their own rules.
+    header = header_of(token, code="token_json")
     if header.keys() != HEADER_FIELDS:
-        raise _refused("token_header")
+        raise refused("token_header")
     alg, kid, typ = header["alg"], header["kid"], header["typ"]
     if not isinstance(alg, str) or not isinstance(kid, str) or not isinstance(typ, str):
-        raise _refused("token_header")
+        raise refused("token_header")
     if typ.lower() not in TYPES:
-        raise _refused("token_typ")
+        raise refused("token_typ")
     return alg, kid
 
 
 def _claims(payload: bytes) -> Claims:
-    names = _strict_json(payload, lambda: _refused("token_claims")).keys()
-    if "cnf" in names:
-        # Sender-constrained (RFC 7800). Taken as a bearer token, it would lose its bond.
-        raise _refused("token_cnf")
+    strict_json(payload, code="token_claims")
     try:
-        return _claims_decoder.decode(payload)
+        return _decode_claims(payload)
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        raise _refused("token_claims") from None
-
-
-def _strict_json(text: bytes, refusal: Callable[[], TokenError]) -> dict[str, object]:
-    """Return the object in ``text``: UTF-8 without BOM, no name twice, no NaN or Infinity."""
-    if text.count(b"{") + text.count(b"[") > MAX_BRACKETS:
-        raise refusal()
-    try:
-        # Not json.loads(bytes): that guesses UTF-16 and UTF-32 as well.
-        value: object = json.loads(
-            text.decode(), object_pairs_hook=_unique, parse_constant=_no_constant
-        )
-    except (ValueError, RecursionError):
-        raise refusal() from None
-    if not isinstance(value, dict):
-        raise refusal()
-    return cast("dict[str, object]", value)
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        # RFC 8725 §2.4: which of two readers is right? Neither.
-        raise ValueError("a name occurs twice")
-    return found
-
-
-def _no_constant(name: str) -> object:
-    raise ValueError(f"{name} is not JSON")
+        raise refused("token_claims") from None
 
 
 def _load(issuers: Issuers) -> dict[str, _Key]:
@@ -279,6 +232,11 @@ def _load(issuers: Issuers) -> dict[str, _Key]:
     keys: dict[str, _Key] = {}
     for issuer in issuers.issuers:
         for meta in issuer.keys:
+            if meta.alg not in issuer.algorithms:
+                raise PolicyError(
+                    f"key '{meta.kid}' is for {meta.alg}, which its issuer does not use",
+                    code="issuers_invalid",
+                )
             if meta.kid in keys:
                 raise PolicyError(f"there are two keys '{meta.kid}'", code="issuers_invalid")
             try:

@@ -51,8 +51,9 @@ async def consider(desk: Desk, call: Call) -> Considered:
         RefusalError: the request is not to be served.
     """
     call.headers = pick_headers(call.raw_headers)
-    token = call.headers.get(b"authorization")
-    caller, serving = call.caller, call.serving = await authenticate(desk, token, now=call.now)
+    caller, serving = call.caller, call.serving = await authenticate(
+        desk, call.headers, method=call.method, path=call.path, now=call.now
+    )
     call.mark("authenticate")
     request, facts, call.proposal = await understand(desk, call, caller, serving)
     call.facts, call.streamed = facts, request.stream is True

@@ -1,12 +1,18 @@
-"""Who asks: the token's claims, checked once and remembered."""
+"""Who asks: the token's claims, checked once and remembered; what counts once, used up."""
 
 import hmac
+from collections.abc import Mapping
+from hashlib import sha256
+
+from msgspec import UNSET
 
 from waypost.shared.contracts import Claims, Limits, Signed
 from waypost.shared.errors import TokenError
 from waypost.shared.rules import cohort
 from waypost.validator.desk import Caller, Desk, Serving
+from waypost.validator.jose import refused
 from waypost.validator.ledger import lowest
+from waypost.validator.tokens import LEEWAY_S
 
 __all__ = ["authenticate", "pseudonym"]
 
@@ -14,14 +20,21 @@ PSEUDONYM_CHARS = 24  # 96 bits: no two subjects of one operator meet
 
 
 async def authenticate(
-    desk: Desk, authorization: bytes | None, *, now: int
+    desk: Desk, headers: Mapping[bytes, bytes], *, method: str, path: str, now: int
 ) -> tuple[Caller, Serving]:
     """Return the caller, and the manifest whose issuers vouch for them.
 
+    Args:
+        headers: as ``pick_headers`` returns them.
+        path: without query.
+
     Raises:
-        TokenError: the token does not hold; see ``TokenCode``.
+        TokenError: the token does not hold, nor its proof; see ``TokenCode``.
+        ForbiddenError: ``scope_missing``.
         RefusalError: there is no manifest to check it against.
+        StoreError: nobody can tell whether proof or token were used before.
     """
+    authorization = headers.get(b"authorization")
     text = None if authorization is None else authorization.decode("latin-1")
     serving = desk.serving(now)
     try:
@@ -32,12 +45,39 @@ async def authenticate(
             raise
         serving = desk.serving(now)
         claims = serving.verifier.verify(text, now=now)
+    if claims.cnf is not UNSET:
+        proof = headers.get(b"dpop")
+        assert text is not None  # noqa: S101 - claims came of it
+        await _prove(
+            desk,
+            None if proof is None else proof.decode("latin-1"),
+            method=method,
+            path=path,
+            token=text.partition(" ")[2],
+            jkt=claims.cnf.jkt,
+            now=now,
+        )
+    if claims.one_time:
+        # Last, so that a request refused for its proof does not use it up.
+        mark = sha256(f"{claims.iss} {claims.jti}".encode()).digest()[:16]
+        if not await desk.seen.is_first(mark, until=claims.exp + LEEWAY_S):
+            raise refused("token_replayed")
     known = desk.callers.get(id(claims))
     if known is not None and known.claims is claims:
         return known, serving
     caller = _caller(desk, claims)
     desk.remember(caller)
     return caller, serving
+
+
+async def _prove(
+    desk: Desk, proof: str | None, *, method: str, path: str, token: str, jkt: str, now: int
+) -> None:
+    if desk.proofs is None:
+        raise refused("token_cnf")
+    proven = desk.proofs.check(proof, method=method, path=path, token=token, jkt=jkt, now=now)
+    if not await desk.seen.is_first(proven.mark, until=proven.until):
+        raise refused("dpop_replayed")
 
 
 def _caller(desk: Desk, claims: Claims) -> Caller:

@@ -29,19 +29,21 @@ _READ = frozenset(
         b"content-encoding",
         b"content-length",
         b"content-type",
+        b"dpop",
         b"traceparent",
         b"waypost-deadline-ms",
         b"waypost-facts",
         b"waypost-proposal",
     }
 )
+_CREDENTIALS = frozenset({b"authorization", b"dpop"})
 
 
 def pick_headers(raw: Iterable[tuple[bytes, bytes]]) -> Headers:
     """Return the headers that are read, each once.
 
-    Several Authorization lines are joined with commas, as HTTP joins them, for the token check
-    to refuse.
+    Several lines of what the token check reads are joined with commas, as HTTP joins them, for
+    it to refuse.
 
     Raises:
         InvalidRequestError: ``header_repeated``: of two lines, a proxy may have read the other.
@@ -50,7 +52,7 @@ def pick_headers(raw: Iterable[tuple[bytes, bytes]]) -> Headers:
     for name, value in raw:
         if name in _READ:
             if name in headers:
-                if name != b"authorization":
+                if name not in _CREDENTIALS:
                     text = name.decode()
                     raise InvalidRequestError(
                         f"Send {text} once.", code="header_repeated", param=text
@@ -109,8 +111,10 @@ class Call:
         "headers",
         "id",
         "is_hurried",
+        "method",
         "model",
         "now",
+        "path",
         "proposal",
         "raw_headers",
         "reason",
@@ -135,6 +139,8 @@ class Call:
         randomness: at least 74 bits, for the id.
         """
         self.raw_headers: list[tuple[bytes, bytes]] = scope["headers"]
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
         self.receive = receive
         self.send = send
         self.at_ms = int(at * 1_000)

@@ -1,0 +1,196 @@
+"""Says whether a request's sender holds the key that its access token is bound to.
+
+Pure: what was seen before is remembered elsewhere (``waypost.validator.replay``). Nonces need no
+memory: each is a keyed hash of its span of time, so all validators that share a key agree.
+
+Source: RFC 9449 (DPoP) §4.3, in the order of docs/tokens.md.
+"""
+
+import hmac
+from collections.abc import Iterable
+from functools import lru_cache
+from hashlib import sha256
+from typing import Annotated, cast
+from urllib.parse import urlsplit
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from msgspec import Meta, Struct
+
+from waypost.shared.contracts import Algorithm
+from waypost.shared.issuer_keys import (
+    TokenKey,
+    b64url,
+    jwk_of,
+    key_from_jwk,
+    public_key,
+    thumbprint,
+)
+from waypost.validator.jose import (
+    header_of,
+    is_compact,
+    refused,
+    signed_payload,
+    strict_json,
+)
+
+__all__ = ["Proof", "ProofChecker"]
+
+MAX_PROOF_CHARS = 4_096
+MAX_HEADER_CHARS = 1_024
+MAX_KEYS = 4_096  # 4 MiB at the most
+
+# A proof is good for this span and the next, so that none lapses on its way.
+NONCE_SPAN_S = 300
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+_Text = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+\Z")]
+
+
+class _Proven(Struct, frozen=True):
+    """A proof's claims. Others may be there (RFC 9449 §4.2) and change nothing."""
+
+    jti: _Text
+    htm: _Text
+    htu: Annotated[str, Meta(max_length=2_000, pattern=r"^[\x21-\x7e]+\Z")]
+    iat: Annotated[int, Meta(ge=0, le=2**40)]
+    ath: _Text
+    nonce: _Text | None = None
+
+
+_decode = msgspec.json.Decoder(_Proven).decode
+
+
+class Proof(Struct, frozen=True):
+    """A proof that holds, if it was not seen before.
+
+    Attributes:
+        mark: tells it from others; no secret.
+        until: Unix seconds until which it would hold again.
+    """
+
+    mark: bytes
+    until: int
+
+
+class ProofChecker:
+    """Checks proofs made for this validator."""
+
+    def __init__(
+        self,
+        origins: Iterable[str],
+        *,
+        nonce_key: bytes,
+        requires_nonce: bool = False,
+        max_age_s: int = 60,
+    ) -> None:
+        """Args:
+        origins: what clients put before the path; never what ``Host`` says, which they choose.
+        nonce_key: shared by validators that one client may reach.
+        requires_nonce: else a client's own clock counts, as long as it is right.
+        max_age_s: how far that clock may be off.
+        """
+        self._origins = tuple(_normal(origin.rstrip("/")) for origin in origins)
+        self._nonce_key = nonce_key
+        self._requires_nonce = requires_nonce
+        self._max_age_s = max_age_s
+
+    def check(
+        self, proof: str | None, *, method: str, path: str, token: str, jkt: str, now: int
+    ) -> Proof:
+        """Return the proof, good for this request with this token.
+
+        Args:
+            proof: the ``DPoP`` header; several joined with commas are refused.
+            path: without query.
+            jkt: the thumbprint in the token.
+            now: Unix seconds.
+
+        Raises:
+            TokenError: a code of ``TokenCode`` that begins with ``dpop_``.
+        """
+        if not proof:
+            raise refused("dpop_missing")
+        if len(proof) > MAX_PROOF_CHARS or not is_compact(proof):
+            raise refused("dpop_missing" if "," in proof else "dpop_format")
+        alg, key, holder = _key(proof.partition(".")[0])
+        payload = signed_payload(proof, key, alg, code="dpop_signature")
+        strict_json(payload, code="dpop_claims")
+        try:
+            said = _decode(payload)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            raise refused("dpop_claims") from None
+        if said.htm != method or not self._is_here(said.htu, path):
+            raise refused("dpop_target")
+        until = self._until(said, now)
+        if not hmac.compare_digest(said.ath, b64url(sha256(token.encode()).digest())):
+            raise refused("dpop_token")
+        if not hmac.compare_digest(holder, jkt):
+            raise refused("dpop_key")
+        return Proof(sha256(f"{jkt} {said.jti}".encode()).digest()[:16], until)
+
+    def nonce(self, now: int) -> str:
+        """Return the nonce to give out now."""
+        return self._nonce(now // NONCE_SPAN_S)
+
+    def _nonce(self, span: int) -> str:
+        return b64url(hmac.digest(self._nonce_key, b"%d" % span, "sha256")[:16])
+
+    def _until(self, said: _Proven, now: int) -> int:
+        """Return how long the proof holds; its time counts by the nonce, else by its ``iat``."""
+        span = now // NONCE_SPAN_S
+        if said.nonce is not None:
+            for issued in (span, span - 1):
+                if hmac.compare_digest(said.nonce, self._nonce(issued)):
+                    return (issued + 2) * NONCE_SPAN_S
+            raise refused("dpop_nonce", nonce=self.nonce(now))
+        if self._requires_nonce:
+            raise refused("dpop_nonce", nonce=self.nonce(now))
+        if abs(now - said.iat) > self._max_age_s:
+            # The client's clock may be wrong for ever; with a nonce it need not be right.
+            raise refused("dpop_time", nonce=self.nonce(now))
+        return said.iat + self._max_age_s + 1
+
+    def _is_here(self, htu: str, path: str) -> bool:
+        here = [origin + path for origin in self._origins]
+        return htu in here or _normal(htu) in here
+
+
+def _normal(url: str) -> str:
+    """Return ``url`` without query, its origin as RFC 3986 §6.2 compares them; "" if it is none."""
+    try:
+        parts = urlsplit(url)
+        scheme, host, port = parts.scheme, parts.hostname, parts.port
+    except ValueError:
+        return ""
+    if not host or scheme not in DEFAULT_PORTS or parts.username is not None:
+        return ""
+    host = f"[{host}]" if ":" in host else host
+    where = host if port in (None, DEFAULT_PORTS[scheme]) else f"{host}:{port}"
+    return f"{scheme}://{where}{parts.path}"
+
+
+# By the header as sent: a client's proofs differ in their claims alone.
+@lru_cache(MAX_KEYS)
+def _key(header: str) -> tuple[Algorithm, TokenKey, str]:
+    """Return algorithm, key and thumbprint that a proof's header brings along.
+
+    Here a key from the token itself is right: it must prove nothing but its own possession.
+    """
+    if len(header) > MAX_HEADER_CHARS:
+        raise refused("dpop_header")
+    fields = header_of(header, code="dpop_header")
+    jwk = fields.get("jwk")
+    if fields.keys() != {"alg", "jwk", "typ"} or fields["typ"] != "dpop+jwt":
+        raise refused("dpop_header")
+    if not isinstance(jwk, dict):
+        raise refused("dpop_header")
+    try:
+        meta = key_from_jwk({**cast("dict[str, object]", jwk), "kid": "proof"})
+        public = public_key(meta)
+    except ValueError:
+        raise refused("dpop_header") from None
+    if meta.alg != fields["alg"] or isinstance(public, RSAPublicKey):
+        raise refused("dpop_header")
+    return meta.alg, public, thumbprint(jwk_of(public))
