@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from waypost.shared import engine, errors, headers, measure
+from waypost.shared import apis, engine, errors, headers, measure
 from waypost.shared.errors import RefusalError, StoreError, TrustCode, WaypostError
 from waypost.validator import app, desk, guarded_http, pipeline, problems, providers
 from waypost.validator.jose import TokenCode
@@ -59,7 +59,7 @@ def test_the_table_of_folders_names_every_folder() -> None:
 def _raised() -> Iterator[tuple[type[WaypostError] | None, str]]:
     """The codes in the validator's source, each with the error that has it, if that is raised."""
     folders = (pipeline, providers)
-    modules = (app, desk, guarded_http, headers, measure, problems)
+    modules = (apis, app, desk, guarded_http, headers, measure, problems)
     files = [Path(module.__file__ or "") for module in modules]
     files += [file for folder in folders for file in Path(*folder.__path__).glob("*.py")]
     for file in files:

@@ -45,6 +45,7 @@ from waypost.shared.complexity import ComplexityModel, ComplexityScorer
 from waypost.shared.contracts import (
     AUTO,
     CAPABILITIES,
+    CONVERSATIONS,
     Cascade,
     Condition,
     Endpoint,
@@ -197,7 +198,7 @@ class _Model(FileModel):
     region: Name | None = None
     promises: Unique[Promise] = []
     capabilities: Unique[Annotated[str, among("capability", CAPABILITIES)]] = []
-    endpoints: Some[EndpointName] = ["chat.completions"]
+    endpoints: Some[EndpointName] = list(CONVERSATIONS)
     quality: Percent = 50
     speed: _Speed = _Speed()
     private: bool = False

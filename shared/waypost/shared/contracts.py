@@ -21,6 +21,7 @@ __all__ = [
     "ALGORITHMS",
     "AUTO",
     "CAPABILITIES",
+    "CONVERSATIONS",
     "ENDPOINTS",
     "SUPPORTED_FEATURES",
     "Algorithm",
@@ -69,6 +70,9 @@ CAPABILITIES = ("audio", "json", "tools", "vision")
 
 # Which API a request came by.
 ENDPOINTS = ("chat.completions", "completions", "embeddings", "messages", "responses")
+
+# Of these, the ones that say the same in other words, so that a model can be asked by any.
+CONVERSATIONS = ("chat.completions", "messages", "responses")
 
 # ``must_understand`` entries this version honours. A document naming any other is refused.
 SUPPORTED_FEATURES: frozenset[str] = frozenset()
@@ -516,6 +520,7 @@ class Measured(Struct, frozen=True, kw_only=True):
             nothing was recognised.
         affordable_nusd: what the account can still pay for this request; ``None`` unbounded.
         out_of_service: models whose breaker is open.
+        untranslatable: models whose provider speaks an API that cannot express this request.
     """
 
     endpoint: str = "chat.completions"
@@ -534,6 +539,7 @@ class Measured(Struct, frozen=True, kw_only=True):
     data_classes: tuple[str, ...] = ()
     affordable_nusd: int | None = None
     out_of_service: tuple[str, ...] = ()
+    untranslatable: tuple[str, ...] = ()
 
 
 class Declared(Struct, frozen=True, kw_only=True):

@@ -3,8 +3,9 @@
 Pure: no clock, no I/O, no randomness. Client, validator, ``explain`` and the tests all run this
 one function, so that they cannot disagree by accident.
 
-1. *Admissible set*: tier ∧ token's models ∧ duties ∧ API ∧ capabilities ∧ context ∧ in service
-   ∧ affordable. Each is a bit mask over models, compiled once per manifest.
+1. *Admissible set*: tier ∧ token's models ∧ duties ∧ API ∧ capabilities ∧ context ∧
+   translatable ∧ in service ∧ affordable. Each is a bit mask over models, compiled once per
+   manifest.
 2. *Route*: the first row of the decision table that matches.
 3. *Order*: the row's candidates by its objective, then its fallback, then the last resort.
 4. *Verdict*: a proposal inside the set is accepted; one outside is overridden by the best
@@ -66,6 +67,7 @@ ExclusionCode = Literal[
     "endpoint_unsupported",
     "capability_missing",
     "context_too_small",
+    "untranslatable",
     "out_of_service",
     "unaffordable",
     "not_in_route",
@@ -295,6 +297,10 @@ class CompiledPolicy:
         mask &= self.by_window[bisect_left(self.windows, context_need(self.policy, facts))]
         if not mask:
             return 0, "context_too_small"
+        for name in measured.untranslatable:
+            mask &= ~self.bits.get(name, 0)
+        if not mask:
+            return 0, "untranslatable"
         for name in measured.out_of_service:
             mask &= ~self.bits.get(name, 0)
         if not mask:
@@ -559,6 +565,8 @@ def exclusion(policy: CompiledPolicy, name: str, facts: Facts) -> Exclusion | No
         return Exclusion(
             "context_too_small", f"it holds {model.context_tokens} tokens, {need} are needed"
         )
+    if name in measured.untranslatable:
+        return Exclusion("untranslatable", "its provider's API cannot express this request")
     if name in measured.out_of_service:
         return Exclusion("out_of_service", "its provider is failing at the moment")
     if measured.affordable_nusd is not None:

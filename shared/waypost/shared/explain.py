@@ -32,6 +32,7 @@ _REFUSED = {
     "endpoint_unsupported": "no model open to this caller serves {endpoint}",
     "capability_missing": "no model open to this caller can do {needs}",
     "context_too_small": "the prompt is too long for every model open to this caller",
+    "untranslatable": "no model open to this caller has a provider that can express this request",
     "out_of_service": "every model open to this caller is out of service at the moment",
     "unaffordable": "the account cannot cover what the cheapest admissible model may cost",
     "not_in_route": "the route's own models are not open to this caller",

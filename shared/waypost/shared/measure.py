@@ -5,7 +5,8 @@ types reject what providers would reject later and dearer: missing messages, a n
 ``max_tokens``, a number where text belongs.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Raw, Struct
@@ -14,7 +15,7 @@ from waypost.shared.contracts import AUTO, Measured
 from waypost.shared.errors import InvalidRequestError
 from waypost.shared.reading import Findings, TextReader
 
-__all__ = ["ChatRequest", "decode_chat", "measure_chat"]
+__all__ = ["ChatRequest", "Count", "Gist", "Part", "decode_body", "decode_chat", "measure_chat"]
 
 BYTES_PER_TOKEN = 4  # English prose in current tokenizers; an estimate, never a bound
 TOKENS_PER_MESSAGE = 4  # role and separators in the usual chat templates
@@ -22,17 +23,21 @@ IMAGE_TOKENS = 1_500  # a large picture in high detail, as providers price it
 AUDIO_BYTES_PER_TOKEN = 1_000
 TOOLS_OVERHEAD_TOKENS = 1_000  # providers put a system prompt of their own before tools
 
+_Request = TypeVar("_Request")
+
 Count = Annotated[int, Meta(ge=1, le=10_000_000)]
 
 
-class _Part(Struct):
-    type: str
+class Part(Struct):
+    """A piece of a message's content, of any API."""
+
+    type: str = "text"
     text: str = ""
 
 
 class _Message(Struct):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[_Part] | None = None
+    content: str | list[Part] | None = None
 
 
 class _ResponseFormat(Struct):
@@ -63,17 +68,22 @@ class ChatRequest(Struct):
         return self.max_completion_tokens or self.max_tokens
 
 
-_chat_decoder = msgspec.json.Decoder(ChatRequest)
+_decode_chat = msgspec.json.Decoder(ChatRequest).decode
 
 
 def decode_chat(body: bytes) -> ChatRequest:
-    """Return the request in ``body``.
+    """Return the request in ``body``; raises as ``decode_body`` does."""
+    return decode_body(_decode_chat, body)
+
+
+def decode_body(decode: Callable[[bytes], _Request], body: bytes) -> _Request:
+    """Return the request in ``body``, as ``decode`` reads it.
 
     Raises:
         InvalidRequestError: ``invalid_json``, or ``invalid_body`` with the path at fault.
     """
     try:
-        return _chat_decoder.decode(body)
+        return decode(body)
     except msgspec.ValidationError as exc:
         text, _, path = str(exc).partition(" - at ")
         # An unknown enum value is quoted by the decoder, and may be prompt text.
@@ -87,60 +97,94 @@ def decode_chat(body: bytes) -> ChatRequest:
         raise InvalidRequestError("The body is not valid JSON.", code="invalid_json") from None
 
 
-def measure_chat(request: ChatRequest, *, body_bytes: int, reader: TextReader) -> Measured:
-    """Return the measured facts of a chat-completions request.
+class Gist:
+    """What there is in a request of any API, counted up; ``measured`` makes facts of it."""
 
-    Args:
-        body_bytes: length of the request as JSON. A token is at least a byte long, so that
-            length bounds the prompt's tokens in any tokenizer, template included.
-        reader: of the policy that is to decide.
-    """
-    chars = 0
-    images = 0
-    audio = 0
-    newest_user: str | list[_Part] | None = None
+    __slots__ = ("audio", "images", "messages", "newest_user", "text_bytes", "tools", "wants_json")
+
+    def __init__(self) -> None:
+        self.text_bytes = self.messages = self.images = 0
+        self.audio = self.wants_json = False
+        self.tools: list[Raw] = []
+        self.newest_user: str | list[Part] | None = None
+
+    def add_text(self, text: str) -> None:
+        """Count a text in."""
+        self.text_bytes += len(text) if text.isascii() else len(text.encode())
+
+    def measured(
+        self,
+        endpoint: str,
+        *,
+        body_bytes: int,
+        reader: TextReader,
+        max_output_tokens: int | None,
+        choices: int = 1,
+    ) -> Measured:
+        """Return the facts.
+
+        Args:
+            body_bytes: length of the request as JSON. A token is at least a byte long, so that
+                length bounds the prompt's tokens in any tokenizer, template included.
+            reader: of the policy that is to decide.
+        """
+        needs: list[str] = []
+        if self.audio:
+            needs.append("audio")
+        if self.wants_json:
+            needs.append("json")
+        text_bytes = self.text_bytes
+        if self.tools:
+            needs.append("tools")
+            text_bytes += sum(len(bytes(tool)) for tool in self.tools)
+        if self.images:
+            needs.append("vision")
+        findings: Findings = {}
+        if not reader.is_idle:
+            newest = self.newest_user
+            findings = reader.read(
+                newest if isinstance(newest, str) else "\n".join(part.text for part in newest or ())
+            )
+        image_tokens = IMAGE_TOKENS * self.images
+        return Measured(
+            endpoint=endpoint,
+            input_bytes=text_bytes,
+            input_tokens=-(-text_bytes // BYTES_PER_TOKEN)
+            + TOKENS_PER_MESSAGE * self.messages
+            + image_tokens
+            + (body_bytes // AUDIO_BYTES_PER_TOKEN if self.audio else 0),
+            max_input_tokens=body_bytes
+            + image_tokens
+            + (TOOLS_OVERHEAD_TOKENS if self.tools else 0),
+            max_output_tokens=max_output_tokens,
+            choices=choices,
+            messages=self.messages,
+            needs=tuple(needs),
+            **findings,
+        )
+
+
+def measure_chat(request: ChatRequest, *, body_bytes: int, reader: TextReader) -> Measured:
+    """Return the measured facts of a chat-completions request; see ``Gist.measured``."""
+    gist = Gist()
+    gist.messages = len(request.messages)
     for message in request.messages:
         content = message.content
         if isinstance(content, str):
-            chars += len(content.encode()) if not content.isascii() else len(content)
+            gist.add_text(content)
         elif content:
             for part in content:
-                chars += len(part.text.encode())
-                images += part.type == "image_url"
-                audio += part.type == "input_audio"
+                gist.add_text(part.text)
+                gist.images += part.type == "image_url"
+                gist.audio |= part.type == "input_audio"
         if message.role == "user":
-            newest_user = content
-    needs: list[str] = []
-    if audio:
-        needs.append("audio")
-    if request.response_format is not None and request.response_format.type != "text":
-        needs.append("json")
-    tools = [*(request.tools or ()), *(request.functions or ())]
-    if tools:
-        needs.append("tools")
-        chars += sum(len(bytes(tool)) for tool in tools)
-    if images:
-        needs.append("vision")
-    findings: Findings = {}
-    if not reader.is_idle:
-        findings = reader.read(
-            newest_user
-            if isinstance(newest_user, str)
-            else "\n".join(part.text for part in newest_user or ())
-        )
-    audio_tokens = body_bytes // AUDIO_BYTES_PER_TOKEN if audio else 0
-    return Measured(
-        input_bytes=chars,
-        input_tokens=-(-chars // BYTES_PER_TOKEN)
-        + TOKENS_PER_MESSAGE * len(request.messages)
-        + IMAGE_TOKENS * images
-        + audio_tokens,
-        max_input_tokens=body_bytes
-        + IMAGE_TOKENS * images
-        + (TOOLS_OVERHEAD_TOKENS if tools else 0),
+            gist.newest_user = content
+    gist.wants_json = request.response_format is not None and request.response_format.type != "text"
+    gist.tools = [*(request.tools or ()), *(request.functions or ())]
+    return gist.measured(
+        "chat.completions",
+        body_bytes=body_bytes,
+        reader=reader,
         max_output_tokens=request.output_limit,
         choices=request.n or 1,
-        messages=len(request.messages),
-        needs=tuple(needs),
-        **findings,
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, cast
 
@@ -13,11 +14,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from waypost.shared.contracts import AUTO, Facts, SpendLimit
+from waypost.shared.apis import ENDPOINT_BY_PATH
+from waypost.shared.contracts import AUTO, ENDPOINTS, Facts, Measured, SpendLimit
 from waypost.shared.engine import cost_estimate_nusd, exclusion
 from waypost.shared.errors import InvalidRequestError, RefusalError, StoreError, WaypostError
 from waypost.shared.explain import explain, explain_record
-from waypost.validator.asgi import CHAT_PATH, ValidatorApp, new_call
+from waypost.validator.asgi import ValidatorApp, new_call
 from waypost.validator.desk import Caller, Desk, Serving
 from waypost.validator.pipeline import consider
 from waypost.validator.pipeline.authenticate import authenticate
@@ -44,8 +46,9 @@ def create_app(opening: Callable[[], AbstractAsyncContextManager[Desk]]) -> Vali
 
     rest = Starlette(
         routes=[
-            Route(CHAT_PATH, _starting, methods=["POST"]),
+            *(Route(path, _starting, methods=["POST"]) for path in ENDPOINT_BY_PATH),
             Route("/v1/models", _models, methods=["GET"]),
+            Route("/v1/models/{id:path}", _model, methods=["GET"]),
             Route("/v1/decide", _decide, methods=["POST"]),
             Route("/v1/decisions/{id}", _decision, methods=["GET"]),
             Route("/admin/bundle", _bundle, methods=["PUT"]),
@@ -75,8 +78,14 @@ def _desk(request: Request) -> Desk:
 # ── errors ─────────────────────────────────────────────────────────────────────────────────────
 
 
-async def _problem(_: Request, error: Exception) -> Response:
-    problem = describe(cast(WaypostError, error))
+def _speaks_anthropic(request: Request) -> bool:
+    """Whether the caller's SDK is Anthropic's: only that names a version."""
+    return request.url.path == "/v1/messages" or "anthropic-version" in request.headers
+
+
+async def _problem(request: Request, error: Exception) -> Response:
+    endpoint = "messages" if _speaks_anthropic(request) else "chat.completions"
+    problem = describe(cast(WaypostError, error), endpoint)
     response = Response(problem.body, problem.status, media_type="application/json")
     for name, value in problem.headers:
         response.headers[name.decode()] = value.decode()
@@ -118,33 +127,55 @@ async def _caller(request: Request) -> tuple[Caller, Serving]:
     )
 
 
-async def _models(request: Request) -> Response:
-    """What this token may use, as OpenAI lists models; ``auto`` first."""
+async def _allowed(request: Request) -> list[dict[str, object]]:
+    """What this token may use, ``auto`` first, each in the words of the caller's SDK."""
     caller, serving = await _caller(request)
-    facts = Facts(now=int(_desk(request).clock()), signed=caller.signed)
-    policy = serving.compiled.policy
-    allowed = [
-        model
-        for model in policy.models
-        if (why := exclusion(serving.compiled, model.id, facts)) is None
-        or why.code == "not_in_route"
-    ]
-    names = [(AUTO, "waypost"), *((model.id, model.provider) for model in allowed)]
-    return _json(
-        {
-            "object": "list",
-            "data": [
-                {"id": name, "object": "model", "created": policy.issued_at, "owned_by": owner}
-                for name, owner in names
-            ],
-        }
-    )
+    now, policy = int(_desk(request).clock()), serving.compiled.policy
+    anthropic = _speaks_anthropic(request)
+    names = [(AUTO, "waypost")]
+    for model in policy.models:
+        # By whichever API it can be asked: only who may use it is the question here.
+        endpoint = "messages" if anthropic else model.endpoints[0]
+        facts = Facts(now=now, signed=caller.signed, measured=Measured(endpoint=endpoint))
+        why = exclusion(serving.compiled, model.id, facts)
+        if why is None or why.code == "not_in_route":
+            names.append((model.id, model.provider))
+    if not anthropic:
+        return [
+            {"id": name, "object": "model", "created": policy.issued_at, "owned_by": owner}
+            for name, owner in names
+        ]
+    created_at = f"{datetime.fromtimestamp(policy.issued_at, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    about = {"type": "model", "created_at": created_at, "lifecycle": "active"}
+    return [{"id": name, "display_name": name, **about} for name, _ in names]
+
+
+async def _models(request: Request) -> Response:
+    """What this token may use, as OpenAI or Anthropic lists models."""
+    allowed = await _allowed(request)
+    if not _speaks_anthropic(request):
+        return _json({"object": "list", "data": allowed})
+    ends = {"first_id": allowed[0]["id"], "last_id": allowed[-1]["id"]}
+    return _json({"data": allowed, "has_more": False, **ends})
+
+
+async def _model(request: Request) -> Response:
+    """One of them."""
+    for model in await _allowed(request):
+        if model["id"] == request.path_params["id"]:
+            return _json(model)
+    raise InvalidRequestError("You may use no such model.", code="model_not_found", param="id")
 
 
 async def _decide(request: Request) -> Response:
     """What would happen to this request: the pipeline up to where it would begin to spend."""
     desk = _desk(request)
-    call = new_call(desk, request.scope, request.receive, _no_send)
+    endpoint = request.query_params.get("api", "chat.completions")
+    if endpoint not in ENDPOINTS:
+        raise InvalidRequestError(
+            f"api must be one of {', '.join(ENDPOINTS)}.", code="not_found", param="api"
+        )
+    call = new_call(desk, request.scope, request.receive, _no_send, endpoint)
     considered = await consider(desk, call)
     plan = await preview(desk, call, considered)
     decision, facts = plan.decision, plan.facts

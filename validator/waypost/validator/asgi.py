@@ -4,34 +4,37 @@ import random
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from waypost.shared.apis import ENDPOINT_BY_PATH
 from waypost.validator.desk import Desk
 from waypost.validator.pipeline import serve
 from waypost.validator.pipeline.call import Call
 
-__all__ = ["CHAT_PATH", "ValidatorApp", "new_call"]
-
-CHAT_PATH = "/v1/chat/completions"
+__all__ = ["ValidatorApp", "new_call"]
 
 
 class ValidatorApp:
-    """Chat completions by the short way, everything else by the framework."""
+    """What models answer by the short way, everything else by the framework."""
 
     def __init__(self, rest: ASGIApp) -> None:
         self.desk: Desk | None = None
         self._rest = rest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if (
-            self.desk is not None
-            and scope["type"] == "http"
-            and scope["path"] == CHAT_PATH
-            and scope["method"] == "POST"
-        ):
-            await serve(self.desk, new_call(self.desk, scope, receive, send))
-        else:
-            await self._rest(scope, receive, send)
+        if self.desk is not None and scope["type"] == "http" and scope["method"] == "POST":
+            endpoint = ENDPOINT_BY_PATH.get(scope["path"])
+            if endpoint is not None:
+                await serve(self.desk, new_call(self.desk, scope, receive, send, endpoint))
+                return
+        await self._rest(scope, receive, send)
 
 
-def new_call(desk: Desk, scope: Scope, receive: Receive, send: Send) -> Call:
-    """Return the call that ``scope`` begins, arriving now."""
-    return Call(scope, receive, send, at=desk.clock(), randomness=random.getrandbits(74))
+def new_call(desk: Desk, scope: Scope, receive: Receive, send: Send, endpoint: str) -> Call:
+    """Return the call that ``scope`` begins, arriving now by the API ``endpoint``."""
+    return Call(
+        scope,
+        receive,
+        send,
+        endpoint=endpoint,
+        at=desk.clock(),
+        randomness=random.getrandbits(74),
+    )

@@ -197,7 +197,7 @@ class ProviderConfig(FileModel):
     base_url: str
     api_key: EnvName | None = None
     api_keys: list[EnvName] = []
-    dialect: Literal["openai"] = "openai"
+    dialect: Literal["anthropic", "openai"] = "openai"
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     timeout_s: Seconds = 60.0
     connect_timeout_s: Seconds = 3.0

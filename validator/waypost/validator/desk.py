@@ -37,10 +37,11 @@ from waypost.validator.records import RecordSink, SqliteRecordStore
 from waypost.validator.replay import SeenOnce, SqliteSeen
 from waypost.validator.resilience.breaker import Breaker
 from waypost.validator.resilience.keys import LONGEST_WAIT_S
+from waypost.validator.speech import Native, Speech
 from waypost.validator.tokens import TokenVerifier
 from waypost.validator.upstream import Upstream
 
-__all__ = ["Caller", "Desk", "Serving", "Target", "open_desk"]
+__all__ = ["Caller", "Desk", "Serving", "Speaking", "Target", "open_desk"]
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,18 @@ class Target(Struct, frozen=True):
         return until is not None and until > now + LONGEST_WAIT_S
 
 
+class Speaking(Struct, frozen=True):
+    """How the models of a manifest can be asked by one API.
+
+    Attributes:
+        mute: the models that cannot, whatever is asked.
+        translated: what may have no words for a request → the models it is for.
+    """
+
+    mute: tuple[str, ...]
+    translated: tuple[tuple[Speech, tuple[str, ...]], ...]
+
+
 class Serving:
     """One manifest, ready to serve.
 
@@ -113,6 +126,29 @@ class Serving:
         self.proposals = {model.id: Proposal(model=model.id) for model in trusted.policy.models}
         self.header = (b"waypost-manifest", b"%d" % self.version)
         self._best: dict[int, Price] = {}
+        self._speaking: dict[str, Speaking] = {}
+
+    def speaking(self, endpoint: str) -> Speaking:
+        """Return how the models can be asked by the API ``endpoint``."""
+        speaking = self._speaking.get(endpoint)
+        if speaking is None:
+            speaking = self._speaking[endpoint] = self._learn(endpoint)
+        return speaking
+
+    def _learn(self, endpoint: str) -> Speaking:
+        mute: list[str] = []
+        translated: dict[str, tuple[Speech, list[str]]] = {}
+        for name, target in self.targets.items():
+            speech = target.upstream.speeches.get(endpoint)
+            if speech is None:
+                mute.append(name)
+            elif not isinstance(speech, Native):
+                # Providers that are spoken to alike are asked alike.
+                _, names = translated.setdefault(speech.kind, (speech, []))
+                names.append(name)
+        return Speaking(
+            tuple(mute), tuple((speech, tuple(names)) for speech, names in translated.values())
+        )
 
     def unrouted_price(self, facts: Facts) -> Price | None:
         """Return the price of the best-rated model that could have served ``facts``.

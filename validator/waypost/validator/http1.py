@@ -219,7 +219,7 @@ class Origin:
 
     def __init__(self, url: str, *, headers: dict[str, str], connect_timeout_s: float) -> None:
         """Args:
-        url: where every request goes.
+        url: what every request's path is below.
         headers: of every request, Host and Content-Length aside.
         """
         parts = urlsplit(url)
@@ -228,23 +228,28 @@ class Origin:
         self._port = parts.port or (443 if self._tls is not None else 80)
         self._connect_timeout_s = connect_timeout_s
         lines = {"Host": parts.netloc, **headers}
-        self._head = f"POST {parts.path or '/'} HTTP/1.1\r\n" + "".join(
+        self._path = parts.path.rstrip("/")
+        self._head = " HTTP/1.1\r\n" + "".join(
             f"{name}: {value}\r\n" for name, value in lines.items()
         )
         self._idle: list[Response] = []
         self._open: set[Response] = set()
 
-    async def send(self, body: bytes, *, headers: str = "", until: float) -> Response:
+    async def send(
+        self, body: bytes, *, path: str = "", headers: str = "", until: float
+    ) -> Response:
         """Send ``body``; return the response once its head is there, to be given to ``finish``.
 
         Args:
+            path: below the origin's own.
             headers: further header lines, each with its line end.
             until: when the head must be there, by the loop's clock.
 
         Raises:
             ExchangeError: there is no response.
         """
-        request = f"{self._head}{headers}Content-Length: {len(body)}\r\n\r\n".encode() + body
+        head = f"POST {self._path}{path}{self._head}{headers}Content-Length: {len(body)}\r\n\r\n"
+        request = head.encode() + body
         response = self._take_idle()
         if response is not None:
             try:
@@ -278,10 +283,10 @@ class Origin:
 
     @asynccontextmanager
     async def post(
-        self, body: bytes, *, headers: str = "", until: float
+        self, body: bytes, *, path: str = "", headers: str = "", until: float
     ) -> AsyncGenerator[Response]:
         """As ``send``, for the length of a block."""
-        response = await self.send(body, headers=headers, until=until)
+        response = await self.send(body, path=path, headers=headers, until=until)
         try:
             yield response
         finally:

@@ -1,8 +1,9 @@
 """How a refusal looks on the wire. HTTP status codes live here and nowhere else.
 
-OpenAI's error envelope, so that its SDKs raise the right class: ``{"error": {"message", "type",
-"code", "param"}}``. ``code`` is stable; the sentence says what to do. A body never holds a
-traceback, prompt text or a secret.
+In the envelope of the API that was asked, so that its SDKs raise the right class. OpenAI's:
+``{"error": {"message", "type", "code", "param"}}``. Anthropic's: ``{"type": "error", "error":
+{"type", "message", "details": {"error_code", "param"}}, "request_id"}``. The code is stable; the
+sentence says what to do. A body never holds a traceback, prompt text or a secret.
 """
 
 from datetime import UTC, datetime
@@ -30,8 +31,8 @@ __all__ = [
     "Problem",
     "deadline_exceeded",
     "describe",
-    "envelope",
     "outcome_of",
+    "rejected",
     "reset_text",
 ]
 
@@ -49,6 +50,7 @@ _STATUS_BY_CODE = {
     "content_type_unsupported": 415,
     "content_encoding_unsupported": 415,
     "decision_not_found": 404,
+    "model_not_found": 404,
     "not_found": 404,
     "method_not_allowed": 405,
     "manifest_missing": 503,
@@ -86,15 +88,52 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
-def envelope(message: str, *, kind: str, code: str, param: str | None = None) -> bytes:
-    """Return OpenAI's error envelope."""
-    return msgspec.json.encode(
-        {"error": {"message": message, "type": kind, "code": code, "param": param}}
+# Anthropic's types of errors, by status.
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+class _Told(msgspec.Struct, frozen=True, kw_only=True):
+    """An error in no particular envelope."""
+
+    message: str
+    kind: str
+    code: str
+    param: str | None = None
+
+
+def _envelope(told: _Told, status: int, endpoint: str, request_id: str | None) -> bytes:
+    if endpoint == "messages":
+        kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else told.kind)
+        details = {"error_code": told.code, "param": told.param}
+        anthropics = {"type": kind, "message": told.message, "details": details}
+        return msgspec.json.encode({"type": "error", "error": anthropics, "request_id": request_id})
+    openais = {"message": told.message, "type": told.kind, "code": told.code, "param": told.param}
+    return msgspec.json.encode({"error": openais})
+
+
+def rejected(endpoint: str, request_id: str) -> bytes:
+    """Return what is told of a rejection whose words are no error of any API."""
+    told = _Told(
+        message="The provider rejected the request and did not say why.",
+        kind="invalid_request_error",
+        code="upstream_rejected",
     )
+    return _envelope(told, 400, endpoint, request_id)
 
 
-def describe(error: WaypostError) -> Problem:
-    """Return how ``error`` is told to the caller."""
+def describe(
+    error: WaypostError, endpoint: str = "chat.completions", *, request_id: str | None = None
+) -> Problem:
+    """Return how ``error`` is told to who asked by the API ``endpoint``."""
     status, kind = 500, "server_error"
     if error.code != INTERNAL.code:
         for error_class, class_status, class_kind in _BY_CLASS:
@@ -118,9 +157,10 @@ def describe(error: WaypostError) -> Problem:
     if isinstance(error, StoreError):
         message = "The validator cannot keep its books at the moment; try again shortly."
     param = error.param if isinstance(error, RefusalError) else None
+    tale = _Told(message=message, kind=kind, code=error.code, param=param)
     return Problem(
         status=status,
-        body=envelope(message, kind=kind, code=error.code, param=param),
+        body=_envelope(tale, status, endpoint, request_id),
         headers=tuple(headers),
     )
 

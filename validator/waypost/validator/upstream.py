@@ -9,11 +9,12 @@ from waypost.shared.contracts import Model
 from waypost.shared.records import AttemptOutcome
 from waypost.validator.config import ProviderConfig
 from waypost.validator.http1 import ExchangeError, Origin, Response, Stage
-from waypost.validator.providers import DIALECTS
+from waypost.validator.providers import DIALECTS, speeches
 from waypost.validator.resilience.breaker import Breaker
 from waypost.validator.resilience.budget import ExtraBudget
 from waypost.validator.resilience.keys import KeyPool
 from waypost.validator.resilience.limiter import Limiter
+from waypost.validator.speech import Outgoing
 
 __all__ = ["Answer", "NoAnswerError", "Stream", "Upstream"]
 
@@ -50,6 +51,7 @@ class Upstream:
     """One provider, for one event loop.
 
     Attributes:
+        speeches: the APIs it can be asked by → how.
         keys: its credentials; a request is sent with the one whose place it names.
         limiter: how many requests it gets at once.
         retries: how many more it gets because others failed.
@@ -58,8 +60,9 @@ class Upstream:
 
     def __init__(self, name: str, config: ProviderConfig, *, api_keys: Sequence[str]) -> None:
         self.name = name
-        self.dialect = DIALECTS[config.dialect]
-        self.max_tokens_field = config.max_tokens_field
+        dialect = DIALECTS[config.dialect]
+        self.dialect = config.dialect
+        self.speeches = speeches(dialect, max_tokens_field=config.max_tokens_field)
         self.timeout_s = config.timeout_s
         self.max_retries = config.retries
         self.limiter = Limiter(config.max_concurrency)
@@ -67,10 +70,10 @@ class Upstream:
         self.opened: set[Breaker] = set()
         self._rules = config.breaker.rules
         self._breakers: dict[tuple[str, str], Breaker] = {}
-        self._credentials = [_lines(self.dialect.headers(key)) for key in api_keys or (None,)]
+        self._credentials = [_lines(dialect.headers(key)) for key in api_keys or (None,)]
         self.keys = KeyPool(len(self._credentials))
         self._origin = Origin(
-            config.base_url + self.dialect.PATH,
+            config.base_url,
             headers={
                 "Accept": "*/*",
                 # Bytes pass through untouched, so they had better not be compressed.
@@ -93,8 +96,8 @@ class Upstream:
             breaker = self._breakers[key] = Breaker(self._rules, opened=self.opened)
         return breaker
 
-    async def ask(self, body: bytes, *, key: int, trace: bytes | None, until: float) -> Answer:
-        """Return the provider's answer to ``body``, whole, whatever its status.
+    async def ask(self, asked: Outgoing, *, key: int, trace: bytes | None, until: float) -> Answer:
+        """Return the provider's answer, whole, whatever its status.
 
         Args:
             key: place of the credential.
@@ -103,23 +106,29 @@ class Upstream:
         Raises:
             NoAnswerError: there was none.
         """
-        headers = self._credentials[key] + _trace_line(trace)
+        headers = self._credentials[key] + asked.headers + _trace_line(trace)
         try:
-            async with self._origin.post(body, headers=headers, until=until) as response:
+            async with self._origin.post(
+                asked.body, path=asked.path, headers=headers, until=until
+            ) as response:
                 answer = await response.read_all(until=until, at_most=MAX_ANSWER_BYTES)
                 return Answer(response.status, answer, response.retry_after)
         except ExchangeError as failure:
             raise NoAnswerError(_OUTCOMES[failure.stage]) from failure
 
-    async def open(self, body: bytes, *, key: int, trace: bytes | None, until: float) -> "Stream":
-        """Return the provider's answer to ``body`` as it arrives, to be closed at the end.
+    async def open(
+        self, asked: Outgoing, *, key: int, trace: bytes | None, until: float
+    ) -> "Stream":
+        """Return the provider's answer as it arrives, to be closed at the end.
 
         Raises:
             NoAnswerError: there was none.
         """
-        headers = self._credentials[key] + _trace_line(trace)
+        headers = self._credentials[key] + asked.headers + _trace_line(trace)
         try:
-            response = await self._origin.send(body, headers=headers, until=until)
+            response = await self._origin.send(
+                asked.body, path=asked.path, headers=headers, until=until
+            )
         except ExchangeError as failure:
             raise NoAnswerError(_OUTCOMES[failure.stage]) from failure
         return Stream(self._origin, response)

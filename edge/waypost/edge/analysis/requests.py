@@ -86,6 +86,8 @@ def _remarks(facts: Facts) -> Iterator[str]:
         yield f"from a caller of cohort {facts.signed.cohort}"
     if measured.out_of_service:
         yield f"while out of service: {', '.join(measured.out_of_service)}"
+    if measured.untranslatable:
+        yield f"which the providers of {', '.join(measured.untranslatable)} cannot express"
     if measured.affordable_nusd is not None:
         yield f"with {measured.affordable_nusd} nano-dollars left to spend"
     yield f"at {datetime.fromtimestamp(facts.now, UTC):%Y-%m-%dT%H:%M:%SZ}"

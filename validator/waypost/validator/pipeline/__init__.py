@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 async def serve(desk: Desk, call: Call) -> None:
-    """Answer one chat completion and record how it went."""
+    """Answer one request to a model and record how it went."""
     booking: Booking | None = None
     try:
         considered = await consider(desk, call)
@@ -55,21 +55,21 @@ async def consider(desk: Desk, call: Call) -> Considered:
         desk, call.headers, method=call.method, path=call.path, now=call.now
     )
     call.mark("authenticate")
-    request, facts, call.proposal = await understand(desk, call, caller, serving)
-    call.facts, call.streamed = facts, request.stream is True
+    asked, facts, call.proposal = await understand(desk, call, caller, serving)
+    call.facts, call.streamed = facts, asked.request.stream is True
     bound_time(call)
     call.mark("understand")
-    decision = decide(serving.compiled, facts, call.proposal)
+    decision = decide(serving.compiled, facts, call.proposal, call.untranslatable)
     call.take(decision)
     call.mark("decide")
-    return Considered(caller, serving, request, facts, decision)
+    return Considered(caller, serving, asked, facts, decision)
 
 
 async def refuse(call: Call, refusal: WaypostError) -> None:
     """Answer with why the request is not served."""
     call.verdict, call.reason = "refused", refusal.code
     call.detail = refusal.message
-    problem = describe(refusal)
+    problem = describe(refusal, call.endpoint, request_id=call.id)
     if call.has_started:
         call.status = problem.status  # for the record; the caller has seen another
         return

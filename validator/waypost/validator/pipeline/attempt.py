@@ -12,12 +12,13 @@ from msgspec import Struct
 
 from waypost.shared.money import Usage
 from waypost.shared.records import Attempt, AttemptKind, AttemptOutcome
+from waypost.validator.apis import StreamReader
 from waypost.validator.desk import Desk, Target
 from waypost.validator.pipeline.call import Call, Considered
-from waypost.validator.problems import OK, deadline_exceeded, describe, envelope, outcome_of
-from waypost.validator.providers import StreamReader
+from waypost.validator.problems import OK, deadline_exceeded, describe, outcome_of, rejected
 from waypost.validator.resilience.causes import cause_of_rejection
 from waypost.validator.resilience.keys import retry_after_s
+from waypost.validator.speech import Outgoing
 from waypost.validator.upstream import NoAnswerError, Stream
 
 __all__ = ["Delivered", "Try"]
@@ -66,7 +67,7 @@ class Try:
 
     __slots__ = (
         "_answer",
-        "_considered",
+        "_asked",
         "_desk",
         "_events",
         "_has_ended",
@@ -74,6 +75,7 @@ class Try:
         "_kind",
         "_reader",
         "_retry_after_s",
+        "_speech",
         "_started",
         "_started_ms",
         "_stream",
@@ -98,7 +100,9 @@ class Try:
     ) -> None:
         self._desk = desk
         self.call = call
-        self._considered = considered
+        self._asked = considered.asked
+        # What a provider has no words for was left out of the set.
+        self._speech = target.upstream.speeches[call.endpoint]
         self.target = target
         self._key = key
         self._kind: AttemptKind = kind
@@ -127,19 +131,14 @@ class Try:
         Args:
             output_tokens: bound of one answer, sent upstream.
         """
-        upstream = self.target.upstream
-        body = upstream.dialect.request(
-            self.call.body,
-            model=self.target.model.name,
-            max_tokens_field=upstream.max_tokens_field,
-            output_tokens=output_tokens,
-            streamed=self.call.streamed,
+        outgoing = self._speech.request(
+            self._asked, model=self.target.model.name, output_tokens=output_tokens
         )
         try:
             if self.call.streamed:
-                await self._open_stream(body)
+                await self._open_stream(outgoing)
             else:
-                await self._ask(body)
+                await self._ask(outgoing)
         except NoAnswerError as failure:
             self.outcome = failure.outcome
         except ValueError:
@@ -163,17 +162,18 @@ class Try:
         self.is_cut_by_caller = self.call.is_hurried
         return now + left_s
 
-    async def _ask(self, body: bytes) -> None:
+    async def _ask(self, outgoing: Outgoing) -> None:
         upstream, trace = self.target.upstream, self.call.headers.get(b"traceparent")
-        answer = await upstream.ask(body, key=self._key, trace=trace, until=self._until())
+        answer = await upstream.ask(outgoing, key=self._key, trace=trace, until=self._until())
         self._answered(answer.status, answer.retry_after, answer.body)
         if self.outcome == "ok":
-            self._usage = upstream.dialect.usage(answer.body)
+            reply = self._speech.reply(self._asked, answer.body)
+            self._answer, self._usage = reply.body, reply.usage
 
-    async def _open_stream(self, body: bytes) -> None:
+    async def _open_stream(self, outgoing: Outgoing) -> None:
         upstream, trace = self.target.upstream, self.call.headers.get(b"traceparent")
         stream = self._stream = await upstream.open(
-            body, key=self._key, trace=trace, until=self._until()
+            outgoing, key=self._key, trace=trace, until=self._until()
         )
         if stream.status != OK:
             self._answered(stream.status, stream.retry_after, await self._rest_of(stream))
@@ -181,9 +181,7 @@ class Try:
         self.status, self.outcome = stream.status, "bad_response"
         if not stream.is_event_stream:
             return
-        options = self._considered.request.stream_options
-        shows_usage = options is not None and options.include_usage is True
-        reader = self._reader = upstream.dialect.reader(shows_usage=shows_usage)
+        reader = self._reader = self._speech.reader(self._asked)
         while chunk := await stream.read(until=self._until()):
             if events := reader.feed(chunk):
                 self._ttft_ms = self._elapsed_ms()
@@ -221,7 +219,7 @@ class Try:
             refusal = deadline_exceeded()
             self.call.verdict, self.call.reason = "refused", refusal.code
             self.call.detail = refusal.message
-            problem = describe(refusal)
+            problem = describe(refusal, self.call.endpoint, request_id=self.call.id)
             await self.call.answer(problem.status, problem.body, extra=problem.headers)
         return self.delivered()
 
@@ -234,13 +232,9 @@ class Try:
         return Delivered(self.target, self.outcome, self._usage, len(self._answer))
 
     async def _pass_error_on(self) -> None:
-        body = self._answer
-        if not self.target.upstream.dialect.is_error(body):
-            body = envelope(
-                "The provider rejected the request and did not say why.",
-                kind="invalid_request_error",
-                code="upstream_rejected",
-            )
+        body = self._speech.rejection(self._asked, self._answer)
+        if body is None:
+            body = rejected(self.call.endpoint, self.call.id)
         await self.call.answer(self.status or OK, body)
 
     async def _relay(self, reader: StreamReader) -> Delivered:

@@ -10,10 +10,10 @@ from waypost.shared.contracts import Facts, Proposal
 from waypost.shared.engine import Decision
 from waypost.shared.errors import InvalidRequestError
 from waypost.shared.headers import format_decision
-from waypost.shared.measure import ChatRequest
 from waypost.shared.money import Usage
 from waypost.shared.records import Attempt, Verdict
 from waypost.validator.desk import Caller, Serving
+from waypost.validator.speech import Asked, UntranslatableError
 
 __all__ = ["Call", "Considered", "Headers", "Receive", "Send", "decision_id", "pick_headers"]
 
@@ -25,6 +25,7 @@ Headers = dict[bytes, bytes]
 # What is read of a request. All else is neither looked at nor passed on.
 _READ = frozenset(
     {
+        b"anthropic-version",
         b"authorization",
         b"content-encoding",
         b"content-length",
@@ -84,7 +85,7 @@ class Considered(Struct, frozen=True):
 
     caller: Caller
     serving: Serving
-    request: ChatRequest
+    asked: Asked
     facts: Facts
     decision: Decision
 
@@ -93,6 +94,8 @@ class Call:
     """One request. Filled in step by step; the record is made of it at the end.
 
     Attributes:
+        endpoint: the API it came by.
+        untranslatable: why a provider cannot be asked this; the first that was found.
         ends_at: by ``perf_counter``; ``is_hurried`` says that it is the caller's wish.
     """
 
@@ -105,6 +108,7 @@ class Call:
         "cost_nusd",
         "decision",
         "detail",
+        "endpoint",
         "ends_at",
         "facts",
         "has_started",
@@ -127,20 +131,30 @@ class Call:
         "steps_ms",
         "streamed",
         "ttft_ms",
+        "untranslatable",
         "usage",
         "verdict",
     )
 
     def __init__(
-        self, scope: Message, receive: Receive, send: Send, *, at: float, randomness: int
+        self,
+        scope: Message,
+        receive: Receive,
+        send: Send,
+        *,
+        endpoint: str = "chat.completions",
+        at: float,
+        randomness: int,
     ) -> None:
         """Args:
+        endpoint: the API it came by.
         at: Unix seconds.
         randomness: at least 74 bits, for the id.
         """
         self.raw_headers: list[tuple[bytes, bytes]] = scope["headers"]
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        self.endpoint = endpoint
         self.receive = receive
         self.send = send
         self.at_ms = int(at * 1_000)
@@ -153,6 +167,7 @@ class Call:
         self.serving: Serving | None = None
         self.caller: Caller | None = None
         self.facts: Facts | None = None
+        self.untranslatable: UntranslatableError | None = None
         self.proposal: Proposal | None = None
         self.decision: Decision | None = None
         self.verdict: Verdict = "refused"
@@ -224,6 +239,8 @@ class Call:
             headers.append((b"content-length", b"%d" % length))
         if self.serving is not None:
             headers.append(self.serving.header)
+        if self.endpoint == "messages":
+            headers.append((b"request-id", self.id.encode()))  # where Anthropic's SDKs look
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def answer(

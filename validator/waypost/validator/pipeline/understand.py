@@ -4,29 +4,32 @@ Reads what a decision needs and nothing else, and changes nothing.
 """
 
 import asyncio
+import re
 
 from anyio import to_thread
 from msgspec import structs
 
+from waypost.shared.apis import Request, decode, measure
 from waypost.shared.contracts import AUTO, Declared, Facts, Proposal
 from waypost.shared.errors import InvalidRequestError
 from waypost.shared.headers import parse_facts, parse_proposal
-from waypost.shared.measure import ChatRequest, decode_chat, measure_chat
 from waypost.validator.desk import Caller, Desk, Serving
 from waypost.validator.detectors import json_text
 from waypost.validator.pipeline.call import Call, Headers, Receive
+from waypost.validator.speech import Asked, UntranslatableError
 
 __all__ = ["bound_time", "read_body", "understand"]
 
 NOTHING_DECLARED = Declared()
 MAX_DEADLINE_MS = 86_400_000
+_VERSION = re.compile(rb"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 DETECT_INLINE_BYTES = 64_000  # 25 ms at worst; a longer text would hold up other requests
 
 
 async def understand(
     desk: Desk, call: Call, caller: Caller, serving: Serving
-) -> tuple[ChatRequest, Facts, Proposal | None]:
-    """Return the request, the facts of it, and the client's proposal.
+) -> tuple[Asked, Facts, Proposal | None]:
+    """Return what is asked, the facts of it, and the client's proposal.
 
     Raises:
         InvalidRequestError: the body or a header is not what it must be.
@@ -36,13 +39,19 @@ async def understand(
     call.body = await read_body(
         call.receive, call.headers, limit=limits.body_bytes, timeout_s=limits.body_timeout_s
     )
-    request = decode_chat(call.body)
-    compiled = serving.compiled
-    measured = measure_chat(request, body_bytes=len(call.body), reader=compiled.reader)
+    endpoint = call.endpoint
+    request = decode(endpoint, call.body)
+    measured = measure(endpoint, request, body_bytes=len(call.body), reader=serving.compiled.reader)
+    asked = Asked(
+        endpoint, request, call.body, id=call.id, now=call.now, version=_version(call.headers)
+    )
     out = desk.out_of_service(serving)
+    untranslatable = _untranslatable(call, asked, serving)
     classes = await _detect(desk, call.body)
-    if out or classes:
-        measured = structs.replace(measured, out_of_service=out, data_classes=classes)
+    if out or untranslatable or classes:
+        measured = structs.replace(
+            measured, out_of_service=out, untranslatable=untranslatable, data_classes=classes
+        )
     declared = call.headers.get(b"waypost-facts")
     facts = Facts(
         now=call.now,
@@ -50,7 +59,33 @@ async def understand(
         measured=measured,
         declared=NOTHING_DECLARED if declared is None else parse_facts(declared.decode("latin-1")),
     )
-    return request, facts, _proposal(request, call.headers, serving)
+    return asked, facts, _proposal(request, call.headers, serving)
+
+
+def _version(headers: Headers) -> str | None:
+    version = headers.get(b"anthropic-version")
+    if version is None:
+        return None
+    if not _VERSION.fullmatch(version):
+        raise InvalidRequestError(
+            "anthropic-version must be a date, as in 2023-06-01.",
+            code="header_malformed",
+            param="anthropic-version",
+        )
+    return version.decode()
+
+
+def _untranslatable(call: Call, asked: Asked, serving: Serving) -> tuple[str, ...]:
+    """Return the models whose provider has no words for the request."""
+    speaks = serving.speaking(asked.endpoint)
+    names = speaks.mute
+    for speech, models in speaks.translated:
+        try:
+            speech.check(asked)
+        except UntranslatableError as error:
+            call.untranslatable = call.untranslatable or error
+            names += models
+    return names
 
 
 def bound_time(call: Call) -> None:
@@ -81,7 +116,7 @@ async def _detect(desk: Desk, body: bytes) -> tuple[str, ...]:
     return await to_thread.run_sync(lambda: desk.detectors.classes((json_text(body),)))
 
 
-def _proposal(request: ChatRequest, headers: Headers, serving: Serving) -> Proposal | None:
+def _proposal(request: Request, headers: Headers, serving: Serving) -> Proposal | None:
     named = serving.proposals.get(request.model)
     if named is None and request.model != AUTO:
         raise InvalidRequestError(

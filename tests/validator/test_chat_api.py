@@ -1,4 +1,4 @@
-"""OpenAI's wire format: what is changed on the way, and what is read of an answer."""
+"""Chat completions as they pass through: what is changed on the way, and what is read of an answer."""
 
 import json
 import time
@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from support.upstream import DONE, USAGE, completion, event, usage_event
 from waypost.shared.money import Usage
-from waypost.validator.providers import openai
-from waypost.validator.providers.openai import MAX_EVENT_BYTES
+from waypost.validator.apis import chat
+from waypost.validator.events import MAX_EVENT_BYTES
 
 STREAM = event("Grüße, ") + b": keep-alive\n\n" + event("Welt") + event(None) + usage_event() + DONE
 TOLD = Usage(input_tokens=20, output_tokens=7)
@@ -26,7 +26,7 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
 def test_a_stream_reads_the_same_however_the_network_cuts_it(
     places: list[int], shows_usage: bool
 ) -> None:
-    reader = openai.reader(shows_usage=shows_usage)
+    reader = chat.Reader(shows_usage=shows_usage)
 
     passed = b"".join(reader.feed(piece) for piece in cut(STREAM, places))
 
@@ -38,7 +38,7 @@ def test_a_stream_reads_the_same_however_the_network_cuts_it(
 @given(st.lists(st.integers(0, 10_000), max_size=20))
 def test_events_may_end_in_carriage_returns(places: list[int]) -> None:
     stream = STREAM.replace(b"\n", b"\r\n")
-    reader = openai.reader(shows_usage=True)
+    reader = chat.Reader(shows_usage=True)
 
     assert b"".join(reader.feed(piece) for piece in cut(stream, places)) == stream
     assert (reader.usage, reader.is_done) == (TOLD, True)
@@ -46,7 +46,7 @@ def test_events_may_end_in_carriage_returns(places: list[int]) -> None:
 
 @given(st.binary(max_size=2_000))
 def test_no_bytes_of_a_provider_upset_the_reader(data: bytes) -> None:
-    reader = openai.reader(shows_usage=False)
+    reader = chat.Reader(shows_usage=False)
 
     passed = reader.feed(b"data: " + data + b"\n\n")
 
@@ -54,14 +54,14 @@ def test_no_bytes_of_a_provider_upset_the_reader(data: bytes) -> None:
 
 
 def test_an_event_without_end_is_not_waited_for() -> None:
-    reader = openai.reader(shows_usage=True)
+    reader = chat.Reader(shows_usage=True)
 
     with pytest.raises(ValueError, match="without end"):
         reader.feed(b"data: " + b"x" * MAX_EVENT_BYTES)
 
 
 def test_a_large_event_in_small_pieces_does_not_stall_other_requests() -> None:
-    reader = openai.reader(shows_usage=True)
+    reader = chat.Reader(shows_usage=True)
     large = event("a" * (MAX_EVENT_BYTES - 1_000))
     before_s = time.process_time()
 
@@ -72,7 +72,7 @@ def test_a_large_event_in_small_pieces_does_not_stall_other_requests() -> None:
 
 
 def test_the_last_of_several_usages_counts() -> None:
-    reader = openai.reader(shows_usage=True)
+    reader = chat.Reader(shows_usage=True)
     reader.feed(event("a", usage={"prompt_tokens": 20, "completion_tokens": 1}))
     reader.feed(event("b", usage={"prompt_tokens": 20, "completion_tokens": 7}))
 
@@ -80,7 +80,7 @@ def test_the_last_of_several_usages_counts() -> None:
 
 
 def test_all_that_a_model_writes_is_counted() -> None:
-    reader = openai.reader(shows_usage=True)
+    reader = chat.Reader(shows_usage=True)
     call = {"index": 0, "function": {"arguments": '{"city":'}}
     for delta in (
         {"content": "four"},
@@ -96,7 +96,7 @@ def test_all_that_a_model_writes_is_counted() -> None:
 def test_cached_tokens_are_part_of_the_prompts() -> None:
     told = {**USAGE, "prompt_tokens_details": {"cached_tokens": 12, "audio_tokens": 0}}
 
-    assert openai.usage(completion(usage=told)) == Usage(
+    assert chat.usage(completion(usage=told)) == Usage(
         input_tokens=20, output_tokens=7, cached_tokens=12
     )
 
@@ -113,25 +113,25 @@ def test_cached_tokens_are_part_of_the_prompts() -> None:
     ],
 )
 def test_a_usage_that_cannot_be_read_is_as_good_as_none(usage: object) -> None:
-    assert openai.usage(json.dumps({"choices": [], "usage": usage}).encode()) is None
+    assert chat.usage(json.dumps({"choices": [], "usage": usage}).encode()) is None
 
 
 def test_a_usage_of_nothing_is_a_usage() -> None:
     told = {"prompt_tokens": 0, "completion_tokens": 0}
 
-    assert openai.usage(completion(usage=told)) == Usage()
+    assert chat.usage(completion(usage=told)) == Usage()
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"null", b'{"choices": 7}', b"\xff"])
 def test_what_is_not_an_answer_is_said_to_be_none(body: bytes) -> None:
     with pytest.raises(ValueError, match=r".*"):
-        openai.usage(body)
+        chat.usage(body)
 
 
 def test_a_name_given_twice_is_sent_once() -> None:
     body = b'{"messages":[],"max_tokens":5,"model":"a","model":"b","max_tokens":500000}'
 
-    sent = openai.request(
+    sent = chat.bounded(
         body, model="real", max_tokens_field="max_tokens", output_tokens=5, streamed=False
     )
 

@@ -1,0 +1,92 @@
+"""The APIs as they pass through: a provider that speaks one is asked in it, byte for byte.
+
+One module per API, pure. A body passes as it came but for the model's name, the bound on the
+answer, and, in a stream, the order to tell the usage at its end: without that nobody could
+settle. The answer passes as it came. How the same is said in another API is the business of
+``waypost.validator.translation``.
+"""
+
+from typing import Protocol
+
+from waypost.shared.apis import Request
+from waypost.shared.money import Usage
+from waypost.validator.apis import chat, completions, embeddings, messages, responses
+
+__all__ = ["APIS", "Api", "StreamReader"]
+
+
+class StreamReader(Protocol):
+    """Follows one streamed answer."""
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the provider says it used; ``None`` as long as it has not said."""
+        ...
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the provider has ended the stream as it should."""
+        ...
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the provider reported an error inside the stream."""
+        ...
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of answer so far: no tokenizer makes more tokens of them."""
+        ...
+
+    def feed(self, data: bytes) -> bytes:
+        """Return what to pass on now: whole events, less what the caller did not order.
+
+        Raises:
+            ValueError: an event that does not end, or that makes no sense.
+        """
+        ...
+
+    def breaking_off(self, message: str, *, code: str) -> bytes:
+        """Return the event that tells the caller of an end that should not be."""
+        ...
+
+
+class Api(Protocol):
+    """One API as it passes through."""
+
+    def bounded(
+        self, body: bytes, *, model: str, output_tokens: int, streamed: bool, max_tokens_field: str
+    ) -> bytes:
+        """Return the caller's body as a provider of the same API is to see it.
+
+        Args:
+            body: has been found to be a request.
+            max_tokens_field: what the provider calls the bound, where the API leaves a choice.
+        """
+        ...
+
+    def usage(self, body: bytes) -> Usage | None:
+        """Return what an unstreamed answer says it used; ``None`` if it does not say.
+
+        Raises:
+            ValueError: it is not an answer.
+        """
+        ...
+
+    def is_error(self, body: bytes) -> bool:
+        """Whether ``body`` is an error as the caller's SDK understands it."""
+        ...
+
+    def reader(self, request: Request) -> StreamReader:
+        """Return a reader for the stream that answers ``request``."""
+        ...
+
+
+# By the name that facts and policies have for it.
+APIS: dict[str, Api] = {
+    "chat.completions": chat,
+    "completions": completions,
+    "embeddings": embeddings,
+    "messages": messages,
+    "responses": responses,
+}

@@ -1,0 +1,20 @@
+"""Completions, OpenAI's API from before chats, which base models and code models still speak."""
+
+from typing import Any
+
+from waypost.validator.apis.chat import is_error, order_usage, reader, usage
+from waypost.validator.apis.fields import decode_fields, encode
+
+__all__ = ["bounded", "is_error", "reader", "usage"]
+
+
+def bounded(
+    body: bytes, *, model: str, output_tokens: int, streamed: bool, max_tokens_field: str
+) -> bytes:
+    """See ``Api``. The bound has one name here."""
+    fields: dict[str, Any] = decode_fields(body)
+    fields["model"] = model
+    fields["max_tokens"] = output_tokens
+    if streamed:
+        order_usage(fields)
+    return encode(fields)

@@ -1,0 +1,160 @@
+"""How one API of ours is spoken to one provider: the seam between pipeline and wire formats.
+
+A provider that speaks the API itself is asked in it (``Native``): bytes pass untouched. Others
+are spoken to by translation (``waypost.validator.translation``). Either way a ``Speech`` is pure:
+bytes in, bytes out. Connections, time-outs and status codes are ``waypost.validator.upstream``'s.
+"""
+
+from typing import Protocol
+
+from msgspec import Struct
+
+from waypost.shared.apis import Request
+from waypost.shared.errors import InvalidRequestError
+from waypost.shared.money import Usage
+from waypost.validator.apis import APIS, StreamReader
+
+__all__ = ["Asked", "Native", "Outgoing", "Reply", "Speech", "UntranslatableError"]
+
+
+class UntranslatableError(InvalidRequestError):
+    """A request says something that another API has no words for; ``param`` is what."""
+
+    code = "untranslatable"
+
+
+class Asked:
+    """A request as it came, and as it was read.
+
+    Attributes:
+        id, now: of the call, for answers that are written anew.
+        version: of the API, where callers send one (``anthropic-version``).
+        kept: what translations made of it, each once.
+    """
+
+    __slots__ = ("body", "endpoint", "id", "kept", "now", "request", "version")
+
+    def __init__(
+        self,
+        endpoint: str,
+        request: Request,
+        body: bytes,
+        *,
+        id: str = "",
+        now: int = 0,
+        version: str | None = None,
+    ) -> None:
+        self.endpoint = endpoint
+        self.request = request
+        self.body = body
+        self.id = id
+        self.now = now
+        self.version = version
+        self.kept: dict[str, object] = {}
+
+
+class Outgoing(Struct, frozen=True):
+    """What is sent to a provider.
+
+    Attributes:
+        path: appended to the provider's base URL.
+        headers: lines beyond the provider's own, each with its line end.
+    """
+
+    path: str
+    body: bytes
+    headers: str = ""
+
+
+class Reply(Struct, frozen=True):
+    """An unstreamed answer, as the caller is to see it, and what the provider says it used."""
+
+    body: bytes
+    usage: Usage | None
+
+
+class Speech(Protocol):
+    """One API, spoken to one provider."""
+
+    @property
+    def kind(self) -> str:
+        """The same for those that ``check`` alike."""
+        ...
+
+    def check(self, asked: Asked) -> None:
+        """Raise UntranslatableError if the provider cannot be asked this."""
+        ...
+
+    def request(self, asked: Asked, *, model: str, output_tokens: int) -> Outgoing:
+        """Return what to send. ``check`` has passed.
+
+        Args:
+            model: the provider's name for it.
+            output_tokens: bound of the answer.
+        """
+        ...
+
+    def reply(self, asked: Asked, body: bytes) -> Reply:
+        """Return the provider's unstreamed answer as the caller is to see it.
+
+        Raises:
+            ValueError: it is not an answer.
+        """
+        ...
+
+    def rejection(self, asked: Asked, body: bytes) -> bytes | None:
+        """Return the provider's error as the caller is to see it; ``None`` if it is not one."""
+        ...
+
+    def reader(self, asked: Asked) -> StreamReader:
+        """Return a reader of the provider's stream that gives what the caller is to see."""
+        ...
+
+
+class Native:
+    """An API that the provider speaks itself: bytes pass through."""
+
+    __slots__ = ("_api", "_max_tokens_field", "_path", "_version")
+
+    kind = "native"
+
+    def __init__(
+        self, endpoint: str, path: str, *, max_tokens_field: str, version: str | None
+    ) -> None:
+        """Args:
+        version: what the provider is told where the caller does not say; ``None``: nothing.
+        """
+        self._api = APIS[endpoint]
+        self._path = path
+        self._max_tokens_field = max_tokens_field
+        self._version = version
+
+    def check(self, asked: Asked) -> None:
+        """See ``Speech``. All can be said."""
+
+    def request(self, asked: Asked, *, model: str, output_tokens: int) -> Outgoing:
+        """See ``Speech``."""
+        body = self._api.bounded(
+            asked.body,
+            model=model,
+            output_tokens=output_tokens,
+            streamed=asked.request.stream is True,
+            max_tokens_field=self._max_tokens_field,
+        )
+        if self._version is None:
+            return Outgoing(self._path, body)
+        # The body means what it means in the version that it was written for.
+        version = asked.version or self._version
+        return Outgoing(self._path, body, f"anthropic-version: {version}\r\n")
+
+    def reply(self, asked: Asked, body: bytes) -> Reply:
+        """See ``Speech``."""
+        return Reply(body, self._api.usage(body))
+
+    def rejection(self, asked: Asked, body: bytes) -> bytes | None:
+        """See ``Speech``."""
+        return body if self._api.is_error(body) else None
+
+    def reader(self, asked: Asked) -> StreamReader:
+        """See ``Speech``."""
+        return self._api.reader(asked.request)
