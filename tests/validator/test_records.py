@@ -2,7 +2,7 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -11,9 +11,12 @@ import pytest
 from support.ledgers import until
 from support.recorded import DIGEST, POLICY, a_record, fill
 from support.worlds import NOW
+from waypost.shared.contracts import Proposal
 from waypost.shared.errors import StoreError
-from waypost.shared.records import DecisionRecord
-from waypost.validator.records import RecordFilter, RecordSink, SqliteRecordStore
+from waypost.shared.records import DecisionRecord, encode_record
+from waypost.validator.records import Encoded, RecordFilter, RecordSink, SqliteRecordStore
+from waypost.validator.records.repeats import Repeats
+from waypost.validator.records.spill import Spill
 
 pytestmark = pytest.mark.anyio
 
@@ -241,7 +244,7 @@ async def test_what_does_not_fit_is_dropped_counted_and_told(store: SqliteRecord
     "poisoned",
     [
         a_record(1, detail="\udcff"),
-        a_record(1, detail="x" * 10_000_000),
+        a_record(1, reason="x" * 10_000_000),
         a_record(1, steps_ms={"step": object()}),
     ],
     ids=["surrogate", "10 MB", "not data"],
@@ -291,3 +294,117 @@ async def test_closing_does_not_wait_for_a_store_that_stays_away(
     sink.put(a_record(1))
     assert sink.dropped == 2
     await store.close()
+
+
+async def test_a_record_that_a_caller_made_too_large_keeps_what_was_done(
+    store: SqliteRecordStore,
+) -> None:
+    sink = RecordSink(store)
+    swollen = a_record(1, proposal=Proposal(model="m" * 10_000_000))
+    sink.put(swollen)
+    await sink.close()
+    (kept,) = await store.list(ALL, limit=9)
+    assert (kept.id, kept.cost_nusd, kept.proposal) == (swollen.id, swollen.cost_nusd, None)
+    assert sink.dropped == 0
+
+
+# ── the spill ──────────────────────────────────────────────────────────────────────────────────
+
+
+class Fickle(SqliteRecordStore):
+    """A store that is down while ``is_down``."""
+
+    is_down = False
+
+    async def append(self, records: Sequence[Encoded], *, dropped: int = 0) -> None:
+        if self.is_down:
+            raise StoreError("down", code="records_unavailable")
+        await super().append(records, dropped=dropped)
+
+
+@pytest.fixture
+async def fickle(path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Fickle]:
+    monkeypatch.setattr("waypost.validator.records.sink.LAST_RETRY_S", 0.01)
+    made = Fickle.open(path)
+    yield made
+    await made.close()
+
+
+async def test_a_minute_without_the_store_loses_nothing_that_fits_the_spill(
+    fickle: Fickle, tmp_path: Path
+) -> None:
+    # Sixty seconds at 200 a second, pushed through as fast as the queue takes them.
+    spill = Spill(tmp_path / "spill", max_bytes=2**30)
+    sink = RecordSink(fickle, spill=spill, max_bytes=4 * 2**20)
+    fickle.is_down = True
+    for start in range(0, 12_000, 1_000):
+        for number in range(start, start + 1_000):
+            sink.put(a_record(number))
+        await until(lambda: not sink.waiting, pause_s=0.005)
+    assert sink.spilled_bytes > 12_000_000
+    fickle.is_down = False
+    sink.put(a_record(12_000))
+    await until(lambda: not sink.spilled_bytes, pause_s=0.01)
+    assert sink.dropped == 0
+    assert (await fickle.stats(ALL)).rows[0].requests == 12_001
+    await sink.close()
+    assert list((tmp_path / "spill").iterdir()) == []
+
+
+async def test_what_the_spill_does_not_hold_is_counted(fickle: Fickle, tmp_path: Path) -> None:
+    spill = Spill(tmp_path / "spill", max_bytes=20_000)
+    sink = RecordSink(fickle, spill=spill, max_bytes=20_000)
+    fickle.is_down = True
+    for number in range(100):
+        sink.put(a_record(number))
+        await asyncio.sleep(0.001)
+    assert sink.dropped > 0
+    fickle.is_down = False
+    await until(lambda: not sink.spilled_bytes and not sink.waiting, pause_s=0.01)
+    await sink.close()
+    stats = await fickle.stats(ALL)
+    assert stats.rows[0].requests + stats.dropped == 100
+
+
+async def test_the_next_process_writes_what_a_dead_one_left(fickle: Fickle, tmp_path: Path) -> None:
+    folder = tmp_path / "spill"
+    dead = Spill(folder, max_bytes=2**20)
+    dead.add([encode_record(a_record(number)) for number in range(3)])
+    living = Spill(folder, max_bytes=2**20)
+    assert living.waiting_bytes == 0  # its process lives
+    dead.close()
+    with next(folder.iterdir()).open("ab") as file:
+        file.write(encode_record(a_record(3))[:99])  # it died while it wrote
+    sink = RecordSink(fickle, spill=Spill(folder, max_bytes=2**20))
+    sink.resume()
+    await until(lambda: not sink.spilled_bytes, pause_s=0.01)
+    await sink.close()
+    assert _ids(await fickle.list(ALL, limit=9)) == [2, 1, 0]
+
+
+async def test_closing_leaves_on_the_disk_what_the_store_does_not_take(
+    fickle: Fickle, tmp_path: Path
+) -> None:
+    sink = RecordSink(fickle, spill=Spill(tmp_path / "spill", max_bytes=2**20))
+    fickle.is_down = True
+    sink.put(a_record(0))
+    await sink.close()
+    assert sink.dropped == 0
+    left = Spill(tmp_path / "spill", max_bytes=2**20)
+    assert left.waiting_bytes > 0
+    left.close()
+
+
+# ── asking again ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("subject", "body", "after_s", "is_repeat"),
+    [("a", b"x", 5, True), ("a", b"y", 5, False), ("b", b"x", 5, False), ("a", b"x", 120, False)],
+)
+def test_the_same_again_within_two_minutes_is_a_repeat(
+    subject: str, body: bytes, after_s: int, is_repeat: bool
+) -> None:
+    repeats = Repeats()
+    assert repeats.note("a", b"x", "1", now=NOW) is None
+    assert repeats.note(subject, body, "2", now=NOW + after_s) == ("1" if is_repeat else None)

@@ -219,7 +219,7 @@ async def _decision(request: Request) -> Response:
         raise InvalidRequestError(
             "No decision of yours has this id, or it is no longer kept.", code="decision_not_found"
         )
-    policy = await desk.explained(record.manifest_digest)
+    policy = await desk.explained(record)
     return _json({"record": record, "explanation": explain_record(record, policy)})
 
 

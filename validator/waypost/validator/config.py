@@ -234,11 +234,32 @@ class LedgerConfig(FileModel):
 
 
 class RecordsConfig(FileModel):
-    """Where decision records are kept, and for how long; totals by the hour and feedback longer."""
+    """Where decision records are kept, and for how long.
 
+    Attributes:
+        path: SQLite's file, or the folder of JSON lines.
+        dsn: name of the environment variable that holds PostgreSQL's connection string.
+        totals_days: how long totals by the hour and feedback are kept.
+        spill: folder for records while the store is down, up to ``spill_mib`` per process.
+        prompts: whether a record holds the newest user message, redacted.
+    """
+
+    store: Literal["sqlite", "postgres", "jsonl"] = "sqlite"
     path: FilePath = Path("state/records.sqlite")
+    dsn: EnvName | None = None
     retain_days: Annotated[int, Field(ge=1, le=3_650)] = 30
     totals_days: Annotated[int, Field(ge=1, le=3_650)] = 400
+    spill: FilePath = Path("state/spill")
+    spill_mib: Annotated[int, Field(ge=1, le=1_048_576)] = 512
+    prompts: bool = False
+
+    @model_validator(mode="after")
+    def _is_reachable(self) -> "RecordsConfig":
+        if (self.store == "postgres") != (self.dsn is not None):
+            raise _wrong("store: postgres needs dsn, the name of a variable; no other store has it")
+        if self.totals_days < self.retain_days:
+            raise _wrong("totals_days must be retain_days or more, or records would lack totals")
+        return self
 
 
 class SpendRule(FileModel):
@@ -354,7 +375,12 @@ class ValidatorConfig(FileModel):
                 ),
                 "ledger": self.ledger.model_copy(update={"path": folder / self.ledger.path}),
                 "replay": self.replay.model_copy(update={"path": folder / self.replay.path}),
-                "records": self.records.model_copy(update={"path": folder / self.records.path}),
+                "records": self.records.model_copy(
+                    update={
+                        "path": folder / self.records.path,
+                        "spill": folder / self.records.spill,
+                    }
+                ),
                 "pseudonym": self.pseudonym.model_copy(
                     update={"path": self.pseudonym.path and folder / self.pseudonym.path}
                 ),

@@ -11,8 +11,10 @@ import random
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from hashlib import sha256
 
 import httpx
+import msgspec
 from anyio import to_thread
 from msgspec import Struct
 
@@ -23,17 +25,21 @@ from waypost.shared.contracts import (
     Model,
     Proposal,
     Signed,
-    decode_policy,
 )
-from waypost.shared.engine import CompiledPolicy, compile_policy
+from waypost.shared.engine import CompiledPolicy
 from waypost.shared.errors import PolicyError, RefusalError, StoreError, TrustError
 from waypost.shared.money import Price
+from waypost.shared.records import DecisionRecord
 from waypost.shared.trust import ManifestKeeper, Trusted
 from waypost.validator.config import ConfigError, ValidatorConfig, load_pseudonym_key
 from waypost.validator.detectors import Detectors, load_detectors
 from waypost.validator.dpop import ProofChecker
 from waypost.validator.ledger import Ledger, SqliteLedger
-from waypost.validator.records import RecordSink, SqliteRecordStore
+from waypost.validator.records import RecordSink, RecordStore
+from waypost.validator.records.opening import open_store
+from waypost.validator.records.policies import policy_of
+from waypost.validator.records.repeats import Repeats
+from waypost.validator.records.spill import Spill
 from waypost.validator.replay import SeenOnce, SqliteSeen
 from waypost.validator.resilience.breaker import Breaker
 from waypost.validator.resilience.keys import LONGEST_WAIT_S
@@ -49,6 +55,7 @@ KEY_REFRESH_S = 30.0  # how often unknown keys may make us look for newer issuer
 SWEEP_S = 10.0
 JITTER = 0.2
 MAX_CALLERS = 10_000
+MIB = 2**20
 
 
 class Caller(Struct, frozen=True):
@@ -124,6 +131,10 @@ class Serving:
             model.id for model in trusted.policy.models if model.id not in self.targets
         )
         self.proposals = {model.id: Proposal(model=model.id) for model in trusted.policy.models}
+        self.hints_bytes = None if trusted.hints is None else msgspec.json.encode(trusted.hints)
+        self.hints_digest = (
+            None if self.hints_bytes is None else sha256(self.hints_bytes).hexdigest()
+        )
         self.header = (b"waypost-manifest", b"%d" % self.version)
         self._best: dict[int, Price] = {}
         self._speaking: dict[str, Speaking] = {}
@@ -175,7 +186,7 @@ class Desk:
         keeper: ManifestKeeper,
         ledger: Ledger,
         records: RecordSink,
-        store: SqliteRecordStore,
+        store: RecordStore,
         upstreams: Mapping[str, Upstream],
         detectors: Detectors,
         pseudonym_key: bytes,
@@ -199,6 +210,7 @@ class Desk:
         self.monotonic = monotonic
         self.luck = luck
         self.callers: dict[int, Caller] = {}
+        self.repeats = Repeats()
         self._client = client
         self._serving: Serving | None = None
         self._refreshing = asyncio.Lock()
@@ -272,6 +284,8 @@ class Desk:
         logger.info("serving manifest v%d of channel %s", serving.version, self.config.channel)
         try:
             await self.store.put_policy(serving.digest, trusted.policy_bytes)
+            if serving.hints_bytes is not None and serving.hints_digest is not None:
+                await self.store.put_policy(serving.hints_digest, serving.hints_bytes)
         except StoreError as exc:
             logger.error("the manifest cannot be kept for explanations: %s", exc)
 
@@ -303,14 +317,15 @@ class Desk:
             self._cache_changed_at = changed_at
             await to_thread.run_sync(self.keeper.load)
 
-    async def explained(self, digest: str | None) -> CompiledPolicy | None:
+    async def explained(self, record: DecisionRecord) -> CompiledPolicy | None:
         """Return the policy that a record was decided by; ``None`` if it is not kept."""
-        if digest is None:
-            return None
-        if self._serving is not None and self._serving.digest == digest:
-            return self._serving.compiled
-        policy = await self.store.get_policy(digest)
-        return None if policy is None else compile_policy(decode_policy(policy))
+        serving = self._serving
+        if serving is not None and (serving.digest, serving.hints_digest) == (
+            record.manifest_digest,
+            record.hints_digest,
+        ):
+            return serving.compiled
+        return await policy_of(self.store, record)
 
     async def look_for_keys(self) -> bool:
         """Return whether a refresh was made for a key nobody knows; at most one in 30 s."""
@@ -407,15 +422,15 @@ async def open_desk(
         stack.push_async_callback(ledger.close)
         seen = SqliteSeen.open(config.replay.path)
         stack.push_async_callback(seen.close)
-        store = SqliteRecordStore.open(
-            config.records.path,
-            retain_days=config.records.retain_days,
-            totals_days=config.records.totals_days,
-            clock=clock,
-        )
+        store = await open_store(config.records, environment, clock=clock)
         stack.push_async_callback(store.close)
-        records = RecordSink(store)
+        try:
+            spill = Spill(config.records.spill, max_bytes=config.records.spill_mib * MIB)
+        except OSError as exc:
+            raise StoreError(f"{config.records.spill} cannot be used: {exc}") from exc
+        records = RecordSink(store, spill=spill)
         stack.push_async_callback(records.close)
+        records.resume()
         headers: dict[str, str] = {}
         if config.manifest.access_token is not None:
             token = _secret("the manifest", config.manifest.access_token, environment)

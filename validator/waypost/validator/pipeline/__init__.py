@@ -8,11 +8,12 @@ with an answer that says why, nothing charged, and a record.
 
 import logging
 
+from waypost.shared.engine import decide as engine_decide
 from waypost.shared.errors import RefusalError, StoreError, WaypostError
 from waypost.validator.desk import Desk
 from waypost.validator.pipeline.authenticate import authenticate
 from waypost.validator.pipeline.call import Call, Considered, pick_headers
-from waypost.validator.pipeline.decide import decide
+from waypost.validator.pipeline.decide import require_served
 from waypost.validator.pipeline.forward import forward
 from waypost.validator.pipeline.record import record_of
 from waypost.validator.pipeline.reserve import Booking, reserve
@@ -30,6 +31,9 @@ async def serve(desk: Desk, call: Call) -> None:
     booking: Booking | None = None
     try:
         considered = await consider(desk, call)
+        call.repeats = desk.repeats.note(
+            considered.caller.subject, call.body, call.id, now=call.now
+        )
         booking = Booking(desk, call, considered)
         decision = await reserve(call, considered, booking)
         delivered = await forward(desk, call, considered, decision, booking)
@@ -59,7 +63,8 @@ async def consider(desk: Desk, call: Call) -> Considered:
     call.facts, call.streamed = facts, asked.request.stream is True
     bound_time(call)
     call.mark("understand")
-    decision = decide(serving.compiled, facts, call.proposal, call.untranslatable)
+    decision = call.decision = engine_decide(serving.compiled, facts, call.proposal)
+    require_served(serving.compiled, facts, decision, call.untranslatable)
     call.take(decision)
     call.mark("decide")
     return Considered(caller, serving, asked, facts, decision)

@@ -123,6 +123,7 @@ class Call:
         "raw_headers",
         "reason",
         "receive",
+        "repeats",
         "reserved_nusd",
         "send",
         "serving",
@@ -169,6 +170,7 @@ class Call:
         self.facts: Facts | None = None
         self.untranslatable: UntranslatableError | None = None
         self.proposal: Proposal | None = None
+        self.repeats: str | None = None
         self.decision: Decision | None = None
         self.verdict: Verdict = "refused"
         self.reason = ""

@@ -1,8 +1,7 @@
-"""Which model serves the request: the shared engine's word, or a refusal that says why."""
+"""What a decision that names no model means to the caller: a refusal that says why."""
 
-from waypost.shared.contracts import Facts, Proposal
+from waypost.shared.contracts import Facts
 from waypost.shared.engine import CompiledPolicy, Decision
-from waypost.shared.engine import decide as engine_decide
 from waypost.shared.errors import (
     BudgetError,
     ForbiddenError,
@@ -12,7 +11,7 @@ from waypost.shared.errors import (
 )
 from waypost.shared.explain import explain
 
-__all__ = ["decide"]
+__all__ = ["require_served"]
 
 # What the request itself, the providers or the account are the reason for. All else is a matter
 # of what this caller may use.
@@ -26,24 +25,22 @@ _REFUSALS: dict[str, type[RefusalError]] = {
 }
 
 
-def decide(
+def require_served(
     compiled: CompiledPolicy,
     facts: Facts,
-    proposal: Proposal | None,
+    decision: Decision,
     untranslatable: InvalidRequestError | None = None,
-) -> Decision:
-    """Return which model serves the request; never a refusal.
+) -> None:
+    """Return if ``decision`` names a model.
 
     Args:
         untranslatable: what is told where that is why no model may.
 
     Raises:
-        RefusalError: no model may; its code is the engine's reason.
+        RefusalError: no model may serve the request; its code is the engine's reason.
     """
-    decision = engine_decide(compiled, facts, proposal)
     if decision.model is None:
         if decision.reason == "untranslatable" and untranslatable is not None:
             raise untranslatable
         refusal = _REFUSALS.get(decision.reason, ForbiddenError)
         raise refusal(explain(compiled, facts, decision).sentence, code=decision.reason)
-    return decision

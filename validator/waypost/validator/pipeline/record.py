@@ -2,6 +2,7 @@
 
 from waypost.shared.money import bill
 from waypost.shared.records import DecisionRecord
+from waypost.shared.replay import DOWNGRADE, decision_digest
 from waypost.validator.pipeline.call import Call
 
 __all__ = ["record_of"]
@@ -41,4 +42,8 @@ def record_of(call: Call) -> DecisionRecord:
         duration_ms=call.elapsed_ms(),
         streamed=call.streamed,
         detail=call.detail,
+        hints_digest=None if serving is None else serving.hints_digest,
+        decision_digest=None if decision is None else decision_digest(decision),
+        is_downgraded=decision is not None and decision.reason == DOWNGRADE,
+        repeats=call.repeats,
     )

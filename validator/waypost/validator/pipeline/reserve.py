@@ -16,6 +16,7 @@ from waypost.shared.engine import (
 )
 from waypost.shared.errors import BudgetError
 from waypost.shared.money import format_usd, upper_bound
+from waypost.shared.replay import DOWNGRADE, downgraded
 from waypost.validator.desk import Caller, Desk, Target
 from waypost.validator.ledger import Hold, Shortfall
 from waypost.validator.pipeline.call import Call, Considered
@@ -235,24 +236,14 @@ def _within(considered: Considered, proposal: Proposal | None, available_nusd: i
     decided = decide(compiled, poorer, proposal)
     if decided.model is not None:
         if decided.reason in ("unaffordable", "no_proposal"):
-            decided = structs.replace(decided, reason="budget_downgrade")
+            decided = structs.replace(decided, reason=DOWNGRADE)
         return Plan(decided, poorer, output_bound(compiled.models[decided.chain[0]], poorer))
     for name in decision.chain:
         tokens = _worthwhile(compiled.models[name], facts, available_nusd)
         if tokens:
-            kept = decision if name == decision.model else _downgraded(decision, name)
+            kept = decision if name == decision.model else downgraded(decision, name)
             return Plan(kept, facts, tokens, is_cut=True)
     return None
-
-
-def _downgraded(decision: Decision, name: str) -> Decision:
-    return structs.replace(
-        decision,
-        verdict="decided" if decision.proposed is None else "overridden",
-        reason="budget_downgrade",
-        model=name,
-        chain=(name, *(other for other in decision.chain if other != name)),
-    )
 
 
 def _exhausted(considered: Considered, shortfall: Shortfall) -> BudgetError:

@@ -2,13 +2,17 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from itertools import islice
 
 import msgspec
+from anyio import to_thread
+from msgspec import structs
 
 from waypost.shared.errors import StoreError
-from waypost.shared.records import DecisionRecord, encode_record
+from waypost.shared.records import DecisionRecord, decode_record, encode_record
 from waypost.validator.records.base import Encoded, RecordStore
+from waypost.validator.records.spill import Spill
 
 __all__ = ["RecordSink"]
 
@@ -18,25 +22,31 @@ GATHER_S = 0.02  # a batch of what arrives in this time; then the store writes i
 FIRST_RETRY_S = 0.1
 LAST_RETRY_S = 5.0
 MAX_BATCH = 2_000
+CATCH_UP_BYTES = 2 * 2**20
 MAX_RECORD_BYTES = 65_536  # ten times the largest record with every field in use
+MAX_ATTEMPTS_KEPT = 16
 CLOSE_PATIENCE_S = 5.0
 
 
 class RecordSink:
     """A bounded queue before a store. ``put`` costs a few microseconds and never fails.
 
-    What does not fit is dropped and counted; the store is told the count, so that totals made
-    from it can say that they are too low.
+    While the store is down, records go to the spill, and to the store when it is back. What fits
+    nowhere is dropped and counted; the store is told the count, so that totals made from it can
+    say that they are too low.
 
     Attributes:
         dropped: records lost since the start.
     """
 
-    def __init__(self, store: RecordStore, *, max_bytes: int = 64 * 2**20) -> None:
+    def __init__(
+        self, store: RecordStore, *, spill: Spill | None = None, max_bytes: int = 64 * 2**20
+    ) -> None:
         """Args:
-        max_bytes: of encoded records that wait; about 50,000 of them.
+        max_bytes: of encoded records that wait in memory; about 50,000 of them.
         """
         self._store = store
+        self._spill = spill
         self._max_bytes = max_bytes
         self._waiting: dict[str, Encoded] = {}
         self._waiting_bytes = 0
@@ -47,13 +57,26 @@ class RecordSink:
 
     @property
     def waiting(self) -> int:
-        """How many records are not written yet."""
+        """How many records wait in memory."""
         return len(self._waiting)
+
+    @property
+    def spilled_bytes(self) -> int:
+        """How much waits on the disk for the store."""
+        return 0 if self._spill is None else self._spill.waiting_bytes
+
+    def resume(self) -> None:
+        """Begin to write what an earlier process left on the disk."""
+        if self.spilled_bytes:
+            self._wake()
 
     def put(self, record: DecisionRecord) -> None:
         """Take a record. Never blocks, never raises; call it from the event loop."""
         try:
             encoded = encode_record(record)
+            if len(encoded) > MAX_RECORD_BYTES:
+                record = _shortened(record)
+                encoded = encode_record(record)
         except (msgspec.MsgspecError, UnicodeEncodeError, OverflowError, TypeError, ValueError):
             self._drop("it cannot be encoded")
             return
@@ -66,11 +89,10 @@ class RecordSink:
         elif record.id not in self._waiting:
             self._waiting[record.id] = (record, encoded)
             self._waiting_bytes += len(encoded)
-            if self._writer is None:
-                self._writer = asyncio.get_running_loop().create_task(self._write())
+            self._wake()
 
     async def get(self, record_id: str) -> DecisionRecord | None:
-        """Return the record, whether it is written already or still waits."""
+        """Return the record, whether it is written already or still waits in memory."""
         waiting = self._waiting.get(record_id)
         return waiting[0] if waiting is not None else await self._store.get(record_id)
 
@@ -83,9 +105,17 @@ class RecordSink:
             self._writer.cancel()
             await asyncio.wait((self._writer,))
         if self._waiting:
+            await self._spill_over()
+        if self._waiting:
             logger.error("%d decision records could not be written", len(self._waiting))
             self.dropped += len(self._waiting)
             self._waiting = {}
+        if self._spill is not None:
+            self._spill.close()
+
+    def _wake(self) -> None:
+        if self._writer is None:
+            self._writer = asyncio.get_running_loop().create_task(self._write())
 
     def _drop(self, why: str) -> None:
         if self._untold == 0:
@@ -97,31 +127,67 @@ class RecordSink:
     async def _write(self) -> None:
         failures = 0
         try:
-            while self._waiting:
+            while self._waiting or (self.spilled_bytes and not self._closing.is_set()):
                 await self._pause(
                     GATHER_S if not failures else min(FIRST_RETRY_S * 2**failures, LAST_RETRY_S)
                 )
-                ids = list(islice(self._waiting, MAX_BATCH))
-                batch = [self._waiting[record_id] for record_id in ids]
-                told = self._untold
                 try:
-                    await self._store.append(batch, dropped=told)
+                    await self._write_batch()
+                    await self._catch_up()
                 except StoreError as exc:
                     failures += 1
                     if failures == 1:
                         logger.error("decision records wait: %s", exc)
+                    await self._spill_over()
                     if self._closing.is_set():
                         return
                     continue
                 if failures:
                     logger.info("decision records are written again")
                 failures = 0
-                self._untold -= told
-                for record_id in ids:
-                    del self._waiting[record_id]
-                self._waiting_bytes -= sum(len(encoded) for _, encoded in batch)
         finally:
             self._writer = None
+
+    async def _write_batch(self) -> None:
+        batch = list(islice(self._waiting.values(), MAX_BATCH))
+        told = self._untold
+        if batch or told:
+            await self._store.append(batch, dropped=told)
+        self._untold -= told
+        self._forget(batch)
+
+    async def _catch_up(self) -> None:
+        """Write a piece of what was spilled; the newest records do not wait for all of it."""
+        if self._spill is None or not self._spill.waiting_bytes:
+            return
+        lines = await to_thread.run_sync(self._spill.read, CATCH_UP_BYTES)
+        batch: list[Encoded] = []
+        for line in lines:
+            try:
+                batch.append((decode_record(line), line))
+            except msgspec.MsgspecError:
+                self._drop("what was spilled is damaged")
+        await self._store.append(batch)
+        if lines:
+            await to_thread.run_sync(self._spill.done)
+
+    async def _spill_over(self) -> None:
+        """Move what waits in memory to the disk, as far as it fits there."""
+        batch = list(self._waiting.values())
+        if self._spill is None or not batch:
+            return
+        try:
+            is_kept = await to_thread.run_sync(self._spill.add, [body for _, body in batch])
+        except OSError as exc:
+            logger.error("decision records cannot be spilled: %s", exc)
+        else:
+            if is_kept:
+                self._forget(batch)
+
+    def _forget(self, batch: Sequence[Encoded]) -> None:
+        for record, body in batch:
+            del self._waiting[record.id]
+            self._waiting_bytes -= len(body)
 
     async def _pause(self, duration_s: float) -> None:
         """Wait, but not once the sink is closing."""
@@ -131,3 +197,15 @@ class RecordSink:
                     await self._closing.wait()
             except TimeoutError:
                 return
+
+
+def _shortened(record: DecisionRecord) -> DecisionRecord:
+    """Return the record without what a caller can make long: it still says what was done."""
+    return structs.replace(
+        record,
+        facts=None,
+        proposal=None,
+        prompt=None,
+        attempts=record.attempts[:MAX_ATTEMPTS_KEPT],
+        detail="What the caller sent made this record too large; facts and proposal are left out.",
+    )

@@ -5,8 +5,8 @@ record that comes late makes its hour's totals void until they are made anew. So
 totals where it can, and single records at the edges and for the hour that runs.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import structs
@@ -18,29 +18,47 @@ from waypost.validator.records.totals import (
     SUMS,
     Dimension,
     Part,
+    RecordStats,
     bucket_of,
+    merged,
+    rows_of,
     sums_of,
 )
 
 __all__ = [
+    "ADDED_UP",
     "COLUMNS",
+    "DELETED",
     "HOUR_MS",
+    "SETTLED_MS",
+    "VOID",
     "Row",
+    "Rows",
+    "Steps",
+    "adding_up",
     "columns_of",
     "conditions",
-    "parts_of_records",
-    "parts_of_totals",
+    "newer_or_older",
     "raw_ranges",
-    "records_query",
-    "step_of",
-    "total_values",
-    "totals_query",
-    "whole_hours",
+    "stats",
+    "void_hour",
 ]
 
+T = TypeVar("T")
+
 Row = tuple[Any, ...]
+Rows = list[Row]
+
+# Queries one after the other, each answered with its rows, and what comes of them: so that a
+# database spoken to in a thread and one spoken to by coroutines are asked the same.
+Steps = Generator[tuple[str, Sequence[object]], Rows, T]
 
 HOUR_MS = 3_600_000
+SETTLED_MS = 300_000  # records of an hour may come this late before it is added up
+
+# States of an hour: its totals are void; they hold; they hold and its records are deleted.
+VOID, ADDED_UP, DELETED = 0, 1, 2
+
 # A provider's usage, and so a bill, may be absurd; a thousand of these still add up in 64 bits.
 MOST = 2**53 - 1
 
@@ -76,12 +94,22 @@ def conditions(filters: RecordFilter, mark: str) -> tuple[str, list[object]]:
     return " AND ".join(terms), values
 
 
+def newer_or_older(
+    filters: RecordFilter, beyond: str | None, mark: str, *, newest: bool
+) -> tuple[str, list[object]]:
+    """Return what follows FROM for one page of records, all but the limit's value."""
+    where, values = conditions(filters, mark)
+    order, sign = ("DESC", "<") if newest else ("ASC", ">")
+    if beyond is not None:
+        where += f" AND (at_ms, id) {sign} (SELECT at_ms, id FROM records WHERE id = {mark})"
+        values.append(beyond)
+    return f"WHERE {where} ORDER BY at_ms {order}, id {order} LIMIT {mark}", values
+
+
 # ── which hours ────────────────────────────────────────────────────────────────────────────────
 
 
-def whole_hours(
-    filters: RecordFilter, by: Sequence[Dimension], step_ms: int | None
-) -> tuple[int, int]:
+def whole_hours(filters: RecordFilter, step_ms: int | None) -> tuple[int, int]:
     """Return from where to before where whole hours lie that totals may answer for."""
     if filters.account is not None or (step_ms or HOUR_MS) % HOUR_MS:
         return 0, 0
@@ -116,24 +144,86 @@ def raw_ranges(
 # ── adding up ──────────────────────────────────────────────────────────────────────────────────
 
 
-def step_of(step_ms: int | None, column: str) -> str:
-    """Return SQL for the start of the step that ``column`` is in."""
-    return "0" if step_ms is None else f"({column} / {int(step_ms)}) * {int(step_ms)}"
-
-
-def records_query(where: str, by: Sequence[Dimension], step_ms: int | None) -> str:
-    """Return the query for ``parts_of_records``."""
-    group = [step_of(step_ms, "at_ms"), *by, "ttft_bucket", "duration_bucket"]
-    sums = [f"CAST(sum({name}) AS BIGINT)" for name in SUMS]
-    places = ", ".join(str(place) for place in range(1, len(group) + 1))
-    return (
-        f"SELECT {', '.join([*group, 'count(*)', *sums])} FROM records WHERE {where}"
-        f" GROUP BY {places}"
+def stats(
+    filters: RecordFilter, by: Sequence[Dimension], step_ms: int | None, mark: str
+) -> Steps[RecordStats]:
+    """Return totals; to be asked within one transaction, so that hours and records agree."""
+    whole = whole_hours(filters, step_ms)
+    whatever, values = conditions(structs.replace(filters, since_ms=None, until_ms=None), mark)
+    within = f"{whatever} AND at_ms >= {mark} AND at_ms < {mark}"
+    parts: list[Part] = []
+    hours = yield "SELECT at_ms, state FROM hours ORDER BY at_ms", ()
+    if whole[0] < whole[1]:
+        holding = f"{within} AND at_ms IN (SELECT at_ms FROM hours WHERE state != {VOID})"
+        rows = yield _totals_query(holding, by, step_ms), [*values, *whole]
+        parts += merged(_parts_of_totals(rows, by))
+    for times in raw_ranges([(at_ms, state) for at_ms, state in hours], filters, whole):
+        rows = yield _records_query(within, by, step_ms), [*values, *times]
+        parts += merged(_parts_of_records(rows, by))
+    where, values = conditions(filters, mark)
+    keys = [_step(step_ms), *by]
+    rows = yield (
+        f"SELECT {', '.join(keys)}, CAST(sum(good) AS BIGINT), CAST(sum(1 - good) AS BIGINT)"
+        f" FROM feedback WHERE {where} GROUP BY {_places(keys)}",
+        values,
+    )
+    ratings = [(row[0], row[1:-2], row[-2], row[-1]) for row in rows]
+    times_only = RecordFilter(since_ms=filters.since_ms, until_ms=filters.until_ms)
+    where, values = conditions(times_only, mark)
+    ((dropped,),) = yield (
+        f"SELECT CAST(coalesce(sum(dropped), 0) AS BIGINT) FROM gaps WHERE {where}",
+        values,
+    )
+    return RecordStats(
+        rows=rows_of(parts, ratings, by=by, is_stepped=step_ms is not None), dropped=dropped
     )
 
 
-def parts_of_records(rows: Iterable[Row], by: Sequence[Dimension]) -> Iterator[Part]:
-    """Give the parts that ``records_query`` found."""
+def adding_up(settled_ms: int, mark: str) -> Steps[int]:
+    """Make the totals of the oldest hour that lacks them; return whether there are more."""
+    found = yield (
+        f"SELECT at_ms FROM hours WHERE state = {VOID} AND at_ms <= {mark} ORDER BY at_ms LIMIT 2",
+        (settled_ms - HOUR_MS,),
+    )
+    if not found:
+        return 0
+    (hour,) = found[0]
+    query = _records_query(f"at_ms >= {mark} AND at_ms < {mark}", DIMENSIONS, HOUR_MS)
+    rows = yield query, (hour, hour + HOUR_MS)
+    yield f"DELETE FROM totals WHERE at_ms = {mark}", (hour,)
+    for part in merged(_parts_of_records(rows, DIMENSIONS)):
+        row = _total_values(part)
+        yield f"INSERT INTO totals VALUES ({', '.join([mark] * len(row))})", row
+    yield f"UPDATE hours SET state = {ADDED_UP} WHERE at_ms = {mark}", (hour,)
+    return len(found) - 1
+
+
+def void_hour(mark: str) -> str:
+    """Return the statement for an hour that has got a record."""
+    return (
+        f"INSERT INTO hours VALUES ({mark}, {VOID})"
+        f" ON CONFLICT (at_ms) DO UPDATE SET state = {VOID} WHERE hours.state = {ADDED_UP}"
+    )
+
+
+def _step(step_ms: int | None) -> str:
+    return "0" if step_ms is None else f"(at_ms / {int(step_ms)}) * {int(step_ms)}"
+
+
+def _places(names: Sequence[str]) -> str:
+    return ", ".join(str(place) for place in range(1, len(names) + 1))
+
+
+def _records_query(where: str, by: Sequence[Dimension], step_ms: int | None) -> str:
+    group = [_step(step_ms), *by, "ttft_bucket", "duration_bucket"]
+    sums = [f"CAST(sum({name}) AS BIGINT)" for name in SUMS]
+    return (
+        f"SELECT {', '.join([*group, 'count(*)', *sums])} FROM records WHERE {where}"
+        f" GROUP BY {_places(group)}"
+    )
+
+
+def _parts_of_records(rows: Iterable[Row], by: Sequence[Dimension]) -> Iterator[Part]:
     end = 1 + len(by)
     for row in rows:
         ttft, duration, requests = row[end : end + 3]
@@ -147,14 +237,12 @@ def parts_of_records(rows: Iterable[Row], by: Sequence[Dimension]) -> Iterator[P
         )
 
 
-def totals_query(where: str, by: Sequence[Dimension], step_ms: int | None) -> str:
-    """Return the query for ``parts_of_totals``."""
-    names = [step_of(step_ms, "at_ms"), *by, "requests", *SUMS, "ttft", "duration"]
+def _totals_query(where: str, by: Sequence[Dimension], step_ms: int | None) -> str:
+    names = [_step(step_ms), *by, "requests", *SUMS, "ttft", "duration"]
     return f"SELECT {', '.join(names)} FROM totals WHERE {where}"
 
 
-def parts_of_totals(rows: Iterable[Row], by: Sequence[Dimension]) -> Iterator[Part]:
-    """Give the parts that ``totals_query`` found."""
+def _parts_of_totals(rows: Iterable[Row], by: Sequence[Dimension]) -> Iterator[Part]:
     end = 1 + len(by)
     for row in rows:
         yield (
@@ -167,8 +255,7 @@ def parts_of_totals(rows: Iterable[Row], by: Sequence[Dimension]) -> Iterator[Pa
         )
 
 
-def total_values(part: Part) -> tuple[object, ...]:
-    """Return ``part`` as a row: start of the hour, dimensions, requests, sums, two sketches."""
+def _total_values(part: Part) -> Row:
     at_ms, key, requests, sums, ttft, duration = part
     return (at_ms, *key, requests, *sums, _encode(ttft), _encode(duration))
 

@@ -17,11 +17,11 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 import msgspec
 from msgspec import structs
@@ -30,29 +30,21 @@ from waypost.shared.errors import StoreError
 from waypost.shared.records import DecisionRecord, Feedback, decode_record
 from waypost.validator.records.base import BY_DEFAULT, Encoded, RecordFilter
 from waypost.validator.records.sql import (
+    ADDED_UP,
     COLUMNS,
+    DELETED,
     HOUR_MS,
-    Row,
+    SETTLED_MS,
+    VOID,
+    Rows,
+    Steps,
+    adding_up,
     columns_of,
-    conditions,
-    parts_of_records,
-    parts_of_totals,
-    raw_ranges,
-    records_query,
-    step_of,
-    total_values,
-    totals_query,
-    whole_hours,
+    newer_or_older,
+    stats,
+    void_hour,
 )
-from waypost.validator.records.totals import (
-    DIMENSIONS,
-    SUMS,
-    Dimension,
-    Part,
-    RecordStats,
-    merged,
-    rows_of,
-)
+from waypost.validator.records.totals import DIMENSIONS, SUMS, Dimension, RecordStats
 from waypost.validator.sqlite_file import create
 
 __all__ = ["SqliteRecordStore"]
@@ -100,17 +92,13 @@ CREATE TABLE gaps (at_ms INTEGER NOT NULL, dropped INTEGER NOT NULL);
 CREATE TABLE packing (deflated_to INTEGER NOT NULL, dictionary BLOB NOT NULL);
 """
 
-Rows = list[Row]  # the class has a method of that name
-
-# States of an hour: its totals are void; they hold; they hold and its records are deleted.
-VOID, ADDED_UP, DELETED = 0, 1, 2
+T = TypeVar("T")
 
 ROWS_PER_STATEMENT = 100
 
 BUSY_S = 5.0  # another process writes its batch, or the command line reads
 UPKEEP_EVERY_S = 60.0
 UPKEEP_BATCH = 2_000
-SETTLED_MS = 300_000  # records of an hour may come this late before it is added up
 NEWS = 10_000  # the newest bodies, which are read most, stay as they are
 DAY_MS = 86_400_000
 
@@ -196,7 +184,7 @@ class SqliteRecordStore:
         step_ms: int | None = None,
     ) -> RecordStats:
         """See ``RecordStore.stats``."""
-        return await asyncio.to_thread(self._stats, filters, by, step_ms)
+        return await asyncio.to_thread(self._stats, stats(filters, by, step_ms, "?"))
 
     async def put_feedback(self, record: DecisionRecord, feedback: Feedback) -> None:
         """See ``RecordStore.put_feedback``."""
@@ -282,7 +270,7 @@ class SqliteRecordStore:
 
         def change(db: sqlite3.Connection) -> None:
             nonlocal left
-            left += _add_up(db, now_ms - SETTLED_MS)
+            left += _run(db, adding_up(now_ms - SETTLED_MS, "?"))
             if self._retain_days is not None:
                 left += _delete_records(db, now_ms - self._retain_days * DAY_MS)
             if self._totals_days is not None:
@@ -307,18 +295,11 @@ class SqliteRecordStore:
     async def _page(
         self, filters: RecordFilter, limit: int, beyond: str | None, *, newest: bool
     ) -> Rows:
-        where, values = conditions(filters, "?")
-        order, sign = ("DESC", "<") if newest else ("ASC", ">")
-        if beyond is not None:
-            where += f" AND (at_ms, id) {sign} (SELECT at_ms, id FROM records WHERE id = ?)"
-            values.append(beyond)
-        return await self._read(
-            f"SELECT body FROM records JOIN bodies USING (seq) WHERE {where}"
-            f" ORDER BY at_ms {order}, id {order} LIMIT ?",
-            [*values, limit],
-        )
+        rest, values = newer_or_older(filters, beyond, "?", newest=newest)
+        sql = f"SELECT body FROM records JOIN bodies USING (seq) {rest}"
+        return await self._read(sql, [*values, limit])
 
-    async def _records(self, found: Iterable[Row]) -> tuple[DecisionRecord, ...]:
+    async def _records(self, found: Rows) -> tuple[DecisionRecord, ...]:
         try:
             return tuple([decode_record(await self._unpacked(body)) for (body,) in found])
         except msgspec.MsgspecError as exc:
@@ -338,54 +319,24 @@ class SqliteRecordStore:
                 f"a record in {self._path} is damaged: {exc}", code="records_unavailable"
             ) from exc
 
-    def _stats(
-        self, filters: RecordFilter, by: Sequence[Dimension], step_ms: int | None
-    ) -> RecordStats:
-        whole = whole_hours(filters, by, step_ms)
-        free, free_values = conditions(structs.replace(filters, since_ms=None, until_ms=None), "?")
-        within, within_values = conditions(filters, "?")
-        times, time_values = conditions(
-            RecordFilter(since_ms=filters.since_ms, until_ms=filters.until_ms), "?"
-        )
-        parts = _no_parts()
+    def _stats(self, steps: Steps[RecordStats]) -> RecordStats:
         try:
             with closing(_connect(self._path)) as db:
-                db.execute("BEGIN")  # one view of hours, totals and records
-                hours = db.execute("SELECT at_ms, state FROM hours ORDER BY at_ms").fetchall()
-                if whole[0] < whole[1]:
-                    where = (
-                        f"{free} AND at_ms >= ? AND at_ms < ?"
-                        f" AND at_ms IN (SELECT at_ms FROM hours WHERE state != {VOID})"
-                    )
-                    rows = db.execute(totals_query(where, by, step_ms), [*free_values, *whole])
-                    parts += merged(parts_of_totals(rows, by))
-                for first, last in raw_ranges(hours, filters, whole):
-                    rows = db.execute(
-                        records_query(f"{free} AND at_ms >= ? AND at_ms < ?", by, step_ms),
-                        [*free_values, first, last],
-                    )
-                    parts += merged(parts_of_records(rows, by))
-                keys = ", ".join([step_of(step_ms, "at_ms"), *by])
-                ratings = [
-                    (row[0], row[1:-2], row[-2], row[-1])
-                    for row in db.execute(
-                        f"SELECT {keys}, sum(good), sum(1 - good) FROM feedback WHERE {within}"
-                        f" GROUP BY {', '.join(str(n + 1) for n in range(len(by) + 1))}",
-                        within_values,
-                    )
-                ]
-                (dropped,) = db.execute(
-                    f"SELECT coalesce(sum(dropped), 0) FROM gaps WHERE {times}",
-                    time_values,
-                ).fetchone()
+                db.execute("BEGIN")
+                return _run(db, steps)
         except sqlite3.Error as exc:
             raise _unavailable("read", self._path, exc) from exc
-        rows_found = rows_of(parts, ratings, by=by, is_stepped=step_ms is not None)
-        return RecordStats(rows=rows_found, dropped=dropped)
 
 
-def _no_parts() -> list[Part]:
-    return []
+def _run(db: sqlite3.Connection, steps: Steps[T]) -> T:
+    """Ask ``db`` all of ``steps``; return what comes of them."""
+    try:
+        sql, values = next(steps)
+        while True:
+            sql, values = steps.send(db.execute(sql, values).fetchall())
+    except StopIteration as end:
+        result: T = end.value
+        return result
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -410,12 +361,8 @@ def _insert(db: sqlite3.Connection, records: Sequence[Encoded]) -> None:
             bodies += (seq, body)
         db.execute(put_rows, rows)
         db.execute(put_bodies, bodies)
-    for hour in {record.at_ms // HOUR_MS * HOUR_MS for record, _ in records}:
-        db.execute(
-            f"INSERT INTO hours VALUES (?, {VOID})"
-            f" ON CONFLICT DO UPDATE SET state = {VOID} WHERE state = {ADDED_UP}",
-            (hour,),
-        )
+    hours = {record.at_ms // HOUR_MS * HOUR_MS for record, _ in records}
+    db.executemany(void_hour("?"), [(hour,) for hour in hours])
 
 
 @lru_cache(maxsize=ROWS_PER_STATEMENT)
@@ -432,25 +379,6 @@ def _is_kept(db: sqlite3.Connection, record_id: str) -> bool:
 
 
 # ── upkeep: each does a piece, and returns how much of it may be left ──────────────────────────
-
-
-def _add_up(db: sqlite3.Connection, settled_ms: int) -> int:
-    found = db.execute(
-        "SELECT at_ms FROM hours WHERE state = ? AND at_ms <= ? ORDER BY at_ms LIMIT 2",
-        (VOID, settled_ms - HOUR_MS),
-    ).fetchall()
-    if not found:
-        return 0
-    (hour,) = found[0]
-    query = records_query("at_ms >= ? AND at_ms < ?", DIMENSIONS, HOUR_MS)
-    rows = db.execute(query, (hour, hour + HOUR_MS))
-    values = [total_values(part) for part in merged(parts_of_records(rows, DIMENSIONS))]
-    db.execute("DELETE FROM totals WHERE at_ms = ?", (hour,))
-    if values:
-        marks = ", ".join("?" * len(values[0]))
-        db.executemany(f"INSERT INTO totals VALUES ({marks})", values)
-    db.execute("UPDATE hours SET state = ? WHERE at_ms = ?", (ADDED_UP, hour))
-    return len(found) - 1
 
 
 def _delete_records(db: sqlite3.Connection, oldest_ms: int) -> int:

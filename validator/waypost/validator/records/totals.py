@@ -178,6 +178,10 @@ def merged(parts: Iterable[Part]) -> list[Part]:
     ]
 
 
+def _order(item: tuple[tuple[int, tuple[str | None, ...]], _Sum]) -> tuple[str, ...]:
+    return tuple(value or "" for value in item[0][1])
+
+
 # start of the step, values of the dimensions, good, bad
 Ratings = Iterable[tuple[int, tuple[str | None, ...], int, int]]
 
@@ -196,7 +200,8 @@ def rows_of(
         group.good += good
         group.bad += bad
     rows: list[StatsRow] = []
-    for (at_ms, key), group in groups.items():
+    # By key first, so that rows of as many requests come in the same order from every store.
+    for (at_ms, key), group in sorted(groups.items(), key=_order):
         fields: dict[str, Any] = {
             **dict(zip(by, key, strict=True)),
             **dict(zip(SUMS, group.sums, strict=True)),

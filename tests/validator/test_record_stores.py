@@ -1,0 +1,183 @@
+"""What every store of decision records promises, asked of each of them."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from support.postgres import find_postgres, running_postgres
+from support.recorded import DIGEST, POLICY, a_record, fill
+from support.worlds import NOW
+from waypost.shared.errors import StoreError
+from waypost.shared.records import DecisionRecord, Feedback, encode_record
+from waypost.validator.records import (
+    DIMENSIONS,
+    RecordFilter,
+    RecordStore,
+    SqliteRecordStore,
+)
+from waypost.validator.records.jsonl import JsonlRecordStore
+from waypost.validator.records.postgres import PostgresRecordStore
+
+pytestmark = pytest.mark.anyio
+
+ALL = RecordFilter()
+DAY_S = 86_400
+ODD = "\x1b[2J\u202e ünï 🙂 <script>'; DROP TABLE records;--"
+
+
+class Clock:
+    now = float(NOW)
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    if find_postgres() is None:
+        pytest.skip("PostgreSQL is not installed (Debian package postgresql)")
+    with running_postgres() as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+async def _postgres(dsn: str, clock: Clock) -> PostgresRecordStore:
+    store = await PostgresRecordStore.open(dsn, retain_days=7, totals_days=30, clock=clock)
+    async with store._pool.connection() as db:
+        await db.execute("TRUNCATE records, hours, totals, feedback, policies, gaps")
+    return store
+
+
+@pytest.fixture(params=["sqlite", "postgres", "jsonl"])
+async def store(
+    request: pytest.FixtureRequest, tmp_path: Path, clock: Clock
+) -> AsyncIterator[RecordStore]:
+    made: RecordStore
+    if request.param == "sqlite":
+        made = SqliteRecordStore.open(tmp_path / "r", retain_days=7, totals_days=30, clock=clock)
+    elif request.param == "postgres":
+        made = await _postgres(request.getfixturevalue("postgres"), clock)
+    else:
+        made = JsonlRecordStore(tmp_path / "r", retain_days=7, clock=clock)
+    yield made
+    await made.close()
+
+
+def _ids(records: tuple[DecisionRecord, ...]) -> list[int]:
+    return [int(record.id[-12:]) for record in records]
+
+
+async def test_a_record_comes_back_as_it_was_to_the_byte(store: RecordStore) -> None:
+    records = [a_record(0), a_record(1, detail=ODD, reason=ODD)]
+    await fill(store, *records)
+    assert await store.get(records[1].id) == records[1]
+    assert await store.get("ghost") is None
+    assert await store.bodies(ALL, limit=9) == tuple(map(encode_record, records))
+
+
+async def test_what_is_written_twice_is_there_once(store: RecordStore) -> None:
+    await fill(store, a_record(0))
+    await fill(store, a_record(1), a_record(0))
+    assert _ids(await store.list(ALL, limit=9)) == [1, 0]
+    assert sum(row.requests for row in (await store.stats(ALL)).rows) == 2
+
+
+async def test_pages_have_no_gap_and_no_repeat_either_way(store: RecordStore) -> None:
+    records = [a_record(n, at_ms=(NOW + n // 2) * 1_000) for n in range(7)]
+    await fill(store, *records[3:])
+    await fill(store, *records[:3])
+    newest: list[int] = []
+    before: str | None = None
+    while page := await store.list(ALL, limit=3, before=before):
+        newest += _ids(page)
+        before = page[-1].id
+    oldest: list[bytes] = []
+    after: str | None = None
+    while bodies := await store.bodies(ALL, limit=3, after=after):
+        oldest += bodies
+        after = records[len(oldest) - 1].id
+    assert newest == [6, 5, 4, 3, 2, 1, 0]
+    assert oldest == list(map(encode_record, records))
+
+
+@pytest.mark.parametrize(
+    ("filters", "found"),
+    [
+        (RecordFilter(verdict="refused"), [1]),
+        (RecordFilter(model="large", reason="proposal_allowed"), [2]),
+        (RecordFilter(account="zed"), [3]),
+        (RecordFilter(since_ms=(NOW + 1) * 1_000, until_ms=(NOW + 3) * 1_000), [2, 1]),
+        (RecordFilter(tenant="' OR 1=1 --"), []),
+    ],
+)
+async def test_filters_hold_together(
+    store: RecordStore, filters: RecordFilter, found: list[int]
+) -> None:
+    await fill(
+        store,
+        a_record(0),
+        a_record(1, verdict="refused", model=None),
+        a_record(2, model="large", tenant="south"),
+        a_record(3, account="zed", tier="pro", route="hard"),
+    )
+    assert _ids(await store.list(filters, limit=9)) == found
+    assert sum(row.requests for row in (await store.stats(filters)).rows) == len(found)
+
+
+async def test_each_store_adds_up_alike(store: RecordStore, tmp_path: Path, clock: Clock) -> None:
+    records = [
+        a_record(
+            number,
+            at_ms=(NOW + number * 900) * 1_000,
+            model=f"m{number % 3}",
+            ttft_ms=None if number % 4 == 0 else 10.0 * number,
+            duration_ms=20.0 + number,
+        )
+        for number in range(40)
+    ]
+    other = SqliteRecordStore.open(tmp_path / "other", clock=clock)
+    for one in (store, other):
+        await fill(one, *records, dropped=3)
+        await one.put_feedback(records[5], Feedback(rating="bad", at_ms=7, cause="wrong"))
+        await one.put_feedback(records[5], Feedback(rating="good", at_ms=8))
+    expected = await other.stats(ALL, by=DIMENSIONS, step_ms=3_600_000)
+    assert await store.stats(ALL, by=DIMENSIONS, step_ms=3_600_000) == expected
+    clock.now += DAY_S
+    await fill(store, a_record(99, at_ms=int(clock.now) * 1_000))  # upkeep rides on writing
+    until = RecordFilter(until_ms=(NOW + 40_000) * 1_000)
+    assert (await store.stats(until, by=DIMENSIONS, step_ms=3_600_000)).rows == expected.rows
+    kept = await store.get(records[5].id)
+    assert kept is not None
+    assert kept.feedback == Feedback(rating="good", at_ms=8)
+    await other.close()
+
+
+async def test_records_past_their_time_go_and_their_totals_stay(
+    store: RecordStore, clock: Clock
+) -> None:
+    await fill(store, a_record(0))
+    clock.now += 9 * DAY_S
+    await fill(store, a_record(1, at_ms=int(clock.now) * 1_000))
+    assert _ids(await store.list(ALL, limit=9)) == [1]
+    has_totals = not isinstance(store, JsonlRecordStore)
+    totals = sum(row.requests for row in (await store.stats(ALL)).rows)
+    assert totals == (2 if has_totals else 1)
+
+
+async def test_manifests_are_kept_once(store: RecordStore) -> None:
+    await store.put_policy(DIGEST, POLICY)
+    await store.put_policy(DIGEST, b"another")
+    assert await store.get_policy(DIGEST) == POLICY
+    assert await store.get_policy("0" * 64) is None
+    assert await store.get_policy("../../etc/passwd") is None
+
+
+async def test_a_database_that_is_away_is_said_to_be(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="cannot be opened") as caught:
+        await PostgresRecordStore.open(f"host={tmp_path} connect_timeout=1", patience_s=0.2)
+    assert caught.value.code == "records_unavailable"
