@@ -164,6 +164,7 @@ class DecisionRecord(Struct, frozen=True, kw_only=True):
 # ``refused`` the caller's or the policy's.
 Fate = Literal["answered", "abandoned", "failed", "rejected", "refused"]
 
+_REJECTIONS = frozenset({"client_error", "content_filter", "context_too_long"})
 _OUR_FAULTS = frozenset({"internal_error", "ledger_unavailable", "out_of_service"})
 
 
@@ -172,7 +173,7 @@ def fate_of(record: DecisionRecord) -> Fate:
     outcomes = {attempt.outcome for attempt in record.attempts}
     if "ok" in outcomes:
         return "answered"
-    if "client_error" in outcomes:
+    if outcomes & _REJECTIONS:
         return "rejected"
     if "cancelled" in outcomes:
         return "abandoned"

@@ -88,7 +88,7 @@ async def _replayed(
     from waypost.validator.records.policies import policy_of
 
     policies: dict[tuple[str | None, str | None], CompiledPolicy | None] = {}
-    counts = dict.fromkeys(("same", "different", "undecided", "manifest_missing"), 0)
+    counts: dict[str, int] = {"same": 0, "different": 0, "undecided": 0, "manifest_missing": 0}
     differing: list[str] = []
 
     async def judge(record: "DecisionRecord") -> str:
@@ -133,7 +133,7 @@ def _export(
     from waypost.shared.records import decode_record
     from waypost.validator.records.export import FORMATS, write
 
-    form = next((form for form in FORMATS if path.suffix == f".{form}"), None)
+    form = FORMATS.get(path.suffix)
     if form is None:
         raise typer.BadParameter(f"name a file that ends in {', '.join(FORMATS)}")
     if path.exists():

@@ -5,8 +5,9 @@ What callers sent is in some fields, so no cell of a CSV may begin a spreadsheet
 
 import csv
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from waypost.shared.errors import StoreError
 from waypost.shared.records import DecisionRecord, decode_record, fate_of
@@ -14,7 +15,7 @@ from waypost.shared.records import DecisionRecord, decode_record, fate_of
 __all__ = ["FORMATS", "Format", "write"]
 
 Format = Literal["csv", "jsonl", "parquet"]
-FORMATS: tuple[Format, ...] = get_args(Format)
+FORMATS: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
 
 # The fields that make a table, with their types as Arrow names them; the rest is in the JSON.
 COLUMNS: dict[str, str] = {
@@ -104,8 +105,8 @@ def _cell(value: object) -> object:
 
 def _write_parquet(pages: Iterator[Sequence[bytes]], path: Path) -> int:
     try:
-        import pyarrow as arrow
-        from pyarrow import parquet
+        arrow: Any = import_module("pyarrow")  # ships no types
+        parquet: Any = import_module("pyarrow.parquet")
     except ImportError:
         raise StoreError(
             "Parquet needs the extra: pip install 'waypost[parquet]'", code="export_unavailable"

@@ -123,7 +123,7 @@ class PostgresRecordStore:
             async with store._transaction("opened") as db:
                 await _lock(db, SCHEMA_LOCK)
                 for statement in SCHEMA:
-                    await db.execute(statement)
+                    await db.execute(statement.encode())
         except (psycopg.Error, PoolTimeout) as exc:
             await pool.close()
             raise _unavailable("opened", exc) from exc
@@ -287,7 +287,7 @@ class PostgresRecordStore:
 
 
 async def _execute(db: Connection, query: str, values: Sequence[object]) -> Rows:
-    cursor = await db.execute(query, values)
+    cursor = await db.execute(query.encode(), values)
     return [] if cursor.description is None else await cursor.fetchall()
 
 
