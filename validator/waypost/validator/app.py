@@ -19,6 +19,7 @@ from waypost.shared.contracts import AUTO, ENDPOINTS, Facts, Measured, SpendLimi
 from waypost.shared.engine import cost_estimate_nusd, exclusion
 from waypost.shared.errors import InvalidRequestError, RefusalError, StoreError, WaypostError
 from waypost.shared.explain import explain, explain_record
+from waypost.validator import watching
 from waypost.validator.asgi import ValidatorApp, new_call
 from waypost.validator.desk import Caller, Desk, Serving
 from waypost.validator.pipeline import consider
@@ -52,6 +53,7 @@ def create_app(opening: Callable[[], AbstractAsyncContextManager[Desk]]) -> Vali
             Route("/v1/decide", _decide, methods=["POST"]),
             Route("/v1/decisions/{id}", _decision, methods=["GET"]),
             Route("/admin/bundle", _bundle, methods=["PUT"]),
+            *watching.ROUTES,
             Route("/livez", _livez, methods=["GET"]),
             Route("/readyz", _readyz, methods=["GET"]),
         ],
@@ -210,11 +212,7 @@ async def _decision(request: Request) -> Response:
     caller, _ = await _caller(request)
     desk = _desk(request)
     record = await desk.records.get(request.path_params["id"])
-    claims = caller.claims
-    if record is None or not (
-        record.subject == caller.subject
-        or (claims.tenant is not None and record.tenant == claims.tenant)
-    ):
+    if record is None or not watching.may_see(caller, subject=record.subject, tenant=record.tenant):
         # Nobody learns which ids exist.
         raise InvalidRequestError(
             "No decision of yours has this id, or it is no longer kept.", code="decision_not_found"

@@ -31,6 +31,7 @@ __all__ = [
     "LedgerConfig",
     "LimitsConfig",
     "ManifestConfig",
+    "MetricsConfig",
     "ProviderConfig",
     "PseudonymConfig",
     "RecordsConfig",
@@ -262,6 +263,20 @@ class RecordsConfig(FileModel):
         return self
 
 
+class MetricsConfig(FileModel):
+    """Whether ``GET /metrics`` is answered, and to whom.
+
+    Attributes:
+        token: name of the environment variable that holds what a scraper sends as bearer.
+            Without one anybody may read the counts; what accounts have left is told only with it.
+        path: folder in which workers that share a port tell each other their counts.
+    """
+
+    enabled: bool = True
+    token: EnvName | None = None
+    path: FilePath = Path("state/metrics")
+
+
 class SpendRule(FileModel):
     """At most so many dollars in each calendar window (UTC)."""
 
@@ -358,6 +373,7 @@ class ValidatorConfig(FileModel):
     providers: Annotated[dict[NameText, ProviderConfig], Field(min_length=1)]
     ledger: LedgerConfig = LedgerConfig()
     records: RecordsConfig = RecordsConfig()
+    metrics: MetricsConfig = MetricsConfig()
     budgets: Budgets = Budgets()
     pseudonym: PseudonymConfig = PseudonymConfig(path=Path("state/pseudonym.key"))
     limits: LimitsConfig = LimitsConfig()
@@ -375,6 +391,7 @@ class ValidatorConfig(FileModel):
                 ),
                 "ledger": self.ledger.model_copy(update={"path": folder / self.ledger.path}),
                 "replay": self.replay.model_copy(update={"path": folder / self.replay.path}),
+                "metrics": self.metrics.model_copy(update={"path": folder / self.metrics.path}),
                 "records": self.records.model_copy(
                     update={
                         "path": folder / self.records.path,

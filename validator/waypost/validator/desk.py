@@ -44,6 +44,8 @@ from waypost.validator.replay import SeenOnce, SqliteSeen
 from waypost.validator.resilience.breaker import Breaker
 from waypost.validator.resilience.keys import LONGEST_WAIT_S
 from waypost.validator.speech import Native, Speech
+from waypost.validator.telemetry.counts import Counts, encode
+from waypost.validator.telemetry.siblings import Siblings
 from waypost.validator.tokens import TokenVerifier
 from waypost.validator.upstream import Upstream
 
@@ -53,6 +55,7 @@ logger = logging.getLogger(__name__)
 
 KEY_REFRESH_S = 30.0  # how often unknown keys may make us look for newer issuers
 SWEEP_S = 10.0
+TELL_S = 2.0
 JITTER = 0.2
 MAX_CALLERS = 10_000
 MIB = 2**20
@@ -195,6 +198,8 @@ class Desk:
         clock: Callable[[], float],
         monotonic: Callable[[], float],
         luck: Callable[[], float],
+        siblings: Siblings,
+        metrics_token: str | None,
     ) -> None:
         self.config = config
         self.keeper = keeper
@@ -211,6 +216,9 @@ class Desk:
         self.luck = luck
         self.callers: dict[int, Caller] = {}
         self.repeats = Repeats()
+        self.counts = Counts()
+        self.siblings = siblings
+        self.metrics_token = metrics_token
         self._client = client
         self._serving: Serving | None = None
         self._refreshing = asyncio.Lock()
@@ -281,6 +289,7 @@ class Desk:
                     )
         self._serving = serving
         self.callers.clear()
+        self.counts.know([trusted.policy])
         logger.info("serving manifest v%d of channel %s", serving.version, self.config.channel)
         try:
             await self.store.put_policy(serving.digest, trusted.policy_bytes)
@@ -317,6 +326,11 @@ class Desk:
             self._cache_changed_at = changed_at
             await to_thread.run_sync(self.keeper.load)
 
+    def note(self, record: DecisionRecord) -> None:
+        """Keep and count what became of a request."""
+        self.records.put(record)
+        self.counts.record(record)
+
     async def explained(self, record: DecisionRecord) -> CompiledPolicy | None:
         """Return the policy that a record was decided by; ``None`` if it is not kept."""
         serving = self._serving
@@ -337,6 +351,10 @@ class Desk:
         return True
 
     # ── providers ──────────────────────────────────────────────────────────────────────────
+
+    def targets(self) -> Mapping[str, Target]:
+        """Return the models being served, by id."""
+        return {} if self._serving is None else self._serving.targets
 
     def out_of_service(self, serving: Serving) -> tuple[str, ...]:
         """Return the models that cannot be sent anything at the moment."""
@@ -364,6 +382,15 @@ class Desk:
             period = self.config.manifest.refresh_s
             await asyncio.sleep(period * random.uniform(1 - JITTER, 1 + JITTER))
             await self.refresh()
+
+    async def keep_told(self) -> None:
+        """Let the other workers see what this one counted, for ever."""
+        while True:
+            await asyncio.sleep(TELL_S)
+            try:
+                await to_thread.run_sync(self.siblings.publish, encode(self.counts.families))
+            except OSError as exc:
+                logger.error("the counts cannot be told to other workers: %s", exc)
 
     async def keep_swept(self) -> None:
         """Charge expired holds, for ever."""
@@ -435,6 +462,13 @@ async def open_desk(
         if config.manifest.access_token is not None:
             token = _secret("the manifest", config.manifest.access_token, environment)
             headers["Authorization"] = f"Bearer {token}"
+        metrics_token: str | None = None
+        if config.metrics.token is not None:
+            metrics_token = _secret("metrics", config.metrics.token, environment)
+        try:
+            siblings = Siblings(config.metrics.path)
+        except OSError as exc:
+            raise StoreError(f"{config.metrics.path} cannot be used: {exc}") from exc
         client = httpx.AsyncClient(headers=headers)
         stack.push_async_callback(client.aclose)
         desk = Desk(
@@ -451,11 +485,14 @@ async def open_desk(
             clock=clock,
             monotonic=monotonic,
             luck=luck,
+            siblings=siblings,
+            metrics_token=metrics_token,
         )
         await to_thread.run_sync(keeper.load)
         await desk.take_over()
         await desk.refresh()
-        tasks = [asyncio.create_task(desk.keep_fresh()), asyncio.create_task(desk.keep_swept())]
+        upkeep = (desk.keep_fresh(), desk.keep_swept(), desk.keep_told())
+        tasks = [asyncio.create_task(work) for work in upkeep]
         try:
             yield desk
         finally:

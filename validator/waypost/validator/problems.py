@@ -50,6 +50,7 @@ _STATUS_BY_CODE = {
     "content_type_unsupported": 415,
     "content_encoding_unsupported": 415,
     "decision_not_found": 404,
+    "nothing_to_judge": 409,
     "model_not_found": 404,
     "not_found": 404,
     "method_not_allowed": 405,

@@ -17,6 +17,7 @@ from waypost.validator.config import ValidatorConfig, load_config
 from waypost.validator.desk import open_desk
 from waypost.validator.guarded_http import GuardedProtocol
 from waypost.validator.logs import configure_logs
+from waypost.validator.telemetry.siblings import forget
 
 __all__ = ["run"]
 
@@ -58,6 +59,7 @@ def run(
             timeout_graceful_shutdown=SHUTDOWN_S,
         )
         configure_logs()
+        forget(config.metrics.path)
         if workers > 1:
             listener.set_inheritable(True)
             # The kernel queues what comes before the first worker is up.

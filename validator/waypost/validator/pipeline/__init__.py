@@ -45,7 +45,7 @@ async def serve(desk: Desk, call: Call) -> None:
         if booking is not None and not booking.is_exposed:
             await booking.release()
         await refuse(call, INTERNAL)
-    desk.records.put(record_of(call))
+    desk.note(record_of(call))
 
 
 async def consider(desk: Desk, call: Call) -> Considered:

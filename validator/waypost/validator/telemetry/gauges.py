@@ -1,0 +1,88 @@
+"""What a validator is like now, for a scrape: manifest, breakers, budgets, its own queues."""
+
+from waypost.shared.contracts import SpendLimit
+from waypost.shared.errors import StoreError
+from waypost.shared.money import NUSD_PER_USD
+from waypost.validator.desk import Desk
+from waypost.validator.telemetry.exposition import Gauge
+
+__all__ = ["gauges"]
+
+MOST_ACCOUNTS = 200
+CLOSED, OPEN = 0.0, 1.0
+
+
+async def gauges(desk: Desk, *, shows_budgets: bool) -> list[Gauge]:
+    """Return all gauges.
+
+    Args:
+        shows_budgets: whether whoever asks may know who has how much left.
+    """
+    result = [*_manifest(desk), _breakers(desk), *_records(desk)]
+    if shows_budgets:
+        result.append(await _budgets(desk))
+    return result
+
+
+def _manifest(desk: Desk) -> list[Gauge]:
+    trusted = desk.keeper.current
+    if trusted is None:
+        return []
+    now = desk.clock()
+    told = (
+        ("waypost_manifest_version", "Version being served.", float(trusted.policy.version)),
+        (
+            "waypost_manifest_age_seconds",
+            "Since it was published.",
+            now - trusted.policy.issued_at,
+        ),
+        (
+            "waypost_manifest_expires_in_seconds",
+            "Until its first signature lapses.",
+            trusted.expires_at - now,
+        ),
+    )
+    return [Gauge(name, text, (), [((), value)]) for name, text, value in told]
+
+
+def _breakers(desk: Desk) -> Gauge:
+    targets = desk.targets()
+    return Gauge(
+        "waypost_breaker_open",
+        "1 while a model is given a rest by this process.",
+        ("model", "provider"),
+        [
+            ((name, target.model.provider), CLOSED if target.breaker.is_closed else OPEN)
+            for name, target in targets.items()
+        ],
+    )
+
+
+def _records(desk: Desk) -> list[Gauge]:
+    sink = desk.records
+    told = (
+        ("waypost_records_waiting", "Decision records in memory.", sink.waiting),
+        ("waypost_records_spilled_bytes", "On the disk, for the store.", sink.spilled_bytes),
+        ("waypost_records_dropped", "Lost since this process began.", sink.dropped),
+    )  # fmt: skip
+    return [Gauge(name, text, (), [((), float(value))]) for name, text, value in told]
+
+
+async def _budgets(desk: Desk) -> Gauge:
+    values: list[tuple[tuple[str, ...], float]] = []
+    now = int(desk.clock())
+    for account in [*desk.config.budgets.accounts][:MOST_ACCOUNTS]:
+        limits: tuple[SpendLimit, ...] = desk.config.budgets.limits(account)
+        try:
+            balances = await desk.ledger.balances(account, limits, now=now)
+        except StoreError:
+            break  # /readyz says so; a scrape should not fail with the ledger
+        for balance in balances:
+            left = balance.limit_nusd - balance.spent_nusd - balance.reserved_nusd
+            values.append(((account, balance.window), left / NUSD_PER_USD))
+    return Gauge(
+        "waypost_budget_left_usd",
+        "Of the accounts that validator.yaml lists.",
+        ("account", "window"),
+        values,
+    )

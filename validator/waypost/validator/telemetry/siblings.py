@@ -1,0 +1,54 @@
+"""Adds up the counts of the processes that share one port.
+
+A scrape reaches whichever worker takes the connection. So each writes its counts to a file of
+its own every second or two, and the one that is asked adds up all files. What a worker counted
+that is gone stays in its file, so that no total ever goes back; starting the validator anew
+begins at nought, as counters may.
+"""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from waypost.validator.telemetry.counts import Families, added, decode
+
+__all__ = ["Siblings", "forget"]
+
+
+class Siblings:
+    """The files in one folder, this process's among them."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._name = f"{os.getpid()}-{os.urandom(4).hex()}.msgpack"
+        self._written = b""
+
+    def publish(self, data: bytes) -> None:
+        """Let the others see this process's counts, encoded. Raises OSError."""
+        if data == self._written:
+            return
+        handle, draft = tempfile.mkstemp(dir=self._folder)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.replace(draft, self._folder / self._name)
+        self._written = data
+
+    def total(self, mine: Families) -> Families:
+        """Return the counts of all, with ``mine`` as of now."""
+        found = [mine]
+        for path in self._folder.glob("*.msgpack"):
+            if path.name != self._name:
+                try:
+                    found.append(decode(path.read_bytes()))
+                except (OSError, msgspec.MsgspecError):
+                    continue  # being replaced, or of another version
+        return added(found)
+
+
+def forget(folder: Path) -> None:
+    """Begin anew: no worker of this validator runs yet."""
+    shutil.rmtree(folder, ignore_errors=True)
