@@ -3,7 +3,7 @@
 import multiprocessing
 import sqlite3
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import closing
 from pathlib import Path
 from uuid import uuid4
@@ -226,6 +226,44 @@ async def test_a_nonce_that_does_not_help_is_asked_for_once(bound: Running) -> N
         response = await client.post(f"{wp.base_url}/chat/completions", json=HELLO)
 
     assert told(response) == (401, "dpop_key")
+
+
+# ── narrowed tokens ────────────────────────────────────────────────────────────────────────────
+
+
+async def asked_by_a_child(
+    bound: Running, *, key: DPoPKey | None = None, models: Sequence[str] | None = None
+) -> httpx.Response:
+    """Ask as a process that was handed a narrowed token, and ``key``."""
+    checks_at(bound)
+    child = DPoPKey.generate()
+    parent = bound.app.mint(jkt=KEY.thumbprint, now=int(time.time()))
+    async with (
+        AsyncWaypost(
+            token=KEY.narrow(parent, to=child.thumbprint, lifetime_s=60, models=models),
+            dpop=key or DPoPKey.from_pem(child.pem()),
+            manifest=StaticManifest(bound.publisher.policy),
+            base_url=bound.url,
+            refresh_interval_s=None,
+        ) as wp,
+        wp.http_client() as client,
+    ):
+        return await client.post(f"{wp.base_url}/chat/completions", json=HELLO)
+
+
+async def test_a_sub_process_uses_a_narrowed_token_with_a_key_of_its_own(bound: Running) -> None:
+    response = await asked_by_a_child(bound, models=["large"])
+
+    assert response.status_code == 200
+    assert (await bound.record(response)).model == "large"
+
+
+async def test_a_narrowed_token_with_no_model_left_may_use_none(bound: Running) -> None:
+    assert told(await asked_by_a_child(bound, models=[])) == (403, "not_in_token")
+
+
+async def test_a_narrowed_token_is_not_its_parent_s_holder_s(bound: Running) -> None:
+    assert told(await asked_by_a_child(bound, key=KEY)) == (401, "dpop_key")
 
 
 # ── one-time tokens ────────────────────────────────────────────────────────────────────────────

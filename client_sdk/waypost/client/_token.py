@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from waypost.shared.contracts import Signed
+from waypost.shared.narrowing import MAX_NARROWINGS, decode_narrowing, restricted
 from waypost.shared.rules import cohort
 
 if TYPE_CHECKING:
@@ -58,12 +59,22 @@ _decode = msgspec.json.Decoder(_Payload).decode
 def unverified_claims(token: str) -> UnverifiedClaims | None:
     """Return what ``token`` says, unverified; ``None`` if it is not a JWT of ours."""
     try:
-        payload = token.split(".")[1]
-        padded = payload.translate(_URL_SAFE) + "=" * (-len(payload) % 4)
-        said = _decode(binascii.a2b_base64(padded))
+        return _read(token, narrowings=0)
     except (IndexError, ValueError, RecursionError):
         # msgspec's errors are ValueErrors, as are those of base64 and UTF-8.
         return None
+
+
+def _read(token: str, *, narrowings: int) -> UnverifiedClaims:
+    part = token.split(".")[1]
+    payload = binascii.a2b_base64(part.translate(_URL_SAFE) + "=" * (-len(part) % 4))
+    if narrowings < MAX_NARROWINGS and b'"parent":' in payload:
+        by = decode_narrowing(payload)
+        parent = _read(by.parent, narrowings=narrowings + 1)
+        return UnverifiedClaims(
+            exp=min(parent.exp, by.exp), iat=by.iat, signed=restricted(parent.signed, by)
+        )
+    said = _decode(payload)
     signed = Signed(
         tier=said.tier,
         cohort=cohort(said.iss, said.sub),

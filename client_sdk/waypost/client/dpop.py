@@ -10,7 +10,8 @@ The key never leaves this machine.
 import os
 import secrets
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from importlib import import_module
@@ -34,8 +35,10 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from waypost.client._paths import user_data_dir
+from waypost.shared.contracts import Confirmation, SpendLimit
 from waypost.shared.errors import StoreError
 from waypost.shared.issuer_keys import b64url, jwk_of, thumbprint
+from waypost.shared.narrowing import NARROWED, Narrowing
 
 __all__ = ["DPoPKey", "FileKeyStore", "KeyStore", "KeychainKeyStore", "Prover"]
 
@@ -131,6 +134,7 @@ class DPoPKey:
         jwk = jwk_of(private.public_key())
         self.thumbprint = thumbprint(jwk)
         """What the token's issuer puts into ``cnf.jkt``; no secret."""
+        self._jwk = jwk
         self._header = _encoded({"alg": "ES256", "jwk": jwk, "typ": "dpop+jwt"})
 
     @classmethod
@@ -198,7 +202,49 @@ class DPoPKey:
             claims["nonce"] = nonce
         return self._signed(self._header, claims)
 
-    def _signed(self, header: str, claims: dict[str, object]) -> str:
+    def narrow(
+        self,
+        token: str,
+        *,
+        to: str,
+        lifetime_s: int,
+        models: Sequence[str] | None = None,
+        data_classes: Sequence[str] = (),
+        budget_nusd: int | None = None,
+        now: int | None = None,
+    ) -> str:
+        """Return a weaker token for another process, made without asking anybody.
+
+        It carries all that limits ``token``, and what is said here on top; it can be narrowed
+        further by whoever holds the key it is bound to, three times in all.
+
+        Args:
+            token: bound to this key.
+            to: the thumbprint of the other's key; only its holder can use the result.
+            lifetime_s: it ends with ``token`` at the latest.
+            models: no others than these.
+            data_classes: duties on top.
+            budget_nusd: the most that may be spent with it, in billionths of a dollar.
+            now: Unix seconds; by default, this machine's.
+        """
+        issued_at = int(time.time()) if now is None else now
+        limits: tuple[SpendLimit, ...] = ()
+        if budget_nusd is not None:
+            limits = (SpendLimit(window="total", limit_nusd=budget_nusd),)
+        narrowing = Narrowing(
+            parent=token,
+            jti=secrets.token_urlsafe(16),
+            iat=issued_at,
+            exp=issued_at + lifetime_s,
+            cnf=Confirmation(to),
+            models=None if models is None else tuple(models),
+            data_classes=tuple(data_classes),
+            limits=limits,
+        )
+        header = _encoded({"alg": "ES256", "jwk": self._jwk, "typ": NARROWED})
+        return self._signed(header, narrowing)
+
+    def _signed(self, header: str, claims: object) -> str:
         text = f"{header}.{_encoded(claims)}"
         r, s = decode_dss_signature(self._private.sign(text.encode(), ECDSA(SHA256())))
         return f"{text}.{b64url(r.to_bytes(32) + s.to_bytes(32))}"

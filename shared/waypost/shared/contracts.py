@@ -442,6 +442,9 @@ class Limits(Struct, frozen=True, kw_only=True):
     limits: tuple[SpendLimit, ...] = ()
 
 
+TokenId = Annotated[str, Meta(min_length=16, max_length=128, pattern=r"^[\x21-\x7e]+\Z")]
+
+
 class Confirmation(Struct, frozen=True, forbid_unknown_fields=True):
     """The key that a token is bound to: its RFC 7638 thumbprint (RFC 9449 §6.1).
 
@@ -459,6 +462,7 @@ class Claims(Struct, frozen=True, kw_only=True, omit_defaults=True):
         scope: words with spaces between (RFC 8693 §4.2); an issuer may have to give one.
         auth_epoch: how often the subject's tokens had been taken back when this was made.
         one_time: the token counts once.
+        allowances: further accounts, each with limits of its own, that must all be able to pay.
         tier: must be one of the policy's tiers.
         budget: the account that pays, and ceilings for it. The ledger's own limits hold too.
         data_classes: duties that always hold for this caller.
@@ -470,7 +474,7 @@ class Claims(Struct, frozen=True, kw_only=True, omit_defaults=True):
     sub: _Word
     exp: Instant
     iat: Instant
-    jti: Annotated[str, Meta(min_length=16, max_length=128, pattern=r"^[\x21-\x7e]+\Z")]
+    jti: TokenId
     client_id: _Word
     tier: Name
     budget: Limits
@@ -482,6 +486,7 @@ class Claims(Struct, frozen=True, kw_only=True, omit_defaults=True):
     scope: Annotated[str, Meta(max_length=1_000)] = ""
     auth_epoch: Epoch = 0
     one_time: bool = False
+    allowances: Annotated[tuple[Limits, ...], Meta(max_length=4)] = ()
     cnf: Confirmation | UnsetType = UNSET  # never null: that would be a bond taken off
 
 

@@ -8,26 +8,18 @@ Source: RFC 9449 (DPoP) §4.3, in the order of docs/tokens.md.
 
 import hmac
 from collections.abc import Iterable
-from functools import lru_cache
 from hashlib import sha256
-from typing import Annotated, cast
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from msgspec import Meta, Struct
 
-from waypost.shared.contracts import Algorithm
 from waypost.shared.issuer_keys import (
-    TokenKey,
     b64url,
-    jwk_of,
-    key_from_jwk,
-    public_key,
-    thumbprint,
 )
 from waypost.validator.jose import (
-    header_of,
+    holder_of,
     is_compact,
     refused,
     signed_payload,
@@ -37,8 +29,6 @@ from waypost.validator.jose import (
 __all__ = ["Proof", "ProofChecker"]
 
 MAX_PROOF_CHARS = 4_096
-MAX_HEADER_CHARS = 1_024
-MAX_KEYS = 4_096  # 4 MiB at the most
 
 # A proof is good for this span and the next, so that none lapses on its way.
 NONCE_SPAN_S = 300
@@ -114,8 +104,8 @@ class ProofChecker:
             raise refused("dpop_missing")
         if len(proof) > MAX_PROOF_CHARS or not is_compact(proof):
             raise refused("dpop_missing" if "," in proof else "dpop_format")
-        alg, key, holder = _key(proof.partition(".")[0])
-        payload = signed_payload(proof, key, alg, code="dpop_signature")
+        holder = holder_of(proof.partition(".")[0], typ="dpop+jwt", code="dpop_header")
+        payload = signed_payload(proof, holder.public, holder.alg, code="dpop_signature")
         strict_json(payload, code="dpop_claims")
         try:
             said = _decode(payload)
@@ -126,7 +116,7 @@ class ProofChecker:
         until = self._until(said, now)
         if not hmac.compare_digest(said.ath, b64url(sha256(token.encode()).digest())):
             raise refused("dpop_token")
-        if not hmac.compare_digest(holder, jkt):
+        if not hmac.compare_digest(holder.thumbprint, jkt):
             raise refused("dpop_key")
         return Proof(sha256(f"{jkt} {said.jti}".encode()).digest()[:16], until)
 
@@ -169,28 +159,3 @@ def _normal(url: str) -> str:
     host = f"[{host}]" if ":" in host else host
     where = host if port in (None, DEFAULT_PORTS[scheme]) else f"{host}:{port}"
     return f"{scheme}://{where}{parts.path}"
-
-
-# By the header as sent: a client's proofs differ in their claims alone.
-@lru_cache(MAX_KEYS)
-def _key(header: str) -> tuple[Algorithm, TokenKey, str]:
-    """Return algorithm, key and thumbprint that a proof's header brings along.
-
-    Here a key from the token itself is right: it must prove nothing but its own possession.
-    """
-    if len(header) > MAX_HEADER_CHARS:
-        raise refused("dpop_header")
-    fields = header_of(header, code="dpop_header")
-    jwk = fields.get("jwk")
-    if fields.keys() != {"alg", "jwk", "typ"} or fields["typ"] != "dpop+jwt":
-        raise refused("dpop_header")
-    if not isinstance(jwk, dict):
-        raise refused("dpop_header")
-    try:
-        meta = key_from_jwk({**cast("dict[str, object]", jwk), "kid": "proof"})
-        public = public_key(meta)
-    except ValueError:
-        raise refused("dpop_header") from None
-    if meta.alg != fields["alg"] or isinstance(public, RSAPublicKey):
-        raise refused("dpop_header")
-    return meta.alg, public, thumbprint(jwk_of(public))

@@ -9,19 +9,24 @@ Sources: RFC 7515 (compact form), RFC 8725 (best current practice).
 import json
 import re
 from base64 import urlsafe_b64decode
+from functools import lru_cache
 from typing import Literal, cast
 
 import jwt
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from msgspec import Struct
 
 from waypost.shared.contracts import ALGORITHMS, Algorithm
 from waypost.shared.errors import TokenError
-from waypost.shared.issuer_keys import TokenKey
+from waypost.shared.issuer_keys import TokenKey, jwk_of, key_from_jwk, public_key, thumbprint
 
 __all__ = [
     "MAX_TOKEN_CHARS",
     "REFUSAL",
+    "Holder",
     "TokenCode",
     "header_of",
+    "holder_of",
     "is_compact",
     "payload_of",
     "refused",
@@ -53,6 +58,8 @@ TokenCode = Literal[
     "token_epoch",  # of an epoch of its subject that is over
     "token_revoked",
     "token_tenant",  # of a tenant that its issuer may not speak for
+    "token_narrow_depth",  # narrowed too many times over
+    "token_narrow_key",  # not narrowed by the holder of the key that the wider one is bound to
     "token_unbound",  # bound to no key, which its issuer or "DPoP" asks for
     "token_cnf",  # bound to a key, but sent as Bearer, or to a validator that checks no proofs
     "token_replayed",  # good for one request, which was made
@@ -87,6 +94,9 @@ _COMPACT = re.compile(rf"{_PART}\.{_PART}\.{_PART}", re.ASCII)
 # Counted before parsing, in strings too: bounds depth, and the work for it, from the outside.
 MAX_BRACKETS = 64
 
+MAX_HOLDER_CHARS = 1_024
+MAX_HOLDERS = 4_096  # with the line above, 4 MiB at the most
+
 _jws = jwt.PyJWS(
     algorithms=ALGORITHMS,
     options={"verify_signature": True, "enforce_minimum_key_length": True},
@@ -106,6 +116,38 @@ def is_compact(token: str) -> bool:
 def header_of(token: str, *, code: TokenCode) -> dict[str, object]:
     """Return the header of a token whose form is right. Nothing is verified yet."""
     return strict_json(_decoded(token.partition(".")[0]), code=code)
+
+
+class Holder(Struct, frozen=True):
+    """The key that a proof or a narrowed token brings along, and its thumbprint."""
+
+    alg: Algorithm
+    public: TokenKey
+    thumbprint: str
+
+
+# By the header as sent: what one holder signs differs in its claims alone.
+@lru_cache(MAX_HOLDERS)
+def holder_of(header: str, *, typ: str, code: TokenCode) -> Holder:
+    """Return the key in a token's encoded ``header``, which has ``typ``, ``alg``, ``jwk`` alone.
+
+    Only possession is to be proved here, so a key from the token itself is right; whose it must
+    be is for the caller to say, by its thumbprint.
+    """
+    if len(header) > MAX_HOLDER_CHARS:
+        raise refused(code)
+    fields = strict_json(_decoded(header), code=code)
+    jwk = fields.get("jwk")
+    if fields.keys() != {"alg", "jwk", "typ"} or fields["typ"] != typ or not isinstance(jwk, dict):
+        raise refused(code)
+    try:
+        key = key_from_jwk({**cast("dict[str, object]", jwk), "kid": "holder"})
+        public = public_key(key)
+    except ValueError:
+        raise refused(code) from None
+    if key.alg != fields["alg"] or isinstance(public, RSAPublicKey):
+        raise refused(code)
+    return Holder(key.alg, public, thumbprint(jwk_of(public)))
 
 
 def payload_of(token: str) -> bytes:

@@ -9,17 +9,34 @@ Sources: RFC 9068 (profile), RFC 8725 (best current practice), RFC 9449 (bound t
 import re
 from collections import OrderedDict
 from hashlib import sha256
+from hmac import compare_digest
 
 import msgspec
 from msgspec import UNSET, Struct, structs
 
-from waypost.shared.contracts import SUPPORTED_FEATURES, Claims, Issuer, IssuerKey, Issuers
+from waypost.shared.contracts import (
+    SUPPORTED_FEATURES,
+    Claims,
+    Issuer,
+    IssuerKey,
+    Issuers,
+    Limits,
+)
 from waypost.shared.errors import ForbiddenError, PolicyError
 from waypost.shared.issuer_keys import TokenKey, public_key
+from waypost.shared.narrowing import (
+    MAX_NARROWINGS,
+    NARROWED,
+    Narrowing,
+    decode_narrowing,
+    restricted,
+)
 from waypost.validator.jose import (
     MAX_TOKEN_CHARS,
     header_of,
+    holder_of,
     is_compact,
+    payload_of,
     refused,
     signed_payload,
     strict_json,
@@ -129,15 +146,46 @@ class TokenVerifier:
             raise refused("token_auth_header")
         if not is_compact(token):
             raise refused("token_format")
-        key = self._key(*_header(token), now)
-        claims = _claims(signed_payload(token, key.public, key.meta.alg, code="token_signature"))
-        self._check_claims(claims, key, now)
+        claims, key = self._open(token, now)
         _check_bond(claims, key.issuer, scheme)
         if key.issuer.one_time and not claims.one_time:
             claims = structs.replace(claims, one_time=True)
         until = claims.exp + self._leeway_s
         expires_at = key.meta.expires_at
         return claims, until if expires_at is None else min(until, expires_at)
+
+    def _open(self, token: str, now: int, *, narrowings: int = 0) -> tuple[Claims, _Key]:
+        """Return what ``token`` says, checked, and the issuer's key that it comes down to."""
+        header = header_of(token, code="token_json")
+        if header.get("typ") == NARROWED:
+            return self._open_narrowed(token, now, narrowings=narrowings + 1)
+        key = self._key(*_alg_and_kid(header), now)
+        claims = _claims(signed_payload(token, key.public, key.meta.alg, code="token_signature"))
+        self._check_claims(claims, key, now)
+        return claims, key
+
+    def _open_narrowed(self, token: str, now: int, *, narrowings: int) -> tuple[Claims, _Key]:
+        if narrowings > MAX_NARROWINGS:
+            raise refused("token_narrow_depth")
+        # Read before any signature: which key must have signed it, only the parent can say.
+        by = _narrowing(payload_of(token))
+        if not is_compact(by.parent):
+            raise refused("token_format")
+        parent, key = self._open(by.parent, now, narrowings=narrowings)
+        holder = holder_of(token.partition(".")[0], typ=NARROWED, code="token_header")
+        # An unbound token has no holder who could narrow it.
+        if parent.cnf is UNSET or not compare_digest(holder.thumbprint, parent.cnf.jkt):
+            raise refused("token_narrow_key")
+        signed_payload(token, holder.public, holder.alg, code="token_signature")
+        if now >= by.exp + self._leeway_s:
+            raise refused("token_expired")
+        if by.iat > now + self._leeway_s:
+            raise refused("token_not_yet_valid")
+        if not parent.iat <= by.iat < by.exp:
+            raise refused("token_lifetime")
+        if f"{parent.iss} {by.jti}" in self._revoked:
+            raise refused("token_revoked")
+        return _narrowed(parent, by), key
 
     def _key(self, alg: str, kid: str, now: int) -> _Key:
         if not _KID.fullmatch(kid):
@@ -202,9 +250,27 @@ def _check_bond(claims: Claims, issuer: Issuer, scheme: str) -> None:
         raise refused("token_cnf")
 
 
-def _header(token: str) -> tuple[str, str]:
-    """Return ``alg`` and ``kid`` of a token whose form is right. Nothing is verified yet."""
-    header = header_of(token, code="token_json")
+def _narrowed(parent: Claims, by: Narrowing) -> Claims:
+    allowances = parent.allowances
+    if by.limits:
+        # Of its own, since what others spend from the account is not this token's; and named so
+        # that nobody can spend from another's.
+        mark = sha256(f"{parent.iss} {parent.sub} {parent.jti} {by.jti}".encode()).hexdigest()
+        allowances = (*allowances, Limits(account=f"narrowed/{mark[:40]}", limits=by.limits))
+    return structs.replace(
+        restricted(parent, by), exp=min(parent.exp, by.exp), cnf=by.cnf, allowances=allowances
+    )
+
+
+def _narrowing(payload: bytes) -> Narrowing:
+    strict_json(payload, code="token_claims")
+    try:
+        return decode_narrowing(payload)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise refused("token_claims") from None
+
+
+def _alg_and_kid(header: dict[str, object]) -> tuple[str, str]:
     if header.keys() != HEADER_FIELDS:
         raise refused("token_header")
     alg, kid, typ = header["alg"], header["kid"], header["typ"]

@@ -81,6 +81,9 @@ async def _prove(
 
 
 def _caller(desk: Desk, claims: Claims) -> Caller:
+    if claims.allowances:
+        # Limits that this ledger cannot hold must not be overlooked.
+        raise refused("token_claims")
     account = claims.budget.account
     budgets = desk.config.budgets
     limits = lowest((*claims.budget.limits, *budgets.limits(account)))
