@@ -14,6 +14,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec.json import Decoder
 
 from waypost.shared.complexity import ComplexityModel
+from waypost.shared.judge import JudgeModel
 from waypost.shared.money import Nusd, Price, Tokens
 from waypost.shared.semantic import SemanticModel
 
@@ -294,6 +295,7 @@ class Policy(Struct, frozen=True, kw_only=True):
         default_output_tokens: expected answer length where nobody says.
         complexity: what ``complexity`` conditions score by; ``None`` is the built-in heuristic.
         semantic: what tells the routes apart that were given by example.
+        judge: what cascades by the signal ``judge`` ask how sure an answer sounds.
         projection: ``client`` leaves out what the operator marked private.
     """
 
@@ -309,6 +311,7 @@ class Policy(Struct, frozen=True, kw_only=True):
     default_output_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] = 300
     complexity: ComplexityModel | None = None
     semantic: SemanticModel | None = None
+    judge: JudgeModel | None = None
     projection: Literal["full", "client"] = "full"
     kind: Literal["policy"] = "policy"
     schema: Literal[1] = 1

@@ -46,7 +46,14 @@ AttemptOutcome = Literal[
 ]
 
 # Why a try was made: the outcome of the one before says the cause.
-AttemptKind = Literal["first", "retry", "fallback"]
+AttemptKind = Literal[
+    "first",
+    "retry",  # the same target again
+    "fallback",  # the next of the chain
+    "hedge",  # beside one that is late
+    "escalation",  # the answer before was not sure enough
+    "sample",  # to see whether answers agree
+]
 
 
 class Attempt(Struct, frozen=True, kw_only=True):

@@ -42,6 +42,7 @@ from waypost.validator.records.repeats import Repeats
 from waypost.validator.records.spill import Spill
 from waypost.validator.replay import SeenOnce, SqliteSeen
 from waypost.validator.resilience.breaker import Breaker
+from waypost.validator.resilience.budget import ExtraBudget
 from waypost.validator.resilience.keys import LONGEST_WAIT_S
 from waypost.validator.speech import Native, Speech
 from waypost.validator.telemetry.counts import Counts, encode
@@ -219,6 +220,7 @@ class Desk:
         self.counts = Counts()
         self.siblings = siblings
         self.metrics_token = metrics_token
+        self._hedges: dict[tuple[str, int], ExtraBudget] = {}
         self._client = client
         self._serving: Serving | None = None
         self._refreshing = asyncio.Lock()
@@ -367,6 +369,13 @@ class Desk:
         return serving.unserved + tuple(
             name for name, target in serving.targets.items() if target.refuses(now)
         )
+
+    def hedges(self, route: str, percent: int) -> ExtraBudget:
+        """Return how many of a route's requests may be asked twice; it begins with none."""
+        budget = self._hedges.get((route, percent))
+        if budget is None:
+            budget = self._hedges[route, percent] = ExtraBudget(percent, saved=0.0)
+        return budget
 
     def remember(self, caller: Caller) -> None:
         """Keep what was made of verified claims; for as long as the verifier keeps them."""

@@ -37,7 +37,7 @@ async def serve(desk: Desk, call: Call) -> None:
         booking = Booking(desk, call, considered)
         decision = await reserve(call, considered, booking)
         delivered = await forward(desk, call, considered, decision, booking)
-        await settle(call, considered.facts, booking, delivered)
+        await settle(call, considered.facts, delivered)
     except (RefusalError, StoreError) as refusal:
         await refuse(call, refusal)
     except Exception:

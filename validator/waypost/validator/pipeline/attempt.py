@@ -8,13 +8,15 @@ ends once: breaker, limiter, keys and record learn of it.
 import asyncio
 from time import perf_counter
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from waypost.shared.money import Usage
 from waypost.shared.records import Attempt, AttemptKind, AttemptOutcome
 from waypost.validator.apis import StreamReader
+from waypost.validator.cascade.answers import Answer, read_answer, with_logprobs
 from waypost.validator.desk import Desk, Target
 from waypost.validator.pipeline.call import Call, Considered
+from waypost.validator.pipeline.reserve import Booking
 from waypost.validator.problems import OK, deadline_exceeded, describe, outcome_of, rejected
 from waypost.validator.resilience.causes import cause_of_rejection
 from waypost.validator.resilience.keys import retry_after_s
@@ -31,6 +33,8 @@ STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")
 CUT_SHORT = "The provider broke off in the middle of the answer; what came so far is charged."
 TOO_LATE = "The deadline passed in the middle of the answer; what came so far is charged."
 
+# An answer, a part of one, or work that the caller had a provider do for nothing.
+_PAID: frozenset[AttemptOutcome] = frozenset({"ok", "cut_short", "cancelled", "deadline_exceeded"})
 # What the provider found wrong with the request. It served nothing and charges nothing.
 _REJECTIONS: frozenset[AttemptOutcome] = frozenset(
     {"client_error", "content_filter", "context_too_long"}
@@ -41,6 +45,7 @@ class Delivered(Struct, frozen=True):
     """What reached the caller, for the bill.
 
     Attributes:
+        booking: what pays for it; ``is_paid`` if it has already.
         usage: as the provider told it; ``None`` if it did not.
         output_bytes: bytes of answer, which bound its tokens where ``usage`` is missing.
     """
@@ -49,11 +54,17 @@ class Delivered(Struct, frozen=True):
     outcome: AttemptOutcome
     usage: Usage | None
     output_bytes: int
+    booking: Booking
+    is_paid: bool = False
 
     @property
     def is_free(self) -> bool:
-        """Whether no provider charges for it."""
-        return self.outcome in _REJECTIONS
+        """Whether it failed before there was an answer, and so nothing is charged for it."""
+        return self.outcome not in _PAID
+
+
+class _LateError(Exception):
+    """The caller's deadline passed in the middle of the answer."""
 
 
 class Try:
@@ -62,6 +73,8 @@ class Try:
     Attributes:
         outcome: ``cancelled`` until it is known.
         status: of the provider's response; ``None`` without one.
+        confidence: how sure the answer is, where a cascade judged it.
+        booking: what pays for it; ``is_paid`` if it has already.
         is_cut_by_caller: whether it is the caller's deadline that bounds it.
     """
 
@@ -73,6 +86,7 @@ class Try:
         "_has_ended",
         "_key",
         "_kind",
+        "_place",
         "_reader",
         "_retry_after_s",
         "_speech",
@@ -81,8 +95,12 @@ class Try:
         "_stream",
         "_ttft_ms",
         "_usage",
+        "_wants_logprobs",
+        "booking",
         "call",
+        "confidence",
         "is_cut_by_caller",
+        "is_paid",
         "outcome",
         "status",
         "target",
@@ -95,9 +113,13 @@ class Try:
         considered: Considered,
         target: Target,
         *,
+        booking: Booking,
         key: int,
         kind: AttemptKind,
+        wants_logprobs: bool = False,
     ) -> None:
+        self.booking = booking
+        self._wants_logprobs = wants_logprobs
         self._desk = desk
         self.call = call
         self._asked = considered.asked
@@ -106,6 +128,7 @@ class Try:
         self.target = target
         self._key = key
         self._kind: AttemptKind = kind
+        self._place = 0
         self._started = perf_counter()
         self._started_ms = call.elapsed_ms()
         self._ttft_ms: float | None = None
@@ -114,7 +137,8 @@ class Try:
         self._reader: StreamReader | None = None
         self._stream: Stream | None = None
         self._retry_after_s: float | None = None
-        self._has_ended = self.is_cut_by_caller = False
+        self._has_ended = self.is_cut_by_caller = self.is_paid = False
+        self.confidence: float | None = None
         self.outcome: AttemptOutcome = "cancelled"
         self.status: int | None = None
 
@@ -125,15 +149,15 @@ class Try:
         """Whether the provider found something wrong with the request, and can be quoted."""
         return self.outcome in _REJECTIONS
 
-    async def open(self, *, output_tokens: int) -> None:
-        """Ask, and wait for an answer, or for the first events of one; see ``outcome``.
-
-        Args:
-            output_tokens: bound of one answer, sent upstream.
-        """
+    async def open(self) -> None:
+        """Ask, and wait for an answer, or for the first events of one; see ``outcome``."""
         outgoing = self._speech.request(
-            self._asked, model=self.target.model.name, output_tokens=output_tokens
+            self._asked,
+            model=self.target.model.name,
+            output_tokens=self.booking.output_tokens,
         )
+        if self._wants_logprobs and self.target.upstream.dialect == "openai":
+            outgoing = structs.replace(outgoing, body=with_logprobs(outgoing.body))
         try:
             if self.call.streamed:
                 await self._open_stream(outgoing)
@@ -141,15 +165,50 @@ class Try:
                 await self._ask(outgoing)
         except NoAnswerError as failure:
             self.outcome = failure.outcome
+            if failure.outcome == "timeout" and self.is_cut_by_caller:
+                self.outcome = "deadline_exceeded"
+        except _LateError:
+            self.outcome = "deadline_exceeded"
         except ValueError:
             self.outcome = "bad_response"
         except BaseException:
             self._end("cancelled")
             raise
-        if self.outcome == "timeout" and self.is_cut_by_caller:
-            self.outcome = "deadline_exceeded"
         if self._stream is None or self.outcome != "ok":
             self._end(self.outcome)
+
+    async def collect(self) -> Answer:
+        """Return what the answer says, all of it; nothing of it has reached the caller.
+
+        A stream is waited for to its end. If that does not come ``outcome`` is no longer ``ok``.
+        """
+        if self._reader is None:
+            return read_answer(self._answer, streamed=False)
+        outcome: AttemptOutcome = "server_error"
+        try:
+            pieces = [self._events]
+            while events := await self._next(self._reader):
+                pieces.append(events)
+            self._events = b"".join(pieces)
+            if self._reader.is_done and not self._reader.has_failed:
+                outcome = "ok"
+        except _LateError:
+            outcome = "deadline_exceeded"
+        except (NoAnswerError, ValueError):
+            pass
+        except BaseException:
+            self._end("cancelled")
+            raise
+        self._end(outcome)
+        return read_answer(self._events, streamed=True)
+
+    def judged(self, confidence: float | None) -> None:
+        """Note how sure the answer is."""
+        self.confidence = confidence
+        self.call.attempts[self._place] = structs.replace(
+            self.call.attempts[self._place],
+            confidence=None if confidence is None else round(confidence, 4),
+        )
 
     def _until(self) -> float:
         """Return when the provider must have said something more, by the loop's clock."""
@@ -182,13 +241,11 @@ class Try:
         if not stream.is_event_stream:
             return
         reader = self._reader = self._speech.reader(self._asked)
-        while chunk := await stream.read(until=self._until()):
-            if events := reader.feed(chunk):
-                self._ttft_ms = self._elapsed_ms()
-                self._events = events
-                # An error as the first event is no answer.
-                self.outcome = "server_error" if reader.has_failed else "ok"
-                return
+        self._events = await self._next(reader)
+        if self._events:
+            self._ttft_ms = self._elapsed_ms()
+            # An error as the first event is no answer.
+            self.outcome = "server_error" if reader.has_failed else "ok"
 
     async def _rest_of(self, stream: Stream) -> bytes:
         body = b""
@@ -209,6 +266,7 @@ class Try:
 
     async def deliver(self) -> Delivered:
         """Pass the answer on to the caller, or what the provider found wrong, or the deadline."""
+        self.call.model = self.target.model.id
         if self._reader is not None and self.outcome == "ok":
             return await self._relay(self._reader)
         if self.outcome == "ok":
@@ -225,11 +283,10 @@ class Try:
 
     def delivered(self) -> Delivered:
         """Return what reached the caller so far."""
+        usage, size = self._usage, len(self._answer)
         if self._reader is not None:
-            return Delivered(
-                self.target, self.outcome, self._reader.usage, self._reader.output_bytes
-            )
-        return Delivered(self.target, self.outcome, self._usage, len(self._answer))
+            usage, size = self._reader.usage, self._reader.output_bytes
+        return Delivered(self.target, self.outcome, usage, size, self.booking, self.is_paid)
 
     async def _pass_error_on(self) -> None:
         body = self._speech.rejection(self._asked, self._answer)
@@ -261,24 +318,42 @@ class Try:
         return self.delivered()
 
     async def _pass_events_on(self, reader: StreamReader) -> AttemptOutcome:
-        send, stream, events = self.call.send, self._stream, self._events
+        send, events = self.call.send, self._events
         self._events = b""
+        await send({"type": "http.response.body", "body": events, "more_body": True})
         try:
-            while stream is not None:
-                if events:
-                    # Waits while the caller does not read, and the provider with it.
-                    await send({"type": "http.response.body", "body": events, "more_body": True})
+            while events := await self._next(reader):
+                # Waits while the caller does not read, and the provider with it.
+                await send({"type": "http.response.body", "body": events, "more_body": True})
+        except _LateError:
+            return "deadline_exceeded"
+        except (NoAnswerError, ValueError):
+            pass
+        return "ok" if reader.is_done else "cut_short"
+
+    async def _next(self, reader: StreamReader) -> bytes:
+        """Return the next events to pass on; empty at the end.
+
+        Raises:
+            NoAnswerError: the provider broke off.
+            ValueError: an event without end.
+            _LateError: the caller's deadline passed.
+        """
+        stream = self._stream
+        try:
+            while stream is not None and not self._has_ended:
                 chunk = await stream.read(until=self._until())
                 if not chunk:
                     break
-                events = reader.feed(chunk)
+                if events := reader.feed(chunk):
+                    return events
         except NoAnswerError as failure:
-            if failure.outcome == "timeout" and self.is_cut_by_caller and not reader.is_done:
-                return "deadline_exceeded"
-        except ValueError:
-            pass  # an event without end
-        # Whatever happened to the connection after the end of the answer.
-        return "ok" if reader.is_done else "cut_short"
+            # Whatever happened to the connection after the end of the answer.
+            if not reader.is_done:
+                if failure.outcome == "timeout" and self.is_cut_by_caller:
+                    raise _LateError from failure
+                raise
+        return b""
 
     # ── how it ended ───────────────────────────────────────────────────────────────────────
 
@@ -300,6 +375,7 @@ class Try:
         duration_ms = self._elapsed_ms()
         began_ms = duration_ms if self._ttft_ms is None else self._ttft_ms
         self._teach(outcome, after_s=began_ms / 1_000)
+        self._place = len(self.call.attempts)
         self.call.attempts.append(
             Attempt(
                 model=self.target.model.id,

@@ -50,14 +50,19 @@ class Booking:
         "_holds",
         "_ledger",
         "_limits",
+        "_name",
         "amount_nusd",
         "hold_id",
         "is_exposed",
         "output_tokens",
     )
 
-    def __init__(self, desk: Desk, call: Call, considered: Considered) -> None:
+    def __init__(self, desk: Desk, call: Call, considered: Considered, *, part: str = "") -> None:
+        """Args:
+        part: tells the holds of one request apart, where it asks several providers at once.
+        """
         self._ledger = desk.ledger
+        self._name = call.id + part
         self._call = call
         self._facts = considered.facts
         self._limits = considered.caller.limits
@@ -77,7 +82,7 @@ class Booking:
         amount = bound_nusd(target.model, self._facts, output_tokens=output_tokens)
         if self.hold_id is None or amount > self.amount_nusd:
             await self.release()
-            hold_id = call.id if not self._holds else f"{call.id}.{self._holds}"
+            hold_id = self._name if not self._holds else f"{self._name}.{self._holds}"
             self._holds += 1
             lease_s = LEASE_MARGIN_S + 2 * int(target.upstream.timeout_s)
             shortfall = await self._ledger.reserve(
@@ -108,7 +113,8 @@ class Booking:
     async def settle(self, cost_nusd: int) -> None:
         """Charge this much, and give back the rest of what is held."""
         if self.hold_id is not None:
-            await self._ledger.settle(self.hold_id, cost_nusd)
+            hold_id, self.hold_id = self.hold_id, None
+            await self._ledger.settle(hold_id, cost_nusd)
 
     async def release(self) -> None:
         """Give back what is held; nobody will charge for it."""

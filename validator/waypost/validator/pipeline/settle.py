@@ -7,9 +7,8 @@ from waypost.shared.errors import StoreError
 from waypost.shared.money import bill, upper_bound
 from waypost.validator.pipeline.attempt import Delivered
 from waypost.validator.pipeline.call import Call
-from waypost.validator.pipeline.reserve import Booking
 
-__all__ = ["cost_of", "settle"]
+__all__ = ["cost_of", "pay", "settle"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,18 +33,26 @@ def cost_of(delivered: Delivered, facts: Facts, *, output_tokens: int) -> int:
     )
 
 
-async def settle(call: Call, facts: Facts, booking: Booking, delivered: Delivered) -> None:
-    """Charge what the request did cost, and give back the rest."""
-    cost = cost_of(delivered, facts, output_tokens=booking.output_tokens)
+async def settle(call: Call, facts: Facts, delivered: Delivered) -> None:
+    """Charge what reached the caller, and give back the rest of what was held for it."""
     call.usage = delivered.usage
-    call.cost_nusd = cost
-    call.reserved_nusd = booking.amount_nusd
+    await pay(call, facts, delivered)
+    call.mark("settle")
+
+
+async def pay(call: Call, facts: Facts, delivered: Delivered) -> None:
+    """Charge one try, of several that one request may have to pay for."""
+    if delivered.is_paid:
+        return
+    booking = delivered.booking
+    cost = cost_of(delivered, facts, output_tokens=booking.output_tokens)
+    call.cost_nusd += cost
+    call.reserved_nusd += booking.amount_nusd
     try:
         if delivered.is_free:
             await booking.release()
         else:
             await booking.settle(cost)
     except StoreError as exc:
-        # The answer has gone out. What nobody settles is charged in full when its lease ends.
+        # The provider has done its work. What nobody settles is charged when its lease ends.
         logger.error("request %s not settled: %s", call.id, exc)
-    call.mark("settle")

@@ -19,9 +19,9 @@ class ExtraBudget:
 
     __slots__ = ("_share", "_tokens")
 
-    def __init__(self, percent: float) -> None:
+    def __init__(self, percent: float, *, saved: float = RESERVE) -> None:
         self._share = percent / 100
-        self._tokens = RESERVE if percent else 0.0
+        self._tokens = saved if percent else 0.0
 
     def deposit(self) -> None:
         """Note an ordinary request."""

@@ -6,6 +6,7 @@ language models differ in speed by orders of magnitude, and so do answers in one
 streams, so each kind of request is compared with its like alone.
 """
 
+from collections import deque
 from collections.abc import Hashable
 
 __all__ = ["Limiter"]
@@ -17,21 +18,25 @@ TOLERANCE = 1.5  # so much slower than usual is no queue yet
 SMOOTHING = 0.2
 QUEUE = 4.0  # what the limit grows by
 LONG_WINDOW = 600
+RECENT = 128  # whose slowest twentieth is late,
+ENOUGH = 20  # once there are so many
 WARM_UP = 10  # samples that are averaged plainly
 DROPPED = 0.9  # what is left of the limit after a time-out or a provider's own limit
 
 
 class _Usual:
-    """How long answers of one kind take to begin: an average over some hundred."""
+    """How long answers of one kind take to begin: an average over some hundred, and the last."""
 
-    __slots__ = ("_count", "_mean")
+    __slots__ = ("_count", "_mean", "_recent")
 
     def __init__(self) -> None:
+        self._recent: deque[float] = deque(maxlen=RECENT)
         self._count = 0
         self._mean = 0.0
 
     def add(self, took_s: float) -> float:
         """Return the average with ``took_s`` in it."""
+        self._recent.append(took_s)
         self._count += 1
         if self._count <= WARM_UP:
             self._mean += (took_s - self._mean) / self._count
@@ -41,6 +46,12 @@ class _Usual:
             if self._mean > 2 * took_s:
                 self._mean *= 0.95
         return self._mean
+
+    def late_s(self) -> float | None:
+        """Return after how long 95 % of the last had begun; ``None`` if there are too few."""
+        if len(self._recent) < ENOUGH:
+            return None
+        return sorted(self._recent)[len(self._recent) * 95 // 100]
 
 
 class Limiter:
@@ -88,6 +99,11 @@ class Limiter:
             return
         gradient = max(0.5, min(1.0, TOLERANCE * mean / took_s)) if took_s > 0 else 1.0
         self._move(self._limit * gradient + QUEUE)
+
+    def late_s(self, kind: Hashable) -> float | None:
+        """Return when an answer of this ``kind`` is late; ``None`` while nobody can tell."""
+        usual = self._usual.get(kind)
+        return None if usual is None else usual.late_s()
 
     def dropped(self) -> None:
         """Learn that the provider had too much to do: a time-out, or a limit of its own."""
