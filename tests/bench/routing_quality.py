@@ -16,11 +16,13 @@ import numpy as np
 from msgspec import Struct
 from msgspec.json import Decoder
 
+from waypost.edge.training.calibrate import calibrate, fit_judge
 from waypost.edge.training.curves import Grade, Outcomes, Prices, grade
-from waypost.edge.training.labels import read_labels
+from waypost.edge.training.labels import Graded, read_labels
 from waypost.edge.training.train import train
 from waypost.edge.training.utterances import compile_utterances
 from waypost.shared.complexity import ComplexityScorer
+from waypost.shared.judge import judge
 from waypost.shared.semantic import SemanticScorer
 
 DATA = Path(__file__).parents[3] / "shared" / "routing-quality" / "dev"
@@ -140,6 +142,40 @@ def _semantic(
     return [(f"semantic routes, {name}, 10 examples each", found, aim), *result]
 
 
+def _cascade() -> list[tuple[str, str, str]]:
+    """How well a judge of the answer knows when to ask the strong model, on MMLU-Pro."""
+
+    class Row(Struct):
+        weak: float
+        strong: float
+        weak_response: str = ""
+
+    with gzip.open(DATA / "mmlupro_new.jsonl.gz") as file:
+        lines = Decoder(Row).decode_lines(file.read())
+    graded = [
+        Graded(weak=line.weak, strong=line.strong, answer=line.weak_response) for line in lines
+    ]
+    found = [calibrate(graded, within=0.05, prices=Prices(), seed=seed) for seed in range(5)]
+    apgr = [one.apgr for one in found]
+    chosen = [one.chosen for one in found if one.chosen is not None]
+    model = fit_judge(graded[:300])
+    middle, slow = took_us(lambda text: judge(model, text), [one.answer or "" for one in graded])
+    return [
+        (
+            "cascade judge on MMLU-Pro, 5 halves",
+            f"APGR {mean(apgr):.3f} ({min(apgr):.2f} to {max(apgr):.2f})",
+            "",
+        ),
+        (
+            "cascade within 0.05 of the strong model's quality",
+            f"{mean(one.cost for one in chosen):.0f} % of the cost at quality"
+            f" {mean(one.quality for one in chosen):.3f} of {found[0].strong:.3f}",
+            "",
+        ),
+        ("cascade judge, time an answer", f"median {middle:.0f} µs, p99 {slow:.0f} µs", ""),
+    ]
+
+
 def _lines(name: str) -> list[Utterance]:
     with gzip.open(DATA / name) as file:
         return Decoder(Utterance).decode_lines(file.read())
@@ -157,6 +193,7 @@ def rows() -> list[tuple[str, str, str]]:
 
     return [
         *_complexity(),
+        *_cascade(),
         *_semantic("BANKING77", banking, unseen=[], out_of_scope=[], aim="≥ 0.76"),
         *_semantic(
             "CLINC150",

@@ -48,7 +48,7 @@ def cascading(signal: Signal = "confidence", threshold: int = 700, **changes: An
         ),
         routes=(Route(name="default", models=("small", "second"), cascade=cascade),),
         last_resort=(),
-        judge=JudgeModel(weights=weights, bias=5.0),  # type: ignore[arg-type]
+        judge=JudgeModel(weights=weights, bias=5.0),
     )
 
 

@@ -7,7 +7,7 @@ that is never reached, a rule that a client could steer around.
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal, TypeVar, cast
 
 import msgspec
 from msgspec import Struct, structs
@@ -61,11 +61,14 @@ from waypost.shared.contracts import (
 from waypost.shared.contracts import Share as ShareOfCallers
 from waypost.shared.engine import compile_policy
 from waypost.shared.errors import PolicyError
+from waypost.shared.judge import JudgeModel
 from waypost.shared.money import Price
 from waypost.shared.rules import DECLARED_FIELDS, SHARES
 from waypost.shared.semantic import SemanticModel
 
 __all__ = ["Authored", "PolicyFile", "load_issuers", "load_policy"]
+
+T = TypeVar("T")
 
 MAX_NAME = 64
 MAX_PATTERNS = 64  # each request is searched for all of them
@@ -113,6 +116,7 @@ def load_policy(path: Path, *, channel: str, version: int, issued_at: int) -> Au
     written = file.read(PolicyFile, context=known_names)
     _check_rows(file)
     complexity = _complexity(file, path.parent)
+    judge = _trained(file, path.parent, "judge_model", JudgeModel, by="calibrate")
     semantic = None
     if written is not None:
         _check_sense(file, written)
@@ -125,6 +129,7 @@ def load_policy(path: Path, *, channel: str, version: int, issued_at: int) -> Au
         issued_at=issued_at,
         complexity=complexity,
         semantic=semantic,
+        judge=judge,
     )
     authored = Authored(
         full,
@@ -365,6 +370,7 @@ class PolicyFile(FileModel):
     models: dict[Annotated[Name, AfterValidator(_not_reserved)], _Model] = Field(min_length=1)
     extends: str | None = None
     complexity_model: str | None = None
+    judge_model: str | None = None
     groups: dict[Name, Some[Annotated[str, known("model")]]] = {}
     data_classes: dict[Name, Unique[Promise]] = {}
     routes: Annotated[list[_Route], Field(min_length=1)]
@@ -396,6 +402,7 @@ class PolicyFile(FileModel):
         issued_at: int,
         complexity: ComplexityModel | None,
         semantic: SemanticModel | None,
+        judge: JudgeModel | None,
     ) -> Policy:
         """Return the policy as validators read it."""
         return Policy(
@@ -416,6 +423,7 @@ class PolicyFile(FileModel):
             default_output_tokens=self.default_output_tokens,
             complexity=complexity,
             semantic=semantic,
+            judge=judge,
         )
 
     def invariant(self, written: _Invariant, *, issued_at: int) -> Invariant:
@@ -628,6 +636,11 @@ def _check_cascade(
         )
     if len(written.plain(prefers.models)) < 2:
         file.find((*path, "cascade"), "needs two models at least, cheapest first")
+    if cascade.signal == "judge" and written.judge_model is None:
+        file.find(
+            (*path, "cascade", "signal"),
+            "needs a judge_model, which 'waypost policy calibrate --out' writes",
+        )
     if cascade.signal != "self_consistency" and "samples" in cascade.model_fields_set:
         file.find(
             (*path, "cascade", "samples"),
@@ -664,8 +677,18 @@ def _check_patterns(file: YAMLFile, written: PolicyFile) -> None:
 
 
 def _complexity(file: YAMLFile, folder: Path) -> ComplexityModel | None:
-    """Return the model that the file names, if it names one."""
-    name = file.value.get("complexity_model")
+    model = _trained(file, folder, "complexity_model", ComplexityModel, by="train")
+    try:
+        if model is not None:
+            ComplexityScorer(model)
+    except PolicyError as exc:
+        file.find(("complexity_model",), exc.message)
+    return model
+
+
+def _trained(file: YAMLFile, folder: Path, field: str, kind: type[T], *, by: str) -> T | None:
+    """Return the model that ``field`` names the file of, if it names one."""
+    name = file.value.get(field)
     if name is None:
         return None
     problem = ""
@@ -675,19 +698,14 @@ def _complexity(file: YAMLFile, folder: Path) -> ComplexityModel | None:
             data = stream.read(MAX_FILE_BYTES + 1)
         if len(data) > MAX_FILE_BYTES:
             raise ValueError(f"is larger than {MAX_FILE_BYTES // 1024} KiB")
-        model = msgspec.json.decode(data, type=ComplexityModel)
-        ComplexityScorer(model)
+        return msgspec.json.decode(data, type=kind)
     except OSError as exc:
         problem = f"cannot read '{name}': {exc.strerror}"
     except msgspec.MsgspecError as exc:
-        problem = f"is not what 'waypost policy train --out' writes: {exc}"
-    except PolicyError as exc:
-        problem = exc.message
+        problem = f"is not what 'waypost policy {by} --out' writes: {exc}"
     except ValueError as exc:
         problem = str(exc)
-    else:
-        return model
-    file.find(("complexity_model",), problem)
+    file.find((field,), problem)
     return None
 
 

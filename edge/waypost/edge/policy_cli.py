@@ -20,7 +20,7 @@ import typer
 from waypost.cli.output import console, print_json, table
 from waypost.edge import analysis_cli, trial_cli
 from waypost.edge.asking import JSON, load_unsigned
-from waypost.edge.training import training_cli
+from waypost.edge.training import calibrate_cli, training_cli
 
 if TYPE_CHECKING:
     from waypost.edge.issue import SigningKey
@@ -43,6 +43,7 @@ def register(app: typer.Typer) -> None:
     analysis_cli.add_commands(policy_commands)
     trial_cli.add_commands(policy_commands)
     training_cli.register(policy_commands)
+    calibrate_cli.register(policy_commands)
     app.add_typer(policy_commands, name="policy")
     app.add_typer(token_commands, name="token")
 

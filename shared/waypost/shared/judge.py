@@ -61,10 +61,7 @@ class JudgeModel(Struct, frozen=True, kw_only=True):
         bias: of the logistic function.
     """
 
-    weights: tuple[
-        Weight, Weight, Weight, Weight, Weight, Weight,
-        Weight, Weight, Weight, Weight, Weight, Weight,
-    ]  # fmt: skip
+    weights: Annotated[tuple[Weight, ...], Meta(min_length=len(FEATURES), max_length=len(FEATURES))]
     bias: Weight = 0.0
 
 
@@ -92,7 +89,7 @@ def features(text: str) -> tuple[float, ...]:
 
 
 def judge(model: JudgeModel, text: str) -> float:
-    """Return how sure ``text`` sounds, 0 to 1."""
+    """Return how sure ``text`` sounds, 0 to 1; half is as good as the dearer model's answer."""
     score = model.bias + sum(
         weight * value for weight, value in zip(model.weights, features(text), strict=True)
     )
