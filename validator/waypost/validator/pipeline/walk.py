@@ -58,7 +58,12 @@ class Walk:
         route = self._route = considered.serving.routes[decision.route or ""]
         if route.timeout_ms is not None:
             call.end_after(route.timeout_ms, says_caller=False)
-        judges = route.cascade is not None and (not call.streamed or route.cascade.stream_waits)
+        # An embedding says nothing that could be judged.
+        judges = (
+            route.cascade is not None
+            and call.endpoint != "embeddings"
+            and (not call.streamed or route.cascade.stream_waits)
+        )
         cascade = self._cascade = route.cascade if judges else None
         self._wants_logprobs = (
             cascade is not None
