@@ -11,7 +11,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import analysing, deciding, detecting, routing_quality, serving, simulating, trusting
+from bench import (
+    analysing,
+    deciding,
+    detecting,
+    latency_world,
+    routing_quality,
+    serving,
+    simulating,
+    trusting,
+)
 from bench.processes import Unavailable
 
 Rows = list[tuple[str, str, str]]
@@ -20,6 +29,7 @@ SECTIONS: dict[str, Callable[[Path], Rows]] = {
     "analyse": lambda _: analysing.rows(),
     "decide": lambda _: deciding.rows(),
     "detect": lambda _: detecting.rows(),
+    "latency": lambda _: latency_world.rows(),
     "quality": lambda _: routing_quality.rows(),
     "serve": serving.rows,
     "simulate": lambda _: simulating.rows(),

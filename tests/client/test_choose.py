@@ -208,7 +208,50 @@ def test_models_that_are_as_fast_share_the_load() -> None:
     )
     wp = static_waypost(StaticManifest(a_fast_route("a", "b", "c"), hints=hints))
     picked = Counter(wp.choose("Hello").model for _ in range(300))
-    assert picked["c"] > picked["b"] > 50
+    assert min(picked["a"], picked["b"], picked["c"]) > 50
+
+
+def test_a_second_choice_is_proposed_too_and_of_another_provider() -> None:
+    models = (a_model("a"), a_model("b"), a_model("c", provider="other"))
+    route = Route(name="r", models=("a", "b", "c"), optimize="latency")
+    wp = static_waypost(a_policy(models=models, routes=(route,), last_resort=()))
+    for _ in range(30):
+        choice = wp.choose("Hello")
+        assert choice.alternatives[0] == choice.otherwise
+        assert (choice.model == "c") != (choice.otherwise == "c")
+
+
+def test_a_second_choice_that_fails_is_left_out() -> None:
+    route = Route(name="r", models=("a", "b", "c"))
+    models = tuple(a_model(name, cents_in=cents) for name, cents in (("a", 1), ("b", 2), ("c", 3)))
+    wp = static_waypost(a_policy(models=models, routes=(route,), last_resort=()))
+    assert wp.choose("Hello").otherwise is None, "the policy's own order says it"
+    for _ in range(5):
+        wp._core.failed_model("b", 20)
+    assert (wp.choose("Hello").model, wp.choose("Hello").otherwise) == ("a", "c")
+
+
+def test_a_model_in_another_region_is_thought_to_be_farther() -> None:
+    models = tuple(a_model(region, region=region) for region in ("eu", "us"))
+    route = Route(name="r", models=("eu", "us"), optimize="latency")
+    policy = a_policy(models=models, routes=(route,), last_resort=())
+    wp = Waypost(
+        token=unsigned_token(region="us"),
+        manifest=StaticManifest(policy),
+        refresh_interval_s=None,
+    )
+    picked = Counter(wp.choose("Hello", max_tokens=1).model for _ in range(300))
+    assert picked["us"] > 2 * picked["eu"]
+
+
+def test_a_long_answer_is_predicted_to_take_longer() -> None:
+    wp = static_waypost(a_policy())
+    short, long = (
+        wp.choose("Hello", expected_output_tokens=tokens).predicted_ms for tokens in (10, 1_000)
+    )
+    assert short is not None
+    assert long is not None
+    assert long - short == pytest.approx(990 * 1_000 / 60)
 
 
 def test_a_slower_prior_is_not_near() -> None:

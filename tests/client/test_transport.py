@@ -114,6 +114,14 @@ def test_a_request_carries_token_proposal_and_trace(world: World) -> None:
     assert seen.decision.verdict == "accepted"
 
 
+def test_a_request_carries_the_second_choice(world: World) -> None:
+    models = (a_model("a"), a_model("b"))
+    route = Route(name="fast", models=("a", "b"), optimize="latency")
+    policy = a_policy(models=models, routes=(route,), last_resort=())
+    _, seen = world.make(policy).asks(FakeValidator(policy))
+    assert re.fullmatch(r'model="(a|b)", otherwise="(a|b)", .*', seen.headers["waypost-proposal"])
+
+
 def test_the_body_goes_out_unchanged(world: World) -> None:
     odd = b'{"messages" :[ {"role":"user","content":"H\\u00e9"}],\n "model":"auto","x":1.50}'
     _, seen = world.make().asks(FakeValidator(a_policy()), body=odd)
@@ -521,9 +529,8 @@ def answering(world: World, clock: Clock, *, after_s: float = 0.0, **answer: Any
             "Waypost-Decision": f'id="1", verdict={verdict}, model="{model}", reason="{reason}"',
             **answer.get("headers", {}),
         }
-        return world.lib.Response(
-            answer.get("status", 200), headers=headers, content=b"data: 1\n\n"
-        )
+        body = answer.get("body", b"data: 1\n\n")
+        return world.lib.Response(answer.get("status", 200), headers=headers, content=body)
 
     return handle
 
@@ -539,7 +546,7 @@ def proposed_of(world: World, model: str) -> dict[str, Any]:
 
 def test_the_wait_for_the_first_piece_of_a_stream_is_remembered(world: World, clock: Clock) -> None:
     a_race(world, clock).post(answering(world, clock, after_s=3.0), **proposed_of(world, "a"))
-    assert expected_ms(world, "a") == pytest.approx(3_000)
+    assert expected_ms(world, "a") == pytest.approx((800 + 3_000) / 2)
     assert world.wp.choose("Hello").model == "b"
 
 
@@ -551,13 +558,46 @@ def test_how_long_a_whole_answer_took_says_nothing_of_its_first_token(
     assert expected_ms(world, "a") == 800
 
 
+def test_a_whole_answer_that_says_its_length_tells_how_slow_the_model_is(
+    world: World, clock: Clock
+) -> None:
+    usage = b'{"choices": [], "usage": {"completion_tokens": 60, "total_tokens": 99}}'
+    # 800 ms and 60 tokens at 60 a second were expected: it took three times as long.
+    whole = answering(world, clock, after_s=5.4, kind="application/json", body=usage)
+    a_race(world, clock).post(whole, **proposed_of(world, "a"))
+    assert expected_ms(world, "a") == pytest.approx(800 * (1 + 3) / 2)
+    assert world.wp._core.models.track("a").pace_now(clock.now_s) == pytest.approx(1.6)
+
+
+def test_the_pace_of_a_stream_that_says_its_length_is_remembered(
+    world: World, clock: Clock
+) -> None:
+    class Slow(world.lib.SyncByteStream, world.lib.AsyncByteStream):  # type: ignore[misc, name-defined]
+        def __iter__(self) -> Iterator[bytes]:
+            yield b"data: 1\n\n"
+            clock.now_s += 4.0
+            yield b'data: {"usage": {"completion_tokens": 120}}\n\n'
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            for chunk in self:
+                yield chunk
+
+    def slow(request: Any) -> Any:
+        answer = answering(world, clock, after_s=0.8)(request)
+        return world.lib.Response(200, headers=answer.headers, stream=Slow())
+
+    a_race(world, clock).post(slow, **proposed_of(world, "a"))
+    assert expected_ms(world, "a") == pytest.approx(800)
+    assert world.wp._core.models.track("a").pace_now(clock.now_s) == pytest.approx(1.3)
+
+
 def test_the_model_that_answered_is_the_one_that_is_timed(world: World, clock: Clock) -> None:
     overridden = answering(
         world, clock, after_s=3.0, model="b", verdict="overridden", reason="duty_unmet"
     )
     a_race(world, clock).post(overridden, **proposed_of(world, "a"))
     assert expected_ms(world, "a") == 800
-    assert expected_ms(world, "b") == pytest.approx(3_000)
+    assert expected_ms(world, "b") == pytest.approx((800 + 3_000) / 2)
 
 
 def test_a_model_the_validator_had_to_replace_has_failed(world: World, clock: Clock) -> None:

@@ -190,6 +190,32 @@ def test_a_proposal_outside_the_tier_is_overridden() -> None:
     assert decision.model == "small"
 
 
+def test_a_second_choice_is_tried_next() -> None:
+    policy = compile_policy(a_policy())
+
+    decision = decide(policy, some_facts(), Proposal(model="small", otherwise="clinical"))
+
+    assert decision.chain == ("small", "clinical", "large")
+
+
+def test_a_second_choice_takes_over_from_a_first_that_is_out() -> None:
+    policy = compile_policy(a_policy())
+    down = some_facts(out_of_service=("small",))
+
+    decision = decide(policy, down, Proposal(model="small", otherwise="clinical"))
+
+    assert (decision.verdict, decision.model) == ("overridden", "clinical")
+
+
+@pytest.mark.parametrize("otherwise", ["frontier", "invented"])
+def test_a_second_choice_outside_the_set_is_no_way_in(otherwise: str) -> None:
+    policy = compile_policy(a_policy())
+
+    decision = decide(policy, some_facts(), Proposal(model="small", otherwise=otherwise))
+
+    assert decision == decide(policy, some_facts(), Proposal(model="small"))
+
+
 def test_patient_data_reaches_only_who_signed_an_agreement() -> None:
     declared = Declared(data_classes=("phi",))
 

@@ -21,11 +21,11 @@ printable = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_s
 names = st.lists(printable, max_size=4, unique=True).map(tuple)
 
 
-@given(printable, st.none() | printable, st.none() | st.integers(0, 2**31))
+@given(printable, st.none() | printable, st.none() | printable, st.none() | st.integers(0, 2**31))
 def test_a_proposal_survives_the_header(
-    model: str, route: str | None, manifest: int | None
+    model: str, otherwise: str | None, route: str | None, manifest: int | None
 ) -> None:
-    proposal = Proposal(model=model, route=route, manifest=manifest)
+    proposal = Proposal(model=model, otherwise=otherwise, route=route, manifest=manifest)
 
     assert parse_proposal(format_proposal(proposal)) == proposal
 

@@ -4,7 +4,7 @@ The set is policy, the pick is performance: whatever is learned here only moves 
 ``decision.candidates``. Pure, but for the book it reads; clock and randomness are arguments.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 from zlib import crc32
 
@@ -27,8 +27,9 @@ Freshness = Literal["fresh", "cached", "stale", "none"]
 
 ChoiceReason = Literal["policy_order", "faster", "spread", "others_failing"]
 
-# Waits this close are equal: between them chance spreads the load, beyond them speed decides.
-NEAR = 1.25
+# Waits this close are near enough for chance to spread the load between them, the faster ones
+# more often; what is beyond is not proposed. bench/latency_world compares others.
+NEAR = 1.35
 # The same for ``balanced``, in thousandths of the weights' sum.
 NEAR_BALANCED = 50
 
@@ -62,7 +63,10 @@ class Choice(Struct, frozen=True, kw_only=True, eq=False):
             known.
         freshness: of the manifest: ``fresh`` (confirmed by the network), ``cached`` (from disk,
             not yet confirmed), ``stale`` (the last refresh failed), ``none``.
+        otherwise: second choice, of another provider where there is one: the validator tries it
+            next. ``None`` leaves that to the policy's order.
         predicted_ttft_ms: expected time to first token.
+        predicted_ms: expected time to last token, by the length that is expected of the answer.
         facts: what was decided on; ``None`` without a manifest.
     """
 
@@ -72,7 +76,9 @@ class Choice(Struct, frozen=True, kw_only=True, eq=False):
     route: str | None = None
     endpoint: str | None = None
     manifest_version: int | None = None
+    otherwise: str | None = None
     predicted_ttft_ms: float | None = None
+    predicted_ms: float | None = None
     facts: Facts | None = None
     decision: Decision | None = None
     policy: CompiledPolicy | None = None
@@ -81,7 +87,8 @@ class Choice(Struct, frozen=True, kw_only=True, eq=False):
     def alternatives(self) -> tuple[str, ...]:
         """The other admissible models, best first."""
         chain = () if self.decision is None else self.decision.chain
-        return tuple(name for name in chain if name != self.model)
+        ranked = chain if self.otherwise is None else (self.otherwise, *chain)
+        return tuple(dict.fromkeys(name for name in ranked if name != self.model))
 
     @property
     def cost_nusd(self) -> int | None:
@@ -123,14 +130,20 @@ class Choice(Struct, frozen=True, kw_only=True, eq=False):
 class _Field:
     """The candidates of one plan, with all that does not depend on the moment."""
 
-    __slots__ = ("answer_ms", "merits", "places", "ttft_ms", "waits")
+    __slots__ = ("answer_ms", "merits", "places", "providers", "ttft_ms", "waits")
 
     def __init__(
-        self, policy: CompiledPolicy, route: Route, names: tuple[str, ...], usage: Usage
+        self,
+        policy: CompiledPolicy,
+        route: Route,
+        names: tuple[str, ...],
+        usage: Usage,
+        ways_ms: Mapping[str, float],
     ) -> None:
         models = [policy.models[name] for name in names]
+        self.providers = [model.provider for model in models]
         self.places = {name: place for place, name in enumerate(names)}
-        self.ttft_ms = [policy.ttft_ms[name] for name in names]
+        self.ttft_ms = [policy.ttft_ms[model.id] + ways_ms[model.region] for model in models]
         self.answer_ms = [usage.output_tokens * 1_000 / policy.tokens_per_s[name] for name in names]
         self.waits = [a + b for a, b in zip(self.ttft_ms, self.answer_ms, strict=True)]
         costs = [bill(model.price, usage) for model in models]
@@ -151,12 +164,16 @@ class Chooser:
         self._book = book
         self._draw = draw
         self._routes = {route.name: route for route in policy.policy.routes}
-        self._fields: dict[tuple[str, tuple[str, ...], int, int], _Field] = {}
+        self._fields: dict[tuple[object, ...], _Field] = {}
+        self._regions = sorted({model.region for model in policy.policy.models})
 
-    def pick(self, decision: Decision, facts: Facts, now_s: float) -> tuple[str, ChoiceReason]:
-        """Return which of the decision's models to propose; it must have one.
+    def pick(
+        self, decision: Decision, facts: Facts, now_s: float
+    ) -> tuple[str, str | None, ChoiceReason]:
+        """Return which of the decision's models to propose, which otherwise, and why.
 
         Args:
+            decision: one that has a model.
             now_s: monotonic seconds.
         """
         route = self._routes[decision.route or ""]
@@ -168,15 +185,18 @@ class Chooser:
                 return picked
         ejected = self._book.is_ejected
         first = decision.chain[0]
-        for name in decision.chain:
-            if not ejected(name, now_s):
-                return name, "policy_order" if name == first else "others_failing"
+        good = [name for name in decision.chain if not ejected(name, now_s)]
+        if good:
+            # The policy's order names the next by itself, unless that one is failing too.
+            skips = len(good) > 1 and len(good) < len(decision.chain)
+            reason: ChoiceReason = "policy_order" if good[0] == first else "others_failing"
+            return good[0], good[1] if skips else None, reason
         # When all are failing, failing tells them apart no longer.
-        return first, "policy_order"
+        return first, None, "policy_order"
 
     def _fastest(
         self, route: Route, names: tuple[str, ...], facts: Facts, now_s: float
-    ) -> tuple[str, ChoiceReason] | None:
+    ) -> tuple[str, str | None, ChoiceReason] | None:
         field = self._field(route, names, facts)
         waits = field.waits.copy()
         out = self._book.update(waits, field.places, field.ttft_ms, field.answer_ms, now_s)
@@ -188,31 +208,88 @@ class Chooser:
             near = [place for place, wait in enumerate(waits) if wait <= limit]
         else:
             near = _near_balanced(route, field.merits, waits, best)
-        picked = two_choices(near, waits, self._draw)
+        picked, other = two_choices(near, waits, field.waits, field.providers, self._draw)
+        second = None if other is None else names[other]
         if picked == 0:
-            return names[0], "policy_order"
+            return names[0], second, "policy_order"
         if waits[0] == EJECTED:
-            return names[picked], "others_failing"
-        return names[picked], "faster" if waits[picked] < waits[0] else "spread"
+            return names[picked], second, "others_failing"
+        return names[picked], second, "faster" if waits[picked] < waits[0] else "spread"
 
     def _field(self, route: Route, names: tuple[str, ...], facts: Facts) -> _Field:
         # Sizes as powers of two, as in the engine: few fields serve all requests.
-        size_in = facts.measured.input_tokens.bit_length()
-        size_out = expected_output(self.policy.policy, facts).bit_length()
-        key = (route.name, names, size_in, size_out)
+        size_in = _roughly(facts.measured.input_tokens)
+        size_out = _roughly(expected_output(self.policy.policy, facts))
+        ways_ms = self._ways_ms(facts.signed.region)
+        key = (route.name, names, size_in, size_out, *ways_ms.values())
         field = self._fields.get(key)
         if field is None:
             if len(self._fields) >= MEMO_ENTRIES:
                 self._fields.clear()
-            usage = Usage(input_tokens=1 << size_in, output_tokens=1 << size_out)
-            field = self._fields[key] = _Field(self.policy, route, names, usage)
+            usage = Usage(input_tokens=size_in, output_tokens=size_out)
+            field = self._fields[key] = _Field(self.policy, route, names, usage, ways_ms)
         return field
 
-    def ttft_ms(self, model: str, now_s: float) -> float:
-        """Return the expected time to first token of ``model``."""
-        expected_ms = float(self.policy.ttft_ms[model])
+    def _ways_ms(self, region: str | None) -> dict[str, float]:
+        return {there: self._book.way_ms(region, there) for there in self._regions}
+
+    # ── what to expect, and what came of it ────────────────────────────────────────────────────
+
+    def expected_ttft_ms(self, model: str, region: str | None) -> float:
+        """Return the time to first token of ``model`` from ``region``, but for its last waits."""
+        there = self.policy.models[model].region
+        return self.policy.ttft_ms[model] + self._book.way_ms(region, there)
+
+    def predicted_ms(self, model: str, facts: Facts, now_s: float) -> tuple[float, float]:
+        """Return the times to expect until the first and until the last token of ``model``."""
+        expected_ms = self.expected_ttft_ms(model, facts.signed.region)
         track = self._book.tracks.get(model)
-        return expected_ms if track is None else track.wait_ms(expected_ms, now_s)
+        answer_ms = self._answer_ms(model, expected_output(self.policy.policy, facts))
+        if track is None:
+            return expected_ms, expected_ms + answer_ms
+        ttft_ms = track.wait_ms(expected_ms, now_s)
+        return ttft_ms, ttft_ms + answer_ms * track.pace_now(now_s)
+
+    def _answer_ms(self, model: str, tokens: int) -> float:
+        return tokens * 1_000 / self.policy.tokens_per_s[model]
+
+    def waited(self, model: str, ms: float, *, region: str | None, now_s: float) -> None:
+        """Learn the time to first token of ``model``, as seen from ``region``."""
+        expected_ms = self.expected_ttft_ms(model, region)
+        self._book.observe(model, ms, expected_ms=expected_ms, now_s=now_s)
+        self._book.observe_way(self.policy.models[model].region, ms - self.policy.ttft_ms[model])
+
+    def took(
+        self,
+        model: str,
+        *,
+        tokens: int,
+        ttft_ms: float | None,
+        ms: float,
+        region: str | None,
+        now_s: float,
+    ) -> None:
+        """Learn how long an answer of ``tokens`` took.
+
+        Args:
+            ttft_ms: when its first token came; ``None`` if it came as a whole.
+            ms: when it ended.
+        """
+        answer_ms = self._answer_ms(model, tokens)
+        if ttft_ms is not None:
+            self._book.observe_pace(model, (ms - ttft_ms) / answer_ms, now_s)
+            return
+        # One time for two unknowns: both were as much slower as the whole was.
+        expected_ms = self.expected_ttft_ms(model, region)
+        ratio = ms / (expected_ms + answer_ms)
+        self._book.observe(model, expected_ms * ratio, expected_ms=expected_ms, now_s=now_s)
+        self._book.observe_pace(model, ratio, now_s)
+
+
+def _roughly(tokens: int) -> int:
+    """Return ``tokens`` within an eighth, so that few fields serve all requests."""
+    dropped = max(0, tokens.bit_length() - 3)
+    return ((tokens >> dropped << 1) + 1 << dropped) >> 1
 
 
 def _near_balanced(route: Route, merits: list[float], waits: list[float], best: float) -> list[int]:

@@ -219,20 +219,44 @@ class Core:
         snapshot = self._valid()
         return snapshot is not None and model in snapshot.chooser.policy.models
 
-    def waited_for(self, model: str, ms: float) -> None:
-        """Learn the time to first token of ``model``."""
-        expected_ms = self._expected_ms(model)
-        if expected_ms is not None:
-            self.models.observe(model, ms, expected_ms=expected_ms, now_s=self.monotonic())
+    def _chooser_of(self, model: str) -> Chooser | None:
+        # None for what the manifest does not list: an answer must not make tracks without end.
+        snapshot = self._snapshot
+        if snapshot is None or model not in snapshot.chooser.policy.models:
+            return None
+        return snapshot.chooser
 
-    def failed_model(self, model: str, elapsed_ms: float, *, retry_after_s: int = 0) -> None:
+    def waited_for(self, model: str, ms: float, *, region: str | None = None) -> None:
+        """Learn the time to first token of ``model``, for a caller in ``region``."""
+        chooser = self._chooser_of(model)
+        if chooser is not None:
+            chooser.waited(model, ms, region=region, now_s=self.monotonic())
+
+    def took(
+        self, model: str, *, tokens: int, ttft_ms: float | None, ms: float, region: str | None
+    ) -> None:
+        """Learn how long an answer of ``model`` took; see ``Chooser.took``."""
+        chooser = self._chooser_of(model)
+        if chooser is not None:
+            chooser.took(
+                model,
+                tokens=tokens,
+                ttft_ms=ttft_ms,
+                ms=ms,
+                region=region,
+                now_s=self.monotonic(),
+            )
+
+    def failed_model(
+        self, model: str, elapsed_ms: float, *, retry_after_s: int = 0, region: str | None = None
+    ) -> None:
         """Learn that ``model`` did not answer."""
-        expected_ms = self._expected_ms(model)
-        if expected_ms is not None:
+        chooser = self._chooser_of(model)
+        if chooser is not None:
             self.models.fail(
                 model,
                 elapsed_ms=elapsed_ms,
-                expected_ms=expected_ms,
+                expected_ms=chooser.expected_ttft_ms(model, region),
                 now_s=self.monotonic(),
                 retry_after_s=retry_after_s,
             )
@@ -242,11 +266,6 @@ class Core:
         self.endpoints.fail(
             base, elapsed_ms=elapsed_ms, expected_ms=ENDPOINT_MS, now_s=self.monotonic()
         )
-
-    def _expected_ms(self, model: str) -> float | None:
-        # None for what the manifest does not list: an answer must not make tracks without end.
-        snapshot = self._snapshot
-        return None if snapshot is None else snapshot.chooser.policy.ttft_ms.get(model)
 
     # ── choosing ───────────────────────────────────────────────────────────────────────────────
 
@@ -295,10 +314,11 @@ class Core:
         chooser = snapshot.chooser
         facts = Facts(now=int(now), signed=claims.signed, measured=measured, declared=declared)
         decision = decide(chooser.policy, facts)
-        model, reason, ttft_ms = None, decision.reason, None
+        model, otherwise, reason = None, None, decision.reason
+        ttft_ms = predicted_ms = None
         if decision.model is not None:
-            model, reason = chooser.pick(decision, facts, now_s)
-            ttft_ms = chooser.ttft_ms(model, now_s)
+            model, otherwise, reason = chooser.pick(decision, facts, now_s)
+            ttft_ms, predicted_ms = chooser.predicted_ms(model, facts, now_s)
         return Choice(
             model=model,
             reason=reason,
@@ -306,7 +326,9 @@ class Core:
             endpoint=endpoint,
             freshness=snapshot.freshness,
             manifest_version=snapshot.version,
+            otherwise=otherwise,
             predicted_ttft_ms=ttft_ms,
+            predicted_ms=predicted_ms,
             facts=facts,
             decision=decision,
             policy=chooser.policy,

@@ -8,6 +8,7 @@ The body goes out as it came: the proposal travels in a header.
 """
 
 import random
+import re
 from collections.abc import Generator
 from typing import Any, Protocol
 
@@ -34,6 +35,11 @@ __all__ = ["Discard", "GetToken", "Refresh", "Send", "Step", "Watch", "exchange"
 
 CHAT = "/v1/chat/completions"
 GATEWAY_ERRORS = (502, 503, 504)
+
+# Where an answer says how long it is: at its end, in the names of both APIs.
+_USAGE = re.compile(rb'"(?:completion|output)_tokens"\s*:\s*(\d{1,9})')
+TAIL_BYTES = 4_096
+MIN_TOKENS = 16  # fewer say more of the network than of the model's pace
 
 
 class Headers(Protocol):
@@ -108,7 +114,7 @@ def exchange(
         code="no_endpoint",
     )
     for base in targets:
-        watch = Watch(core, base, proposed)
+        watch = Watch(core, base, proposed, region)
         try:
             answer = yield from _send(tokens, method, base, path, prepared, own)
             if answer.status_code == 401 and tokens.renewable:
@@ -201,7 +207,10 @@ def _prepare(
         choice = core.choose(measured, declared, claims, without_claims="no_token")
         if choice.model is not None:
             proposal = Proposal(
-                model=choice.model, route=choice.route, manifest=choice.manifest_version
+                model=choice.model,
+                otherwise=choice.otherwise,
+                route=choice.route,
+                manifest=choice.manifest_version,
             )
     elif core.knows(request.model):
         proposal = Proposal(model=request.model, manifest=core.manifest_version)
@@ -218,19 +227,30 @@ def _traceparent() -> str:
 class Watch:
     """What one request teaches about the model and the endpoint that served it."""
 
-    def __init__(self, core: Core, endpoint: str, proposed: str | None) -> None:
+    def __init__(
+        self, core: Core, endpoint: str, proposed: str | None, region: str | None = None
+    ) -> None:
         self._core = core
         self._endpoint = endpoint
         self._proposed = proposed
+        self._region = region
         self._started_s = core.monotonic()
         self._model = proposed
-        self._awaits_first_byte = False
+        self._streams = False
+        self._teaches = False
+        self._first_ms: float | None = None
+        self._tail = b""
         if proposed is not None:
             core.models.start(proposed, self, self._started_s)
         core.endpoints.start(endpoint, self, self._started_s)
 
     def _elapsed_ms(self) -> float:
         return (self._core.monotonic() - self._started_s) * 1_000
+
+    def _failed(self, model: str, retry_after_s: int = 0) -> None:
+        self._core.failed_model(
+            model, self._elapsed_ms(), region=self._region, retry_after_s=retry_after_s
+        )
 
     def unreachable(self) -> None:
         """Nobody listens at the endpoint; nothing was sent."""
@@ -258,31 +278,47 @@ class Watch:
         fell_back = decision.get("verdict") == "accepted" and model != self._proposed
         if self._proposed is not None and (fell_back or decision.get("reason") == "out_of_service"):
             # The validator tried it, or knows from others that it is failing.
-            core.failed_model(self._proposed, self._elapsed_ms())
+            self._failed(self._proposed)
         if self._model is None:
             return
         if failed:
             retry_after = headers.get("retry-after") or ""
-            wait_s = int(retry_after[:6]) if retry_after.isdecimal() else 0
-            core.failed_model(self._model, self._elapsed_ms(), retry_after_s=wait_s)
+            self._failed(self._model, int(retry_after[:6]) if retry_after.isdecimal() else 0)
         elif answer.status_code == 200:
             core.models.succeed(self._model)
-            # Time to the end of an answer says how long it is, not how slow. And what another
-            # model cost before this one was tried is not this one's wait.
-            streams = (headers.get("content-type") or "").startswith("text/event-stream")
-            self._awaits_first_byte = streams and not fell_back
+            self._streams = (headers.get("content-type") or "").startswith("text/event-stream")
+            # What another model cost before this one was tried is not this one's wait. And of a
+            # compressed body nothing is read.
+            self._teaches = not fell_back and headers.get("content-encoding") is None
 
-    def chunk(self) -> None:
+    def chunk(self, data: bytes) -> None:
         """A piece of the body has arrived."""
-        if self._awaits_first_byte:
-            self._awaits_first_byte = False
-            if self._model is not None:
-                self._core.waited_for(self._model, self._elapsed_ms())
+        if not self._teaches:
+            return
+        self._tail = (self._tail + data)[-TAIL_BYTES:]
+        if self._first_ms is None and self._model is not None:
+            self._first_ms = self._elapsed_ms()
+            # The first byte of an answer that comes as a whole says how long it is, not how slow.
+            if self._streams:
+                self._core.waited_for(self._model, self._first_ms, region=self._region)
+
+    def complete(self) -> None:
+        """The body has ended as it should."""
+        tokens = _USAGE.findall(self._tail)
+        if self._teaches and self._model is not None and tokens and int(tokens[-1]) >= MIN_TOKENS:
+            self._core.took(
+                self._model,
+                tokens=int(tokens[-1]),
+                ttft_ms=self._first_ms if self._streams else None,
+                ms=self._elapsed_ms(),
+                region=self._region,
+            )
+        self.end()
 
     def end(self, *, failed: bool = False) -> None:
-        """The body has ended, or was given up; harmless if repeated."""
+        """The body was given up, or broke off; harmless if repeated."""
         if failed and self._model is not None:
-            self._core.failed_model(self._model, self._elapsed_ms())
+            self._failed(self._model)
         self._model = None
         if self._proposed is not None:
             self._core.models.finish(self._proposed, self)

@@ -40,6 +40,8 @@ class Response(Protocol):
     is_closed: bool
 
     @property
+    def content(self) -> bytes: ...
+    @property
     def headers(self) -> Headers: ...
     def close(self) -> None: ...
     async def aclose(self) -> None: ...
@@ -175,8 +177,8 @@ def watched(response: ResponseT, watch: Watch, stream: "type[WatchedStream]") ->
     """Return ``response`` with its body under watch."""
     if response.is_closed:
         # Read already, as test transports have it: nobody will iterate or close it again.
-        watch.chunk()
-        watch.end()
+        watch.chunk(response.content)
+        watch.complete()
     else:
         response.stream = stream(response.stream, watch)
     return response
@@ -196,22 +198,22 @@ class WatchedStream:
     def __iter__(self) -> Iterator[bytes]:
         try:
             for chunk in self._inner:
-                self._watch.chunk()
+                self._watch.chunk(chunk)
                 yield chunk
         except Exception:
             self._watch.end(failed=True)
             raise
-        self._watch.end()
+        self._watch.complete()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
             async for chunk in self._inner:
-                self._watch.chunk()
+                self._watch.chunk(chunk)
                 yield chunk
         except Exception:
             self._watch.end(failed=True)
             raise
-        self._watch.end()
+        self._watch.complete()
 
     def close(self) -> None:
         self._watch.end()

@@ -570,8 +570,13 @@ class Facts(Struct, frozen=True, kw_only=True):
 
 
 class Proposal(Struct, frozen=True, kw_only=True):
-    """What the client would choose: a model, and how it came to it."""
+    """What the client would choose: a model, and how it came to it.
+
+    ``otherwise`` is tried next, on the same terms. Without it all clients of a failing model
+    would be sent to the same other one, and herd there.
+    """
 
     model: str
+    otherwise: str | None = None
     route: str | None = None
     manifest: int | None = None

@@ -478,7 +478,7 @@ def decide(policy: CompiledPolicy, facts: Facts, proposal: Proposal | None = Non
                 verdict="refused", reason="not_in_route", route=route.name, proposed=proposed
             )
     candidates, chain = policy.plan(mask, row, facts)
-    if proposed is None:
+    if proposal is None:
         return Decision(
             verdict="decided",
             reason="no_proposal",
@@ -487,9 +487,11 @@ def decide(policy: CompiledPolicy, facts: Facts, proposal: Proposal | None = Non
             candidates=candidates,
             chain=chain,
         )
+    proposed = proposal.model
+    if proposal.otherwise is not None and policy.bits.get(proposal.otherwise, 0) & mask:
+        chain = _led_by(proposal.otherwise, chain)
     if policy.bits.get(proposed, 0) & mask:
-        if chain[0] != proposed:
-            chain = (proposed, *(name for name in chain if name != proposed))
+        chain = _led_by(proposed, chain)
         return Decision(
             verdict="accepted",
             reason="proposal_admissible",
@@ -509,6 +511,10 @@ def decide(policy: CompiledPolicy, facts: Facts, proposal: Proposal | None = Non
         chain=chain,
         proposed=proposed,
     )
+
+
+def _led_by(first: str, chain: tuple[str, ...]) -> tuple[str, ...]:
+    return chain if chain[0] == first else (first, *(name for name in chain if name != first))
 
 
 def larger_models(policy: CompiledPolicy, facts: Facts, *, than: str) -> tuple[str, ...]:

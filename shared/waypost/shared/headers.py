@@ -1,6 +1,6 @@
 """The ``Waypost-*`` headers, as RFC 9651 dictionaries.
 
-``Waypost-Proposal: model="small", route="short-chat", manifest=42``
+``Waypost-Proposal: model="small", otherwise="large", route="short-chat", manifest=42``
 ``Waypost-Facts: interactive, data="phi", task="classify", tags=("beta" "mobile")``
 ``Waypost-Decision: id="…", verdict=overridden, model="…", reason="tier_not_allowed"``
 
@@ -126,6 +126,7 @@ def parse_proposal(text: str) -> Proposal:
         raise _malformed(PROPOSAL, "model is missing")
     return Proposal(
         model=model,
+        otherwise=_text(PROPOSAL, members, "otherwise"),
         route=_text(PROPOSAL, members, "route"),
         manifest=_number(PROPOSAL, members, "manifest"),
     )
@@ -168,6 +169,8 @@ def _quotes(texts: tuple[str, ...]) -> str:
 def format_proposal(proposal: Proposal) -> str:
     """Return the header's value."""
     parts = [f"model={_quote(proposal.model)}"]
+    if proposal.otherwise is not None:
+        parts.append(f"otherwise={_quote(proposal.otherwise)}")
     if proposal.route is not None:
         parts.append(f"route={_quote(proposal.route)}")
     if proposal.manifest is not None:
