@@ -5,7 +5,6 @@ Each test runs four times: blocking and awaiting, over httpx and over httpx2.
 """
 
 import json
-import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from itertools import repeat
 from typing import Any
@@ -15,6 +14,7 @@ import httpx
 import httpx2
 import pytest
 from msgspec import Struct
+from opentelemetry.sdk.trace import TracerProvider
 
 from support.worlds import a_model, a_policy
 from waypost.client import AsyncWaypost, Waypost
@@ -103,12 +103,12 @@ def world(request: pytest.FixtureRequest) -> World:
 # ── what is added ──────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_request_carries_token_proposal_and_trace(world: World) -> None:
+def test_a_request_carries_token_and_proposal(world: World) -> None:
     answer, seen = world.make().asks(FakeValidator(a_policy()))
     assert answer.status_code == 200
     assert seen.headers["authorization"] == f"Bearer {TOKEN}"
     assert seen.headers["waypost-proposal"] == 'model="small", route="short-chat", manifest=42'
-    assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-01", seen.headers["traceparent"])
+    assert "traceparent" not in seen.headers  # the app has no span for it to continue
     assert "waypost-facts" not in seen.headers
     assert seen.decision is not None
     assert seen.decision.verdict == "accepted"
@@ -151,6 +151,15 @@ def test_a_trace_under_way_is_continued(world: World) -> None:
     parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"
     _, seen = world.make().asks(FakeValidator(a_policy()), headers={"traceparent": parent})
     assert seen.headers["traceparent"] == parent
+
+
+def test_inside_a_span_of_the_app_its_trace_is_continued(world: World) -> None:
+    with TracerProvider().get_tracer("app").start_as_current_span("ask") as span:
+        _, seen = world.make().asks(FakeValidator(a_policy()))
+    context = span.get_span_context()
+    assert seen.headers["traceparent"] == (
+        f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+    )
 
 
 def test_facts_of_client_block_and_header_add_up(world: World) -> None:

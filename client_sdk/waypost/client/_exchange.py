@@ -7,8 +7,8 @@ learn the same from an answer.
 The body goes out as it came: the proposal travels in a header.
 """
 
-import random
 import re
+import sys
 from collections.abc import Generator
 from typing import Any, Protocol
 
@@ -183,8 +183,9 @@ def _prepare(
     """Return the headers to send, but for the token, and the model proposed in them."""
     core.touch()
     prepared = [item for item in headers.multi_items() if item[0].lower() not in _REPLACED]
-    if headers.get("traceparent") is None:
-        prepared.append(("traceparent", _traceparent()))
+    trace = _traceparent()
+    if trace is not None and headers.get("traceparent") is None:
+        prepared.append(("traceparent", trace))
     said = headers.get(FACTS)
     try:
         declared = core.declared(None if said is None else from_header(parse_facts(said)))
@@ -219,9 +220,18 @@ def _prepare(
     return [*prepared, (PROPOSAL, format_proposal(proposal))], proposal.model
 
 
-def _traceparent() -> str:
-    # W3C Trace Context, version 00: trace, parent, and the flag that asks to record it.
-    return f"00-{random.getrandbits(128) or 1:032x}-{random.getrandbits(64) or 1:016x}-01"
+def _traceparent() -> str | None:
+    """Return the trace of the app's current span; ``None`` where the app does not trace.
+
+    OpenTelemetry is never imported here: where it is not, there is no span.
+    """
+    otel: Any = sys.modules.get("opentelemetry.trace")
+    if otel is None:
+        return None
+    span = otel.get_current_span().get_span_context()
+    if not span.is_valid:
+        return None
+    return f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"
 
 
 class Watch:

@@ -37,6 +37,7 @@ __all__ = [
     "RecordsConfig",
     "ReplayConfig",
     "SpendRule",
+    "TracingConfig",
     "ValidatorConfig",
     "load_config",
     "load_pseudonym_key",
@@ -277,6 +278,25 @@ class MetricsConfig(FileModel):
     path: FilePath = Path("state/metrics")
 
 
+class TracingConfig(FileModel):
+    """Where traces are sent, as OTLP over HTTP.
+
+    Attributes:
+        endpoint: ``http://collector:4318/v1/traces``.
+        share: of the requests whose callers do not say whether to trace them.
+        headers: name → environment variable with its value, as a collector's key.
+    """
+
+    endpoint: str
+    share: Annotated[float, BeforeValidator(_seconds), Field(ge=0, le=1)] = 0.1
+    headers: dict[str, EnvName] = {}
+
+    @field_validator("endpoint")
+    @classmethod
+    def _is_http(cls, endpoint: str) -> str:
+        return str(_http_url(endpoint))
+
+
 class SpendRule(FileModel):
     """At most so many dollars in each calendar window (UTC)."""
 
@@ -374,6 +394,7 @@ class ValidatorConfig(FileModel):
     ledger: LedgerConfig = LedgerConfig()
     records: RecordsConfig = RecordsConfig()
     metrics: MetricsConfig = MetricsConfig()
+    tracing: TracingConfig | None = None
     budgets: Budgets = Budgets()
     pseudonym: PseudonymConfig = PseudonymConfig(path=Path("state/pseudonym.key"))
     limits: LimitsConfig = LimitsConfig()

@@ -12,6 +12,8 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from hashlib import sha256
+from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import httpx
 import msgspec
@@ -45,10 +47,14 @@ from waypost.validator.resilience.breaker import Breaker
 from waypost.validator.resilience.budget import ExtraBudget
 from waypost.validator.resilience.keys import LONGEST_WAIT_S
 from waypost.validator.speech import Native, Speech
+from waypost.validator.telemetry.context import TraceContext, begin
 from waypost.validator.telemetry.counts import Counts, encode
 from waypost.validator.telemetry.siblings import Siblings
 from waypost.validator.tokens import TokenVerifier
 from waypost.validator.upstream import Upstream
+
+if TYPE_CHECKING:
+    from waypost.validator.telemetry.tracing import Tracer
 
 __all__ = ["Caller", "Desk", "Serving", "Speaking", "Target", "open_desk"]
 
@@ -201,6 +207,7 @@ class Desk:
         luck: Callable[[], float],
         siblings: Siblings,
         metrics_token: str | None,
+        tracer: "Tracer | None",
     ) -> None:
         self.config = config
         self.keeper = keeper
@@ -221,6 +228,7 @@ class Desk:
         self.siblings = siblings
         self.metrics_token = metrics_token
         self._hedges: dict[tuple[str, int], ExtraBudget] = {}
+        self.tracer = tracer
         self._client = client
         self._serving: Serving | None = None
         self._refreshing = asyncio.Lock()
@@ -332,6 +340,18 @@ class Desk:
         """Keep and count what became of a request."""
         self.records.put(record)
         self.counts.record(record)
+        if self.tracer is not None and record.trace_id is not None:
+            policy = None if self._serving is None else self._serving.compiled.policy
+            self.tracer.record(record, policy)
+
+    def begin_trace(self, header: bytes | None) -> TraceContext | None:
+        """Return the trace of a request that has just come; ``None`` if it is not traced."""
+        tracing = self.config.tracing
+        if tracing is None:
+            return None
+        return begin(
+            header, share=tracing.share, luck=self.luck(), randomness=random.getrandbits(192)
+        )
 
     async def explained(self, record: DecisionRecord) -> CompiledPolicy | None:
         """Return the policy that a record was decided by; ``None`` if it is not kept."""
@@ -478,6 +498,9 @@ async def open_desk(
             siblings = Siblings(config.metrics.path)
         except OSError as exc:
             raise StoreError(f"{config.metrics.path} cannot be used: {exc}") from exc
+        tracer = _open_tracer(config, environment)
+        if tracer is not None:
+            stack.push_async_callback(to_thread.run_sync, tracer.close)
         client = httpx.AsyncClient(headers=headers)
         stack.push_async_callback(client.aclose)
         desk = Desk(
@@ -496,6 +519,7 @@ async def open_desk(
             luck=luck,
             siblings=siblings,
             metrics_token=metrics_token,
+            tracer=tracer,
         )
         await to_thread.run_sync(keeper.load)
         await desk.take_over()
@@ -522,6 +546,23 @@ def _proof_checker(config: ValidatorConfig, pseudonym_key: bytes) -> ProofChecke
         requires_nonce=config.dpop.nonce == "required",
         max_age_s=config.dpop.max_age_s,
     )
+
+
+def _open_tracer(config: ValidatorConfig, environment: Mapping[str, str]) -> "Tracer | None":
+    if config.tracing is None:
+        return None
+    try:
+        # 0.2 s to import, and installed only where somebody wants it.
+        from waypost.validator.telemetry.tracing import Tracer
+    except ImportError as exc:
+        raise ConfigError(
+            f"tracing needs the extra: pip install 'waypost[otel]' ({exc.name})"
+        ) from exc
+    headers = {
+        name: _secret(f"tracing header {name}", variable, environment)
+        for name, variable in config.tracing.headers.items()
+    }
+    return Tracer.to(config.tracing.endpoint, headers=headers, version=version("waypost"))
 
 
 def _secret(what: str, variable: str, environment: Mapping[str, str]) -> str:

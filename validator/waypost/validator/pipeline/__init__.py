@@ -55,6 +55,7 @@ async def consider(desk: Desk, call: Call) -> Considered:
         RefusalError: the request is not to be served.
     """
     call.headers = pick_headers(call.raw_headers)
+    call.trace = desk.begin_trace(call.headers.get(b"traceparent"))
     caller, serving = call.caller, call.serving = await authenticate(
         desk, call.headers, method=call.method, path=call.path, now=call.now
     )

@@ -6,6 +6,7 @@ ends once: breaker, limiter, keys and record learn of it.
 """
 
 import asyncio
+import random
 from time import perf_counter
 
 from msgspec import Struct, structs
@@ -21,6 +22,7 @@ from waypost.validator.problems import OK, deadline_exceeded, describe, outcome_
 from waypost.validator.resilience.causes import cause_of_rejection
 from waypost.validator.resilience.keys import retry_after_s
 from waypost.validator.speech import Outgoing
+from waypost.validator.telemetry.context import traceparent
 from waypost.validator.upstream import NoAnswerError, Stream
 
 __all__ = ["Delivered", "Try"]
@@ -89,6 +91,7 @@ class Try:
         "_place",
         "_reader",
         "_retry_after_s",
+        "_span_id",
         "_speech",
         "_started",
         "_started_ms",
@@ -131,6 +134,7 @@ class Try:
         self._place = 0
         self._started = perf_counter()
         self._started_ms = call.elapsed_ms()
+        self._span_id = None if call.trace is None else f"{random.getrandbits(64) or 1:016x}"
         self._ttft_ms: float | None = None
         self._answer = self._events = b""
         self._usage: Usage | None = None
@@ -222,15 +226,21 @@ class Try:
         return now + left_s
 
     async def _ask(self, outgoing: Outgoing) -> None:
-        upstream, trace = self.target.upstream, self.call.headers.get(b"traceparent")
+        upstream, trace = self.target.upstream, self._traceparent()
         answer = await upstream.ask(outgoing, key=self._key, trace=trace, until=self._until())
         self._answered(answer.status, answer.retry_after, answer.body)
         if self.outcome == "ok":
             reply = self._speech.reply(self._asked, answer.body)
             self._answer, self._usage = reply.body, reply.usage
 
+    def _traceparent(self) -> bytes | None:
+        """Return what tells the provider of the trace; the caller's own where we add nothing."""
+        if self.call.trace is None or self._span_id is None:
+            return self.call.headers.get(b"traceparent")
+        return traceparent(self.call.trace, self._span_id)
+
     async def _open_stream(self, outgoing: Outgoing) -> None:
-        upstream, trace = self.target.upstream, self.call.headers.get(b"traceparent")
+        upstream, trace = self.target.upstream, self._traceparent()
         stream = self._stream = await upstream.open(
             outgoing, key=self._key, trace=trace, until=self._until()
         )
@@ -386,6 +396,7 @@ class Try:
                 ttft_ms=self._ttft_ms,
                 duration_ms=duration_ms,
                 started_ms=self._started_ms,
+                span_id=self._span_id,
             )
         )
         self.call.mark("forward")

@@ -14,6 +14,7 @@ from waypost.shared.money import Usage
 from waypost.shared.records import Attempt, Verdict
 from waypost.validator.desk import Caller, Serving
 from waypost.validator.speech import Asked, UntranslatableError
+from waypost.validator.telemetry.context import TraceContext
 
 __all__ = ["Call", "Considered", "Headers", "Receive", "Send", "decision_id", "pick_headers"]
 
@@ -131,6 +132,7 @@ class Call:
         "status",
         "steps_ms",
         "streamed",
+        "trace",
         "ttft_ms",
         "untranslatable",
         "usage",
@@ -171,6 +173,7 @@ class Call:
         self.untranslatable: UntranslatableError | None = None
         self.proposal: Proposal | None = None
         self.repeats: str | None = None
+        self.trace: TraceContext | None = None
         self.decision: Decision | None = None
         self.verdict: Verdict = "refused"
         self.reason = ""
