@@ -5,6 +5,7 @@ Each test runs four times: blocking and awaiting, over httpx and over httpx2.
 """
 
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from itertools import repeat
 from typing import Any
