@@ -1,11 +1,15 @@
 """Settings for the whole suite."""
 
+import os
+
 import pytest
 from hypothesis import settings
 
 # No deadline: the suite shares its cores, and slowness is the benchmarks' business.
 settings.register_profile("waypost", deadline=None, max_examples=100)
-settings.load_profile("waypost")
+# Ten times as much, for a night: HYPOTHESIS_PROFILE=thorough make test
+settings.register_profile("thorough", deadline=None, max_examples=1_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "waypost"))
 
 
 @pytest.fixture

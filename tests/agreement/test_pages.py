@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from waypost.shared import apis, engine, errors, headers, measure
+from waypost.shared import apis, demands, engine, errors, headers, measure
 from waypost.shared.errors import RefusalError, StoreError, TrustCode, WaypostError
 from waypost.validator import app, desk, guarded_http, pipeline, problems, providers
 from waypost.validator.jose import TokenCode
@@ -59,7 +59,7 @@ def test_the_table_of_folders_names_every_folder() -> None:
 def _raised() -> Iterator[tuple[type[WaypostError] | None, str]]:
     """The codes in the validator's source, each with the error that has it, if that is raised."""
     folders = (pipeline, providers)
-    modules = (apis, app, desk, guarded_http, headers, measure, problems)
+    modules = (apis, app, demands, desk, guarded_http, headers, measure, problems)
     files = [Path(module.__file__ or "") for module in modules]
     files += [file for folder in folders for file in Path(*folder.__path__).glob("*.py")]
     for file in files:
@@ -79,7 +79,7 @@ def _told() -> set[str]:
     """Every code that a caller of the validator may be told, but for those of tokens."""
     codes = {code for _, code in _raised()}
     # What empties the set of admissible models is its refusal's code.
-    codes.update(re.findall(r'return 0, "(\w+)"', Path(engine.__file__).read_text()))
+    codes.update(engine.REFUSAL_CODES)
     stores = {"ledger_unavailable", "records_unavailable", "replay_unavailable"}
     codes.update(get_args(TrustCode), {"not_in_route", "scope_missing"}, stores)
     # Where money is short, the ledger's word is told instead.

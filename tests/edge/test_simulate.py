@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from anyio import to_thread
 
 from support.command import Command
 from support.projects import a_project
-from support.recorded import DIGEST, a_record
+from support.recorded import DIGEST, a_record, fill
 from support.upstream import running_upstream
 from support.validator import HELLO, running_validator
 from support.worlds import a_model, a_policy, some_facts
@@ -23,6 +24,7 @@ from waypost.shared.engine import compile_policy
 from waypost.shared.errors import StoreError
 from waypost.shared.money import Usage, bill
 from waypost.shared.records import DecisionRecord, encode_record
+from waypost.validator.records.sqlite import SqliteRecordStore
 
 OLD = a_policy()
 TO_LARGE = a_policy(routes=(Route(name="default", models=("large",)),))
@@ -199,6 +201,22 @@ def test_a_file_that_is_not_there_is_refused_in_words(tmp_path: Path) -> None:
         Traffic(tmp_path / "nothing")
 
 
+@pytest.mark.anyio
+async def test_records_that_are_no_longer_news_are_read_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("waypost.validator.records.sqlite.NEWS", 10)
+    store = SqliteRecordStore.open(tmp_path / "records.sqlite")
+    await fill(store, *(a_record(i) for i in range(30)))
+    await store.compact()
+    await store.close()
+
+    with closing(sqlite3.connect(tmp_path / "records.sqlite")) as db:
+        assert {body[:1] for (body,) in db.execute("SELECT body FROM bodies")} != {b"{"}
+    traffic = Traffic(tmp_path / "records.sqlite")
+    assert simulate(compile_policy(OLD), traffic.bodies()).requests == 30
+
+
 # ── the command, on what a validator recorded ──────────────────────────────────────────────────
 
 
@@ -288,6 +306,7 @@ def test_simulating_changes_no_records(command: Command, tmp_path: Path) -> None
     with sqlite3.connect(path) as db:
         db.execute("CREATE TABLE bodies (seq INTEGER PRIMARY KEY, body TEXT)")
         db.execute("CREATE TABLE policies (digest TEXT, body BLOB)")
+        db.execute("CREATE TABLE packing (deflated_to INTEGER, dictionary BLOB)")
     db.close()
     before = path.read_bytes()
 

@@ -4,10 +4,17 @@ from collections.abc import Sequence
 from random import Random
 from typing import TypeVar
 
+from hypothesis import settings
+from hypothesis import strategies as st
+
 from support.worlds import CLASSES, MODELS, NOW, TAGS, TASKS, TIERS, WORD_SETS, WORDS
-from waypost.shared.contracts import Declared, Facts, Measured, Signed
+from waypost.shared.contracts import Declared, Demands, Facts, Measured, Session, Signed
 
 T = TypeVar("T")
+
+# Drawing a policy takes as long as deciding a thousand requests, so each is asked many.
+few_policies = settings(max_examples=settings().max_examples // 4)
+seeds = st.integers(0, 2**32)
 
 
 def random_facts(count: int, *, seed: int) -> list[Facts]:
@@ -54,12 +61,34 @@ def _facts(random: Random) -> Facts:
             data_classes=data(),
             affordable_nusd=random.choice((None, random.randrange(50_000_000))),
             out_of_service=_some(random, MODELS) if random.random() < 0.3 else (),
+            demands=_demands(random) if random.random() < 0.3 else None,
         ),
         declared=Declared(
             interactive=random.random() < 0.5,
             task=random.choice((None, *TASKS)),
             tags=_some(random, TAGS),
             data_classes=data(),
+            session=Session(random.choice(MODELS), random.randrange(400))
+            if random.random() < 0.3
+            else None,
             expected_output_tokens=random.choice((None, None, random.randrange(1, 900))),
         ),
+    )
+
+
+def _demands(random: Random) -> Demands:
+    def price(most: int) -> int | None:
+        return random.randrange(most) if random.random() < 0.3 else None
+
+    return Demands(
+        models=tuple(random.sample(MODELS[:4], 3)) if random.random() < 0.3 else (),
+        providers=random.choice((None, None, None, ("acme",), ("nobody",))),
+        not_providers=random.choice(((), (), ("zeta",))),
+        provider_order=random.choice(((), ("zeta",), ("acme",))),
+        promises=_some(random, ("no_training", "zero_retention")),
+        max_input_nusd_per_mtok=price(20_000_000_000),
+        max_output_nusd_per_mtok=price(80_000_000_000),
+        max_request_nusd=price(2),
+        sort=random.choice((None, None, "price", "latency", "throughput")),
+        may_fall_back=random.random() < 0.7,
     )

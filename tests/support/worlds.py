@@ -196,6 +196,7 @@ def models(draw: st.DrawFn, name: str) -> Model:
     """A model with anything that a decision looks at drawn."""
     return a_model(
         name,
+        provider=draw(st.sampled_from(("acme", "zeta"))),
         cents_in=draw(st.integers(0, 2_000)),
         cents_out=draw(st.integers(0, 8_000)),
         tiers=draw(_some(TIERS)),

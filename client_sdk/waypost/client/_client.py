@@ -168,6 +168,7 @@ class _Client(Generic[TokensT]):
         task: str | None = None,
         tags: Names = (),
         expected_output_tokens: int | None = None,
+        session: str | None = None,
     ) -> Choice:
         """Return what would be proposed for a request, and why. Sends nothing.
 
@@ -176,6 +177,9 @@ class _Client(Generic[TokensT]):
         Args:
             messages: a prompt, chat messages, or what ``measure`` returned.
             interactive: as the rest, declared for this choice on top of what holds anyway.
+            session: the conversation that the request goes on with, by any name. It stays with
+                the model that has its beginning cached, where the policy finds that cheapest.
+                What is chosen is taken to be sent.
 
         Raises:
             InvalidRequestError: ``messages`` are not chat messages.
@@ -194,12 +198,15 @@ class _Client(Generic[TokensT]):
                 expected_output_tokens=expected_output_tokens,
             )
         token = self._token_at_hand()
-        return self._core.choose(
+        choice = self._core.choose(
             messages,
-            self._core.declared(more),
+            self._core.declared(more, session=session),
             None if token is None else self._tokens.claims(token),
             without_claims="no_token" if token is None else "token_unreadable",
         )
+        if session is not None and choice.model is not None:
+            self._core.note_session(session, choice.model, messages.input_tokens)
+        return choice
 
     def explain(self, choice: Choice) -> Explanation:
         """Return why ``choice`` came out as it did: sentence, trace, exclusions."""
@@ -214,11 +221,16 @@ class _Client(Generic[TokensT]):
         task: str | None = None,
         tags: Names = (),
         expected_output_tokens: int | None = None,
+        session: str | None = None,
     ) -> Generator[None]:
         """Declare facts about the requests made in a ``with`` block.
 
         They go to the validator with each request and count in each choice. They may add duties
         and steer preference, never widen what is allowed.
+
+        Args:
+            session: the conversation that the requests belong to, by any name, which stays here;
+                see ``choose``.
 
         Raises:
             InvalidRequestError: a name is not printable ASCII.
@@ -230,7 +242,8 @@ class _Client(Generic[TokensT]):
                 task=task,
                 tags=tags,
                 expected_output_tokens=expected_output_tokens,
-            )
+            ),
+            session=session,
         ):
             yield
 

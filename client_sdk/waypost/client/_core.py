@@ -9,10 +9,13 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
+from msgspec import structs
+
 from waypost.client._choose import Choice, Chooser, Freshness, base_of, endpoint_order
-from waypost.client._facts import Said, current_facts, merge
+from waypost.client._facts import Said, current_facts, current_session, merge
 from waypost.client._latency import Book
 from waypost.client._refresh import Refresher
+from waypost.client._sessions import Sessions
 from waypost.client._token import UnverifiedClaims
 from waypost.shared.contracts import Declared, Endpoint, Facts, Measured, Policy
 from waypost.shared.engine import CompiledPolicy, decide
@@ -100,6 +103,7 @@ class Core:
         self._declared = merge(Declared(), declared)
         self.models = Book(eject_after=EJECT_MODEL_AFTER, draw=draw)
         self.endpoints = Book(eject_after=EJECT_ENDPOINT_AFTER, draw=draw)
+        self.sessions = Sessions()
         self._base = None if base_url is None else base_of(base_url)
         self._seed = str(draw())
         # What callers may send to; nothing else ever sees a token.
@@ -267,6 +271,10 @@ class Core:
             base, elapsed_ms=elapsed_ms, expected_ms=ENDPOINT_MS, now_s=self.monotonic()
         )
 
+    def note_session(self, name: str, model: str, input_tokens: int) -> None:
+        """Learn that ``model`` has just read so much of a conversation."""
+        self.sessions.note(name, model, input_tokens, now_s=self.monotonic())
+
     # ── choosing ───────────────────────────────────────────────────────────────────────────────
 
     def measure(self, request: ChatRequest, body_bytes: int) -> Measured:
@@ -274,9 +282,13 @@ class Core:
         reader = NOTHING_ASKED if snapshot is None else snapshot.chooser.policy.reader
         return measure_chat(request, body_bytes=body_bytes, reader=reader)
 
-    def declared(self, more: Said | None = None) -> Declared:
+    def declared(self, more: Said | None = None, *, session: str | None = None) -> Declared:
         here = current_facts(self._declared)
-        return here if more is None else merge(here, more)
+        declared = here if more is None else merge(here, more)
+        session = session or current_session()
+        if session is None:
+            return declared
+        return structs.replace(declared, session=self.sessions.get(session, now_s=self.monotonic()))
 
     def choose(
         self,

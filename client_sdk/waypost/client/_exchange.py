@@ -15,9 +15,9 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from waypost.client._core import Core
-from waypost.client._facts import from_header
+from waypost.client._facts import current_session, from_header
 from waypost.client._token import AsyncTokens, Tokens, UnverifiedClaims
-from waypost.shared.contracts import AUTO, Proposal
+from waypost.shared.contracts import AUTO, Measured, Proposal
 from waypost.shared.errors import InvalidRequestError, UpstreamError
 from waypost.shared.headers import (
     DECISION,
@@ -108,13 +108,13 @@ def exchange(
     if not targets:
         yield Refresh()
         targets = core.targets(region)
-    prepared, proposed = _prepare(core, path, headers, body, claims)
+    prepared, proposed, prompt = _prepare(core, path, headers, body, claims)
     failure: Exception = UpstreamError(
         "No validator is known yet: the manifest could not be fetched, and no base_url is set.",
         code="no_endpoint",
     )
     for base in targets:
-        watch = Watch(core, base, proposed, region)
+        watch = Watch(core, base, proposed, region=region, prompt=prompt)
         try:
             answer = yield from _send(tokens, method, base, path, prepared, own)
             if answer.status_code == 401 and tokens.renewable:
@@ -179,8 +179,11 @@ _REPLACED = frozenset({"host", "content-length", "transfer-encoding", FACTS.lowe
 
 def _prepare(
     core: Core, path: str, headers: Headers, body: bytes, claims: UnverifiedClaims | None
-) -> tuple[list[tuple[str, str]], str | None]:
-    """Return the headers to send, but for the token, and the model proposed in them."""
+) -> tuple[list[tuple[str, str]], str | None, "Prompt | None"]:
+    """Return the headers to send but for the token, the model proposed in them, and the prompt.
+
+    The prompt is ``None`` where it is of no conversation.
+    """
     core.touch()
     prepared = [item for item in headers.multi_items() if item[0].lower() not in _REPLACED]
     trace = _traceparent()
@@ -191,20 +194,22 @@ def _prepare(
         declared = core.declared(None if said is None else from_header(parse_facts(said)))
     except InvalidRequestError:
         # It may hold a duty, so it goes out as it is, for the validator to refuse.
-        return [*prepared, (FACTS, said or "")], None
+        return [*prepared, (FACTS, said or "")], None, None
     facts = format_facts(declared)
     if facts:
         prepared.append((FACTS, facts))
     written = headers.get(PROPOSAL)
     if path.partition("?")[0] != CHAT or written is not None:
-        return prepared, None
+        return prepared, None, None
     try:
         request = decode_chat(body)
     except InvalidRequestError:
-        return prepared, None
+        return prepared, None, None
     proposal: Proposal | None = None
+    session = current_session()
+    measured = core.measure(request, len(body)) if session or request.model == AUTO else Measured()
+    prompt = None if session is None else Prompt(session, measured.input_tokens)
     if request.model == AUTO:
-        measured = core.measure(request, len(body))
         choice = core.choose(measured, declared, claims, without_claims="no_token")
         if choice.model is not None:
             proposal = Proposal(
@@ -216,8 +221,8 @@ def _prepare(
     elif core.knows(request.model):
         proposal = Proposal(model=request.model, manifest=core.manifest_version)
     if proposal is None:
-        return prepared, None
-    return [*prepared, (PROPOSAL, format_proposal(proposal))], proposal.model
+        return prepared, None, prompt
+    return [*prepared, (PROPOSAL, format_proposal(proposal))], proposal.model, prompt
 
 
 def _traceparent() -> str | None:
@@ -234,16 +239,30 @@ def _traceparent() -> str | None:
     return f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"
 
 
+class Prompt(Struct, frozen=True):
+    """The conversation that a request goes on with, and how long it is by now."""
+
+    session: str
+    input_tokens: int
+
+
 class Watch:
     """What one request teaches about the model and the endpoint that served it."""
 
     def __init__(
-        self, core: Core, endpoint: str, proposed: str | None, region: str | None = None
+        self,
+        core: Core,
+        endpoint: str,
+        proposed: str | None,
+        *,
+        region: str | None = None,
+        prompt: Prompt | None = None,
     ) -> None:
         self._core = core
         self._endpoint = endpoint
         self._proposed = proposed
         self._region = region
+        self._prompt = prompt
         self._started_s = core.monotonic()
         self._model = proposed
         self._streams = False
@@ -296,6 +315,8 @@ class Watch:
             self._failed(self._model, int(retry_after[:6]) if retry_after.isdecimal() else 0)
         elif answer.status_code == 200:
             core.models.succeed(self._model)
+            if self._prompt is not None:
+                core.note_session(self._prompt.session, self._model, self._prompt.input_tokens)
             self._streams = (headers.get("content-type") or "").startswith("text/event-stream")
             # What another model cost before this one was tried is not this one's wait. And of a
             # compressed body nothing is read.

@@ -15,7 +15,16 @@ from msgspec import Struct
 from waypost.shared.contracts import Declared
 from waypost.shared.headers import format_facts
 
-__all__ = ["Names", "Said", "current_facts", "from_header", "merge", "said", "saying"]
+__all__ = [
+    "Names",
+    "Said",
+    "current_facts",
+    "current_session",
+    "from_header",
+    "merge",
+    "said",
+    "saying",
+]
 
 Names = str | Iterable[str]
 
@@ -33,6 +42,7 @@ class Said(Struct, frozen=True, kw_only=True):
 NOTHING = Said()
 
 _current: ContextVar[Said] = ContextVar("waypost_facts", default=NOTHING)
+_session: ContextVar[str | None] = ContextVar("waypost_session", default=None)
 
 
 def said(
@@ -95,9 +105,18 @@ def current_facts(base: Declared) -> Declared:
     return base if here is NOTHING else merge(base, here)
 
 
+def current_session() -> str | None:
+    """Return the conversation that the blocks around this call say it belongs to."""
+    return _session.get()
+
+
 @contextmanager
-def saying(more: Said) -> Generator[None]:
-    """Declare ``more`` for the block; blocks inside blocks add up."""
+def saying(more: Said, *, session: str | None = None) -> Generator[None]:
+    """Declare ``more`` for the block; blocks inside blocks add up.
+
+    Args:
+        session: the conversation that its requests belong to.
+    """
     outer = _current.get()
     inner = Said(
         interactive=outer.interactive if more.interactive is None else more.interactive,
@@ -107,7 +126,9 @@ def saying(more: Said) -> Generator[None]:
         expected_output_tokens=more.expected_output_tokens or outer.expected_output_tokens,
     )
     reset = _current.set(inner)
+    reset_session = _session.set(session or _session.get())
     try:
         yield
     finally:
+        _session.reset(reset_session)
         _current.reset(reset)

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Protocol
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from waypost.shared.contracts import AUTO, Measured
+from waypost.shared.contracts import Measured
+from waypost.shared.demands import Demanding, demanded
 from waypost.shared.errors import InvalidRequestError
 from waypost.shared.measure import Count, Gist, Part, decode_body, decode_chat, measure_chat
 from waypost.shared.reading import TextReader
@@ -29,8 +30,6 @@ ENDPOINT_BY_PATH = {
 }
 
 MAX_BATCH = 2_048  # inputs or prompts in one request, as OpenAI bounds them
-
-_Model = Annotated[str, Meta(min_length=1, max_length=200)]
 
 
 class Request(Protocol):
@@ -52,11 +51,10 @@ class _StreamOptions(Struct):
     include_usage: bool | None = None
 
 
-class CompletionRequest(Struct):
+class CompletionRequest(Demanding, kw_only=True):
     """What is read of a completion."""
 
     prompt: _Texts
-    model: _Model = AUTO
     stream: bool | None = None
     max_tokens: Count | None = None
     n: Annotated[int, Meta(ge=1, le=16)] | None = None
@@ -64,11 +62,10 @@ class CompletionRequest(Struct):
     stream_options: _StreamOptions | None = None
 
 
-class EmbeddingRequest(Struct):
+class EmbeddingRequest(Demanding, kw_only=True):
     """What is read of a request for embeddings."""
 
     input: _Texts
-    model: _Model = AUTO
     stream: None = None
 
 
@@ -106,6 +103,7 @@ def _measure_completion(
         body_bytes=body_bytes,
         reader=reader,
         max_output_tokens=request.max_tokens,
+        demands=demanded(request),
         choices=prompts * max(request.n or 1, request.best_of or 1),
     )
 
@@ -115,7 +113,13 @@ def _measure_embeddings(
 ) -> Measured:
     gist = Gist()
     _add_texts(gist, request.input)
-    return gist.measured("embeddings", body_bytes=body_bytes, reader=reader, max_output_tokens=0)
+    return gist.measured(
+        "embeddings",
+        body_bytes=body_bytes,
+        reader=reader,
+        max_output_tokens=0,
+        demands=demanded(request),
+    )
 
 
 # ── messages and responses ─────────────────────────────────────────────────────────────────────
@@ -150,12 +154,11 @@ class _Format(Struct):
         return self.format is not None and self.format.get("type") != "text"
 
 
-class MessagesRequest(Struct):
+class MessagesRequest(Demanding, kw_only=True):
     """What is read of a request to Anthropic's Messages API."""
 
     messages: Annotated[list[_Message], Meta(min_length=1, max_length=10_000)]
     max_tokens: Count
-    model: _Model = AUTO
     system: str | list[Part] | None = None
     stream: bool | None = None
     tools: list[Raw] | None = None
@@ -170,11 +173,10 @@ class _Item(Struct):
     arguments: str = ""
 
 
-class ResponsesRequest(Struct):
+class ResponsesRequest(Demanding, kw_only=True):
     """What is read of a request to OpenAI's Responses API; whatever it would look up is refused."""
 
     input: str | Annotated[list[_Item], Meta(min_length=1, max_length=10_000)]
-    model: _Model = AUTO
     instructions: str | None = None
     stream: bool | None = None
     max_output_tokens: Count | None = None
@@ -241,6 +243,7 @@ def _measure_messages(request: MessagesRequest, *, body_bytes: int, reader: Text
         body_bytes=body_bytes,
         reader=reader,
         max_output_tokens=request.max_tokens,
+        demands=demanded(request),
     )
 
 
@@ -279,6 +282,7 @@ def _measure_responses(
         body_bytes=body_bytes,
         reader=reader,
         max_output_tokens=request.max_output_tokens,
+        demands=demanded(request),
     )
 
 
@@ -305,7 +309,7 @@ class _Measure(Protocol):
 
 
 def _decoder(kind: type[Any]) -> Callable[[bytes], Request]:
-    decode_one: Callable[[bytes], Request] = msgspec.json.Decoder(kind).decode
+    decode_one: Callable[[bytes], Any] = msgspec.json.Decoder(kind).decode
     return lambda body: decode_body(decode_one, body)
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "Condition",
     "Confirmation",
     "Declared",
+    "Demands",
     "Endpoint",
     "Facts",
     "Hedge",
@@ -49,6 +50,7 @@ __all__ = [
     "Policy",
     "Proposal",
     "Route",
+    "Session",
     "Share",
     "Signal",
     "Signed",
@@ -512,6 +514,32 @@ class Signed(Struct, frozen=True, kw_only=True):
     models: tuple[str, ...] | None = None
 
 
+class Demands(Struct, frozen=True, kw_only=True):
+    """What the request's own body demands of whoever serves it: may narrow and reorder.
+
+    Attributes:
+        models: only these, in this order; empty: any.
+        providers: only these; ``None``: any.
+        not_providers: none of these.
+        provider_order: these first, in this order.
+        promises: what the provider must have promised; one that is not known counts as not made.
+        max_input_nusd_per_mtok, max_output_nusd_per_mtok, max_request_nusd: the dearest price.
+        sort: by what the candidates are compared, instead of the route's ``optimize``.
+        may_fall_back: whether another model may answer when the first does not.
+    """
+
+    models: tuple[Name, ...] = ()
+    providers: tuple[Name, ...] | None = None
+    not_providers: tuple[Name, ...] = ()
+    provider_order: tuple[Name, ...] = ()
+    promises: tuple[Name, ...] = ()
+    max_input_nusd_per_mtok: Nusd | None = None
+    max_output_nusd_per_mtok: Nusd | None = None
+    max_request_nusd: Nusd | None = None
+    sort: Literal["price", "latency", "throughput"] | None = None
+    may_fall_back: bool = True
+
+
 class Measured(Struct, frozen=True, kw_only=True):
     """Seen by whoever decides, in the request itself or in its own state.
 
@@ -529,6 +557,7 @@ class Measured(Struct, frozen=True, kw_only=True):
         affordable_nusd: what the account can still pay for this request; ``None`` unbounded.
         out_of_service: models whose breaker is open.
         untranslatable: models whose provider speaks an API that cannot express this request.
+        demands: ``None`` where the body makes none.
     """
 
     endpoint: str = "chat.completions"
@@ -548,6 +577,17 @@ class Measured(Struct, frozen=True, kw_only=True):
     affordable_nusd: int | None = None
     out_of_service: tuple[str, ...] = ()
     untranslatable: tuple[str, ...] = ()
+    demands: Demands | None = None
+
+
+class Session(Struct, frozen=True):
+    """Which model the conversation is with, and how much of its prompt that has in its cache.
+
+    Kept by the client, vouched for by nobody: advice on which candidate is cheapest.
+    """
+
+    model: Name
+    cached_tokens: Tokens
 
 
 class Declared(Struct, frozen=True, kw_only=True):
@@ -558,6 +598,7 @@ class Declared(Struct, frozen=True, kw_only=True):
     tags: tuple[str, ...] = ()
     data_classes: tuple[str, ...] = ()
     expected_output_tokens: Tokens | None = None
+    session: Session | None = None
 
 
 class Facts(Struct, frozen=True, kw_only=True):

@@ -3,11 +3,12 @@
 Pure: no clock, no I/O, no randomness. Client, validator, ``explain`` and the tests all run this
 one function, so that they cannot disagree by accident.
 
-1. *Admissible set*: tier ∧ token's models ∧ duties ∧ API ∧ capabilities ∧ context ∧
-   translatable ∧ in service ∧ affordable. Each is a bit mask over models, compiled once per
-   manifest.
+1. *Admissible set*: tier ∧ token's models ∧ duties ∧ the request's own demands ∧ API ∧
+   capabilities ∧ context ∧ translatable ∧ in service ∧ affordable. Each is a bit mask over models,
+   compiled once per manifest.
 2. *Route*: the first row of the decision table that matches.
-3. *Order*: the row's candidates by its objective, then its fallback, then the last resort.
+3. *Order*: the row's candidates by its objective, then its fallback, then the last resort; unless
+   the request asks for another order. What a conversation has in a model's cache is priced so.
 4. *Verdict*: a proposal inside the set is accepted; one outside is overridden by the best
    admissible model; an empty set is a refusal. The set is policy, the pick is performance.
 
@@ -17,12 +18,13 @@ tests hold the two against each other.
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from typing import Literal, get_args
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
+from waypost.shared import demands
 from waypost.shared.contracts import (
     SUPPORTED_FEATURES,
     ClockBetween,
@@ -64,6 +66,7 @@ ExclusionCode = Literal[
     "tier_not_allowed",
     "not_in_token",
     "duty_unmet",
+    "request_excludes",
     "endpoint_unsupported",
     "capability_missing",
     "context_too_small",
@@ -75,13 +78,23 @@ ExclusionCode = Literal[
 
 # With which ``decide`` refuses. Any other reason of a refusal is not the policy's.
 REFUSAL_CODES: frozenset[str] = frozenset(
-    {*get_args(ExclusionCode), "facts_incomplete", "unknown_data_class", "unknown_tier"}
+    {
+        *get_args(ExclusionCode),
+        "facts_incomplete",
+        "unknown_data_class",
+        "unknown_provider",
+        "unknown_tier",
+    }
 )
 
 # A hint moves an expectation no further than this from the operator's prior, so that a stolen
 # hints key can make things slower, never send everything one way for good.
 HINT_SHRINK = 4
 HINT_GROW = 16
+
+# Where speed decides, a conversation stays where it is if that is at most a quarter slower: what
+# is cached need not be read again, by how much nobody says.
+STAY_NUMERATOR, STAY_DENOMINATOR = 4, 5
 
 MEMO_ENTRIES = 4_096
 
@@ -92,7 +105,7 @@ class Decision(Struct, frozen=True, kw_only=True):
     Attributes:
         reason: ``proposal_admissible`` or ``no_proposal``; of an override, why the proposed
             model is out; of a refusal, ``facts_incomplete``, ``unknown_tier``,
-            ``unknown_data_class``, or what emptied the set.
+            ``unknown_data_class``, ``unknown_provider``, or what emptied the set.
         model: ``None`` when refused.
         route: name of the row that matched; ``None`` when refused before that.
         candidates: the row's admissible models, best first; a client may pick any of them.
@@ -172,10 +185,13 @@ def cost_estimate_nusd(policy: Policy, model: Model, facts: Facts) -> int:
 
 
 def context_need(policy: Policy, facts: Facts) -> int:
-    """Return the context window this request needs: the prompt, and room for a usual answer."""
-    return facts.measured.input_tokens + min(
-        expected_output(policy, facts), policy.default_output_tokens
-    )
+    """Return the context window this request needs: the prompt, and room for a usual answer.
+
+    A client's word that the answer will be short makes no room: it would let in a model that
+    silence does not.
+    """
+    asked, usual = facts.measured.max_output_tokens, policy.default_output_tokens
+    return facts.measured.input_tokens + (usual if asked is None else min(asked, usual))
 
 
 # ── compiling ──────────────────────────────────────────────────────────────────────────────────
@@ -287,6 +303,16 @@ class CompiledPolicy:
         mask &= duties
         if not mask:
             return 0, "duty_unmet"
+        if measured.demands is not None:
+            wrong = demands.unknown(measured.demands, models=self.models)
+            if wrong:
+                return 0, wrong
+            for model in self.policy.models:
+                bit = self.bits[model.id]
+                if mask & bit and demands.unmet(measured.demands, model):
+                    mask &= ~bit
+            if not mask:
+                return 0, "request_excludes"
         mask &= self.by_endpoint.get(measured.endpoint, 0)
         if not mask:
             return 0, "endpoint_unsupported"
@@ -321,6 +347,8 @@ class CompiledPolicy:
         and each is made once; two prices closer together than that are as good as equal.
         """
         route = self.policy.routes[row]
+        if facts.measured.demands is not None or facts.declared.session is not None:
+            return self._plan_for(mask, route, facts)
         size_in = facts.measured.input_tokens.bit_length()
         size_out = expected_output(self.policy, facts).bit_length()
         if route.max_cost_nusd is not None:
@@ -333,6 +361,42 @@ class CompiledPolicy:
             plan = self._plans[key] = self._plan(mask, route, 1 << size_in, 1 << size_out, facts)
         return plan
 
+    def _plan_for(
+        self, mask: int, route: Route, facts: Facts
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the plan for a request that demands something, or goes on with a conversation."""
+        wanted, session = facts.measured.demands, facts.declared.session
+        tokens_in, tokens_out = facts.measured.input_tokens, expected_output(self.policy, facts)
+        candidates, chain = self._plan(mask, route, tokens_in, tokens_out, facts)
+        if session is not None and candidates[:1] == (session.model,):
+            # The only one to pick from: among equals, chance would throw the cache away.
+            candidates = candidates[:1]
+        if wanted is None:
+            return candidates, chain
+        if wanted.models:
+            chain = tuple(name for name in wanted.models if self.bits[name] & mask)
+            candidates = chain[:1]
+        elif wanted.sort is not None:
+            by = self._by(wanted.sort, facts)
+            chain = tuple(dict.fromkeys((*sorted(candidates, key=by), *chain)))
+            candidates = chain[:1]
+        if wanted.provider_order:
+            places = {name: place for place, name in enumerate(wanted.provider_order)}
+            chain = tuple(
+                sorted(chain, key=lambda name: places.get(self.models[name].provider, len(places)))
+            )
+            candidates = chain[:1]
+        return candidates, chain
+
+    def _by(self, sort: str, facts: Facts) -> Callable[[str], int]:
+        match sort:
+            case "price":
+                return lambda name: cost_estimate_nusd(self.policy, self.models[name], facts)
+            case "latency":
+                return lambda name: self.ttft_ms[name]
+            case _:
+                return lambda name: -self.tokens_per_s[name]
+
     def _plan(
         self, mask: int, route: Route, tokens_in: int, tokens_out: int, facts: Facts
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -342,6 +406,11 @@ class CompiledPolicy:
         waits = {
             m.id: self.ttft_ms[m.id] + tokens_out * 1_000 // self.tokens_per_s[m.id] for m in listed
         }
+        session = facts.declared.session
+        if session is not None and session.model in costs:
+            cached = structs.replace(usage, cached_tokens=session.cached_tokens)
+            costs[session.model] = bill(self.models[session.model].price, cached)
+            waits[session.model] = waits[session.model] * STAY_NUMERATOR // STAY_DENOMINATOR
 
         def rank(model: Model) -> tuple[object, ...]:
             cost, wait = costs[model.id], waits[model.id]
@@ -478,6 +547,8 @@ def decide(policy: CompiledPolicy, facts: Facts, proposal: Proposal | None = Non
                 verdict="refused", reason="not_in_route", route=route.name, proposed=proposed
             )
     candidates, chain = policy.plan(mask, row, facts)
+    wanted = facts.measured.demands
+    tries = None if wanted is None or wanted.may_fall_back else 1
     if proposal is None:
         return Decision(
             verdict="decided",
@@ -485,7 +556,7 @@ def decide(policy: CompiledPolicy, facts: Facts, proposal: Proposal | None = Non
             model=chain[0],
             route=route.name,
             candidates=candidates,
-            chain=chain,
+            chain=chain[:tries],
         )
     proposed = proposal.model
     if proposal.otherwise is not None and policy.bits.get(proposal.otherwise, 0) & mask:
@@ -498,7 +569,7 @@ def decide(policy: CompiledPolicy, facts: Facts, proposal: Proposal | None = Non
             model=proposed,
             route=route.name,
             candidates=candidates,
-            chain=chain,
+            chain=chain[:tries],
             proposed=proposed,
         )
     why = exclusion(policy, proposed, facts)
@@ -561,6 +632,10 @@ def exclusion(policy: CompiledPolicy, name: str, facts: Facts) -> Exclusion | No
                     f"{model.provider} has not promised {' or '.join(missing)},"
                     f" which {data_class} data needs ({vouched})",
                 )
+    if measured.demands is not None:
+        clause = demands.unmet(measured.demands, model)
+        if clause:
+            return Exclusion("request_excludes", clause)
     if measured.endpoint not in model.endpoints:
         return Exclusion("endpoint_unsupported", f"it does not serve {measured.endpoint}")
     missing = [need for need in measured.needs if need not in model.capabilities]

@@ -6,7 +6,7 @@ explanation cannot tell another story than the decision.
 
 from msgspec import Struct, structs
 
-from waypost.shared.contracts import Facts
+from waypost.shared.contracts import Demands, Facts
 from waypost.shared.engine import (
     CompiledPolicy,
     Decision,
@@ -29,6 +29,11 @@ _REFUSED = {
     "tier_not_allowed": "no model is open to tier {tier}",
     "not_in_token": "the access token allows none of the models open to tier {tier}",
     "duty_unmet": "no provider open to tier {tier} has promised what {classes} data needs",
+    "request_excludes": "no model open to this caller meets what the request's provider and models"
+    " fields demand",
+    "unknown_provider": "the request's provider field names a provider that this policy does not"
+    " have",
+    "unknown_model": "the request's models field names a model that this policy does not have",
     "endpoint_unsupported": "no model open to this caller serves {endpoint}",
     "capability_missing": "no model open to this caller can do {needs}",
     "context_too_small": "the prompt is too long for every model open to this caller",
@@ -149,6 +154,13 @@ def _trace(
         + _listed("tags", declared.tags)
         + _listed("data", declared.data_classes),
     ]
+    if measured.demands is not None:
+        lines.append(f"request demands: {_demanded(measured.demands)}")
+    session = declared.session
+    if session is not None:
+        lines.append(
+            f"client says: {session.model} has {session.cached_tokens} tokens of the prompt cached"
+        )
     if decision.proposed is not None:
         lines.append(f"client proposed: {decision.proposed}")
     for model in policy.policy.models:
@@ -176,6 +188,25 @@ def _trace(
         lines.append(f"order to try: {', '.join(decision.chain)}")
     lines.append(f"verdict: {decision.verdict} [{decision.reason}]")
     return lines
+
+
+def _demanded(demands: Demands) -> str:
+    dearest = (
+        demands.max_input_nusd_per_mtok,
+        demands.max_output_nusd_per_mtok,
+        demands.max_request_nusd,
+    )
+    parts = [
+        _listed("models", demands.models),
+        _listed("providers", demands.providers or ()),
+        _listed("not", demands.not_providers),
+        _listed("first", demands.provider_order),
+        _listed("promises", demands.promises),
+        "" if dearest == (None, None, None) else ", a max_price",
+        "" if demands.sort is None else f", sorted by {demands.sort}",
+        "" if demands.may_fall_back else ", no fallback",
+    ]
+    return "".join(parts).removeprefix(", ") or "nothing"
 
 
 def _named(**values: str | None) -> str:

@@ -11,7 +11,7 @@ ignored. Unknown keys are ignored, as the RFC's extension rule wants.
 import re
 from functools import lru_cache
 
-from waypost.shared.contracts import Declared, Proposal
+from waypost.shared.contracts import Declared, Proposal, Session
 from waypost.shared.errors import InvalidRequestError
 
 __all__ = [
@@ -145,7 +145,13 @@ def parse_facts(text: str) -> Declared:
         tags=_texts(FACTS, members, "tags"),
         data_classes=_texts(FACTS, members, "data"),
         expected_output_tokens=_number(FACTS, members, "output"),
+        session=_session(members),
     )
+
+
+def _session(members: dict[str, Value]) -> Session | None:
+    model, cached = _text(FACTS, members, "session"), _number(FACTS, members, "cached")
+    return None if model is None or not cached else Session(model, cached)
 
 
 def parse_decision(text: str) -> dict[str, Value]:
@@ -191,6 +197,9 @@ def format_facts(declared: Declared) -> str:
         parts.append(f"tags={_quotes(declared.tags)}")
     if declared.expected_output_tokens is not None:
         parts.append(f"output={declared.expected_output_tokens}")
+    if declared.session is not None:
+        parts.append(f"session={_quote(declared.session.model)}")
+        parts.append(f"cached={declared.session.cached_tokens}")
     return ", ".join(parts)
 
 

@@ -5,13 +5,15 @@ types reject what providers would reject later and dearer: missing messages, a n
 ``max_tokens``, a number where text belongs.
 """
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from waypost.shared.contracts import AUTO, Measured
+from waypost.shared.contracts import Demands, Measured
+from waypost.shared.demands import Demanding, demanded, require_parameters
 from waypost.shared.errors import InvalidRequestError
 from waypost.shared.reading import Findings, TextReader
 
@@ -23,7 +25,7 @@ IMAGE_TOKENS = 1_500  # a large picture in high detail, as providers price it
 AUDIO_BYTES_PER_TOKEN = 1_000
 TOOLS_OVERHEAD_TOKENS = 1_000  # providers put a system prompt of their own before tools
 
-_Request = TypeVar("_Request")
+_Request = TypeVar("_Request", bound=Demanding)
 
 Count = Annotated[int, Meta(ge=1, le=10_000_000)]
 
@@ -48,11 +50,10 @@ class _StreamOptions(Struct):
     include_usage: bool | None = None
 
 
-class ChatRequest(Struct):
+class ChatRequest(Demanding, kw_only=True):
     """The fields of a chat-completions body that a decision or the forwarder reads."""
 
     messages: Annotated[list[_Message], Meta(min_length=1, max_length=10_000)]
-    model: Annotated[str, Meta(min_length=1, max_length=200)] = AUTO
     stream: bool | None = None
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
@@ -69,6 +70,9 @@ class ChatRequest(Struct):
 
 
 _decode_chat = msgspec.json.Decoder(ChatRequest).decode
+_fields = msgspec.json.Decoder(dict[str, Raw]).decode
+
+_QUOTED = re.compile(r" '.*|(?<=unknown field) `(?![a-z_]{1,24}`\Z).*", re.DOTALL)
 
 
 def decode_chat(body: bytes) -> ChatRequest:
@@ -83,11 +87,14 @@ def decode_body(decode: Callable[[bytes], _Request], body: bytes) -> _Request:
         InvalidRequestError: ``invalid_json``, or ``invalid_body`` with the path at fault.
     """
     try:
-        return decode(body)
+        request = decode(body)
+        if request.provider is not None and request.provider.require_parameters:
+            require_parameters(_fields(body))
+        return request
     except msgspec.ValidationError as exc:
         text, _, path = str(exc).partition(" - at ")
-        # An unknown enum value is quoted by the decoder, and may be prompt text.
-        text = text.partition(" '")[0]
+        # An unknown value or field is quoted by the decoder, and may be prompt text.
+        text = _QUOTED.sub("", text)
         param = path.strip("`").removeprefix("$").removeprefix(".") or None
         raise InvalidRequestError(
             f"{text} (at {param})" if param else text, code="invalid_body", param=param
@@ -120,6 +127,7 @@ class Gist:
         reader: TextReader,
         max_output_tokens: int | None,
         choices: int = 1,
+        demands: Demands | None = None,
     ) -> Measured:
         """Return the facts.
 
@@ -160,6 +168,7 @@ class Gist:
             choices=choices,
             messages=self.messages,
             needs=tuple(needs),
+            demands=demands,
             **findings,
         )
 
@@ -187,4 +196,5 @@ def measure_chat(request: ChatRequest, *, body_bytes: int, reader: TextReader) -
         reader=reader,
         max_output_tokens=request.output_limit,
         choices=request.n or 1,
+        demands=demanded(request),
     )

@@ -1,12 +1,13 @@
 """Decision records as they lie on disk: a validator's SQLite file, JSON lines, or a JSON list."""
 
 import sqlite3
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from waypost.shared.contracts import Policy, decode_policy
 from waypost.shared.errors import StoreError
@@ -49,7 +50,12 @@ class Traffic:
                 with closing(self._connect()) as db:
                     (self.total,) = db.execute("SELECT count(*) FROM bodies").fetchone()
                     found = db.execute("SELECT digest, body FROM policies").fetchall()
-                self.policies = {digest: decode_policy(body) for digest, body in found}
+                # Hints are kept beside the manifests that they were for.
+                self.policies = {
+                    digest: decode_policy(body)
+                    for digest, body in found
+                    if _decode_kind(body).kind == "policy"
+                }
         except OSError as exc:
             raise _unavailable(path, exc.strerror) from exc
         except (sqlite3.Error, msgspec.MsgspecError) as exc:
@@ -66,17 +72,30 @@ class Traffic:
                 yield from self._listed
             elif self._is_sqlite:
                 with closing(self._connect()) as db:
+                    (dictionary,) = db.execute("SELECT max(dictionary) FROM packing").fetchone()
                     for (body,) in db.execute("SELECT body FROM bodies ORDER BY seq"):
-                        yield body
+                        # What is no longer news was deflated against one of its own kind.
+                        yield body if body[:1] == b"{" else _inflated(body, dictionary)
             else:
                 with self._path.open("rb") as stream:
                     yield from (line for line in stream if not line.isspace())
-        except (OSError, sqlite3.Error) as exc:
+        except (OSError, sqlite3.Error, zlib.error) as exc:
             raise _unavailable(self._path, str(exc)) from exc
 
     def _connect(self) -> sqlite3.Connection:
         # Read-only: the validator may be writing it.
         return sqlite3.connect(f"{self._path.resolve().as_uri()}?mode=ro", uri=True)
+
+
+class _Kind(Struct):
+    kind: str
+
+
+_decode_kind = msgspec.json.Decoder(_Kind).decode
+
+
+def _inflated(body: bytes, dictionary: bytes) -> bytes:
+    return zlib.decompressobj(zdict=dictionary).decompress(body)
 
 
 def _unavailable(path: Path, why: object) -> StoreError:

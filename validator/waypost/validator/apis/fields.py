@@ -23,8 +23,19 @@ __all__ = [
 ABSENT = Raw()
 NULL = b"null"
 
-decode_fields = msgspec.json.Decoder(dict[str, Raw]).decode
+_decode_fields = msgspec.json.Decoder(dict[str, Raw]).decode
 encode = msgspec.json.Encoder().encode
+
+
+def decode_fields(body: bytes) -> dict[str, Any]:
+    """Return the fields of a request, but for what it demands of us: that has been met here.
+
+    Providers would reject ``provider`` and ``models``, or choose once more by them.
+    """
+    fields: dict[str, Any] = _decode_fields(body)
+    fields.pop("provider", None)
+    fields.pop("models", None)
+    return fields
 
 
 def is_present(raw: Raw) -> bool:

@@ -16,6 +16,9 @@ __all__ = ["require_served"]
 # What the request itself, the providers or the account are the reason for. All else is a matter
 # of what this caller may use.
 _REFUSALS: dict[str, type[RefusalError]] = {
+    "request_excludes": InvalidRequestError,
+    "unknown_model": InvalidRequestError,
+    "unknown_provider": InvalidRequestError,
     "endpoint_unsupported": InvalidRequestError,
     "capability_missing": InvalidRequestError,
     "context_too_small": InvalidRequestError,
