@@ -4,13 +4,14 @@ BIN := .venv/bin
 CODE := cli client_sdk demo edge shared validator tests
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo demo-real test bench lint fmt clean
+.PHONY: help demo demo-real test soak bench lint fmt clean
 
 help:
 	@echo "make demo       the whole flow on simulated models, in about a minute"
 	@echo "make demo-real  the same against a real language model on this machine"
 	@echo "make test       lint, types, architecture and the test suite"
 	@echo "make bench      speed, as ratios against baselines of the same run"
+	@echo "make soak       three minutes of random faults, one provider always down"
 	@echo "make lint, make fmt, make clean"
 
 .venv/pip: constraints.txt
@@ -56,6 +57,10 @@ lint: .venv/dev
 fmt: .venv/dev
 	@$(BIN)/ruff format $(CODE)
 	@$(BIN)/ruff check --fix $(CODE)
+
+# Three minutes, pressed ten times: half an hour of outages. SECONDS=… for another length.
+soak: .venv/dev
+	@PYTHONPATH=tests $(BIN)/python -m faults.soak $(SECONDS)
 
 bench: .venv/dev
 	@PYTHONPATH=tests $(BIN)/python -m bench

@@ -251,7 +251,8 @@ class Try:
         if not stream.is_event_stream:
             return
         reader = self._reader = self._speech.reader(self._asked)
-        self._events = await self._next(reader)
+        # From here to the first event, however slowly it comes, is one silence.
+        self._events = await self._next(reader, until=self._until())
         if self._events:
             self._ttft_ms = self._elapsed_ms()
             # An error as the first event is no answer.
@@ -341,8 +342,11 @@ class Try:
             pass
         return "ok" if reader.is_done else "cut_short"
 
-    async def _next(self, reader: StreamReader) -> bytes:
+    async def _next(self, reader: StreamReader, *, until: float | None = None) -> bytes:
         """Return the next events to pass on; empty at the end.
+
+        Args:
+            until: when they must be there; ``None``: no more than the provider may be silent.
 
         Raises:
             NoAnswerError: the provider broke off.
@@ -352,7 +356,7 @@ class Try:
         stream = self._stream
         try:
             while stream is not None and not self._has_ended:
-                chunk = await stream.read(until=self._until())
+                chunk = await stream.read(until=until or self._until())
                 if not chunk:
                     break
                 if events := reader.feed(chunk):

@@ -42,11 +42,13 @@ async def forward(
             told = await walk.first_answer()
             return await told.deliver()
         call.status = call.status or CALLER_GONE
+        walk.hang_up()
         told = told or walk.under_way
         if told is None:
             raise UpstreamError("The caller hung up.", code="caller_gone")
         return told.delivered()
     finally:
+        walk.hang_up()
         for one in walk.tries:
             if one is not told and not (done := one.delivered()).is_free:
                 await pay(call, considered.facts, done)

@@ -71,6 +71,11 @@ class Walk:
             and call.endpoint == "chat.completions"
         )
 
+    def hang_up(self) -> None:
+        """Let go of every provider that is still at it: of two answers at once, one is not told."""
+        for one in self.tries:
+            one.abandon()
+
     @property
     def under_way(self) -> Try | None:
         """The try that the caller's hanging up cut off; ``None`` if there was none."""

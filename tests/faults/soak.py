@@ -1,0 +1,239 @@
+"""``make soak``: random faults under steady traffic, with one provider of three always down.
+
+Half an hour is pressed into three minutes: time-outs, rests and the length of outages are a tenth
+of what they would be. At the end nothing may have leaked: no task, socket, hold or memory; and
+callers may have noticed next to nothing.
+"""
+
+import asyncio
+import gc
+import os
+import random
+import resource
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from support.upstream import (
+    Behaviour,
+    Exchange,
+    Upstream,
+    answering,
+    failing,
+    hanging,
+    resetting,
+    running_upstream,
+)
+from support.validator import HELLO, Running, running_validator
+from support.worlds import a_model, a_policy
+from waypost.shared.contracts import Hedge, Route
+
+PRESSED = 10  # times quicker than life
+CALLERS = 12
+PROVIDERS = ("acme", "globex", "medcloud")
+ANSWER = "Two and two are four, as far as anybody knows."
+
+
+async def closing(exchange: Exchange) -> None:
+    exchange.close()
+
+
+async def garbled(exchange: Exchange) -> None:
+    await exchange.respond(200, b"<html>", content_type="text/html")
+
+
+async def halting(exchange: Exchange) -> None:
+    await exchange.start_stream()
+    await hanging(exchange)
+
+
+OUTAGES: tuple[Behaviour, ...] = (
+    failing(500),
+    failing(503),
+    failing(429, extra="retry-after: 1\r\n"),
+    failing(401),
+    hanging,
+    resetting,
+    closing,
+    garbled,
+    halting,
+)
+
+
+@dataclass
+class Report:
+    """What came of it. ``leaked`` names what there is more of at the end than at the beginning."""
+
+    seconds: float = 0.0
+    ended: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+    held_nusd: int = 0
+    leaked: dict[str, int] = field(default_factory=dict)
+    grown_kib: int = 0
+
+    @property
+    def success(self) -> float:
+        """Share of the requests that were answered, of those whose caller stayed."""
+        asked = self.ended["answered"] + self.ended["failed"]
+        return self.ended["answered"] / asked if asked else 0.0
+
+
+class Weather:
+    """Decides what each provider does: one is down, the others have a blip in a hundred."""
+
+    def __init__(self, upstreams: dict[str, Upstream], draw: random.Random) -> None:
+        self._upstreams = upstreams
+        self._draw = draw
+
+    async def change_for_ever(self) -> None:
+        while True:
+            down = self._draw.choice(PROVIDERS)
+            outage = self._draw.choice(OUTAGES)
+            for name, upstream in self._upstreams.items():
+                upstream.behave = outage if name == down else self._fair
+                upstream.seen.clear()
+            await asyncio.sleep(self._draw.uniform(10, 40) / PRESSED)
+
+    async def _fair(self, exchange: Exchange) -> None:
+        await asyncio.sleep(self._draw.expovariate(1 / 0.005))
+        blip = self._draw.random() < 0.01
+        await (failing(503) if blip else answering(ANSWER))(exchange)
+
+
+async def _caller(validator: Running, draw: random.Random, report: Report) -> None:
+    """Ask for ever, now and then hanging up or in a hurry."""
+    while True:
+        body: dict[str, Any] = {**HELLO, "stream": draw.random() < 0.5}
+        mood = draw.random()
+        headers = validator.headers(sub=f"user-{draw.randrange(50)}")
+        if mood < 0.02:
+            headers["Waypost-Deadline-Ms"] = str(draw.randrange(1, 20))
+        try:
+            if mood > 0.97:
+                async with asyncio.timeout(draw.uniform(0, 0.02)):
+                    await _asked(validator, body, headers)
+                continue
+            response = await _asked(validator, body, headers)
+        except TimeoutError:
+            report.ended["hung up"] += 1
+            continue
+        if response.status_code == 200 and "knows." in response.text:
+            report.ended["answered"] += 1
+        elif "Waypost-Deadline-Ms" in headers:
+            report.ended["in a hurry"] += 1
+        else:
+            report.ended["failed"] += 1
+            report.failures.append(f"{response.status_code} {response.text[:200]}")
+        await asyncio.sleep(draw.expovariate(1 / 0.02))
+
+
+async def _asked(
+    validator: Running, body: dict[str, Any], headers: dict[str, str]
+) -> httpx.Response:
+    return await validator.client.post("/v1/chat/completions", json=body, headers=headers)
+
+
+def _policy() -> Any:  # noqa: ANN401
+    models = tuple(a_model(f"m-{name}", provider=name) for name in PROVIDERS)
+    names = tuple(model.id for model in models)
+    return a_policy(
+        models=models,
+        routes=(Route(name="default", models=names, hedge=Hedge(after_ms=100)),),
+        last_resort=names,
+    )
+
+
+def _pressed(providers: dict[str, Any]) -> None:
+    for settings in providers.values():
+        settings |= {
+            "timeout_s": 2 / PRESSED,
+            "retries": 1,
+            "breaker": {"first_rest_s": 5 / PRESSED, "last_rest_s": 60 / PRESSED},
+        }
+
+
+def _open_files() -> int:
+    return len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
+
+
+def _memory_kib() -> int:
+    gc.collect()
+    if sys.platform == "linux":
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * resource.getpagesize() // 1_024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+async def _counted(validator: Running) -> dict[str, int]:
+    """Return what is there while nobody asks: the client's and the providers' ends included."""
+    await validator.client.aclose()
+    for upstream in validator.desk.upstreams.values():
+        await upstream.close()
+    await asyncio.sleep(0.5)
+    validator.client = httpx.AsyncClient(base_url=validator.url, timeout=20)
+    in_flight = sum(one.limiter.in_flight for one in validator.desk.upstreams.values())
+    return {
+        "tasks": len(asyncio.all_tasks()),
+        "open files": _open_files(),
+        "requests under way": in_flight,
+    }
+
+
+async def soak(folder: Path, *, seconds: float, seed: int) -> Report:
+    """Return what came of ``seconds`` of traffic; a third of it goes by before memory counts."""
+    draw, report = random.Random(seed), Report(seconds=seconds)
+    async with AsyncExitStack() as stack:
+        upstreams = {
+            name: await stack.enter_async_context(running_upstream(answering(ANSWER)))
+            for name in PROVIDERS
+        }
+        validator = await stack.enter_async_context(
+            running_validator(folder, upstreams, policy=_policy(), change=_pressed)
+        )
+        await _asked(validator, HELLO, validator.headers())
+        before = await _counted(validator)
+        tasks = [asyncio.create_task(Weather(upstreams, draw).change_for_ever())]
+        tasks += [asyncio.create_task(_caller(validator, draw, report)) for _ in range(CALLERS)]
+        await asyncio.sleep(seconds / 3)
+        warm_kib = _memory_kib()
+        await asyncio.sleep(seconds * 2 / 3)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for upstream in upstreams.values():
+            upstream.behave = answering(ANSWER)
+        with suppress(AssertionError):  # told below
+            await validator.settled()
+        report.held_nusd = (await validator.spent())[1]
+        report.grown_kib = _memory_kib() - warm_kib
+        after = await _counted(validator)
+        report.leaked = {
+            name: after[name] - count for name, count in before.items() if after[name] > count
+        }
+        await validator.client.aclose()
+    return report
+
+
+def main() -> int:
+    """Run it for as many seconds as asked, or three minutes; say what came of it."""
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 180.0
+    seed = int(time.time())
+    with tempfile.TemporaryDirectory() as folder:
+        report = asyncio.run(soak(Path(folder), seconds=seconds, seed=seed))
+    print(f"{seconds:.0f} s, pressed {PRESSED} times, seed {seed}: {dict(report.ended)}")
+    print(f"answered {report.success:.3%}; of failures the first: {report.failures[:5]}")
+    print(f"leaked {report.leaked or 'nothing'}; still held {report.held_nusd} nusd")
+    print(f"memory after the first third: {report.grown_kib:+} KiB")
+    good = report.success >= 0.999 and not report.leaked and not report.held_nusd
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
