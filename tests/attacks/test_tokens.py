@@ -1,12 +1,16 @@
 """Forged, bent and oversized tokens. PyJWT by itself takes about half of these."""
 
 import base64
+import hmac
+import itertools
 import json
 import time
 from collections.abc import Callable
 
 import jwt
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import (
     decode_dss_signature,
     encode_dss_signature,
@@ -125,20 +129,65 @@ def test_the_twin_of_an_ecdsa_signature_is_revoked_with_its_token() -> None:
 # ── header ─────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("alg", ["none", "None", "nOnE", "HS256", "ES256", "eddsa", "RS256", ""])
+NONES = ["".join(letters) for letters in itertools.product("nN", "oO", "nN", "eE")]
+
+
+@pytest.mark.parametrize(
+    "alg", [*NONES, "none ", "", "HS256", "HS512", "ES256", "ES256K", "RS256", "PS256", "eddsa"]
+)
 def test_the_token_does_not_choose_its_algorithm(alg: str) -> None:
     header = json.dumps({"alg": alg, "kid": "app-1", "typ": "at+jwt"}).encode()
 
     assert refusal(with_header(header)) == "token_alg"
+    # Nor does it help to leave the signature out, which "none" would have one do.
+    assert refusal(f"{b64(header)}.{b64(payload())}.") == "token_format"
 
 
-def test_the_public_key_is_no_hmac_secret() -> None:
-    public = APP.key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-    forged = jwt.api_jws.encode(
-        payload(), public, "HS256", headers={"typ": "at+jwt", "kid": "app-1"}
-    )
+@pytest.mark.parametrize("app", [APP, App.with_es256(), App.with_rs256()], ids=lambda app: app.kid)
+def test_the_public_key_is_no_hmac_secret(app: App) -> None:
+    public = app.key.public_key()
+    verifier = TokenVerifier(app.issuers(), audience=AUDIENCE)
+    head = b64(json.dumps({"alg": "HS256", "kid": app.kid, "typ": "at+jwt"}).encode())
+    text = f"{head}.{b64(payload())}".encode()
+    for encoding in (Encoding.PEM, Encoding.DER):
+        secret = public.public_bytes(encoding, PublicFormat.SubjectPublicKeyInfo)
+        signature = hmac.digest(secret, text, "sha256")
+        assert refusal(f"{text.decode()}.{b64(signature)}", verifier) == "token_alg"
 
-    assert refusal(forged) == "token_alg"
+
+def test_one_issuer_s_key_is_not_another_s() -> None:
+    other = App(iss="https://other.example", kid="other-1")
+    verifier = TokenVerifier(APP.issuers(other), audience=AUDIENCE)
+    claims = payload()
+
+    # Their key, our name; our key id, their key; our key id and name, their key.
+    assert refusal(other.sign(claims), verifier) == "token_issuer"
+    assert refusal(other.sign(claims, kid="app-1"), verifier) == "token_signature"
+    assert refusal(APP.sign(claims, kid="other-1"), verifier) == "token_signature"
+
+
+def test_a_key_of_one_algorithm_checks_no_other() -> None:
+    others = (App.with_es256(), App.with_rs256())
+    verifier = TokenVerifier(APP.issuers(*others), audience=AUDIENCE)
+
+    for signer in (APP, *others):
+        for named in (APP, *others):
+            if signer is not named:
+                token = signer.sign(payload(), kid=named.kid)
+                assert refusal(token, verifier) == "token_alg"
+
+
+def test_a_signature_with_an_rsa_key_has_one_padding() -> None:
+    app = App.with_rs256()
+    verifier = TokenVerifier(app.issuers(), audience=AUDIENCE)
+    assert isinstance(app.key, rsa.RSAPrivateKey)
+    head = b64(json.dumps({"alg": "RS256", "kid": app.kid, "typ": "at+jwt"}).encode())
+    text = f"{head}.{b64(payload())}"
+    pss = padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=32)
+
+    for how, digest in ((pss, hashes.SHA256()), (padding.PKCS1v15(), hashes.SHA1())):  # noqa: S303
+        forged = app.key.sign(text.encode(), how, digest)
+        assert refusal(f"{text}.{b64(forged)}", verifier) == "token_signature"
 
 
 def test_a_key_brought_along_is_not_looked_at() -> None:
@@ -180,7 +229,21 @@ def test_a_token_made_for_something_else_is_no_access_token(typ: str) -> None:
 
 @pytest.mark.parametrize(
     "kid",
-    ["", "../../etc/passwd", "' OR 1=1 --", "app-1\n", "app-1\x00", "a" * 65, "кey", "\ud800"],
+    [
+        "",
+        "../../etc/passwd",
+        "/dev/null",
+        "file:///etc/passwd",
+        "https://evil.example/jwks.json",
+        "' OR 1=1 --",
+        "x' UNION SELECT 'secret",
+        "$(id)",
+        "app-1\n",
+        "app-1\x00",
+        "a" * 65,
+        "кey",
+        "\ud800",
+    ],
 )
 def test_an_illegal_key_id_is_refused_and_starts_no_refresh(kid: str) -> None:
     header = json.dumps({"alg": "EdDSA", "kid": kid, "typ": "at+jwt"}).encode()
@@ -248,6 +311,13 @@ def test_a_signature_of_zeros_is_refused(size: int) -> None:
         payload(exp=True),
         payload(exp=-1),
         payload(exp=2**70),
+        payload(exp=2**63),
+        payload(iat=-(2**63)),
+        payload(nbf=10**400),
+        payload(exp=None),
+        payload(exp=[NOW + 600]),
+        payload(iat=float(NOW)),
+        payload(nbf=NOW + 0.0),
         payload().replace(b'"exp": ', b'"exp": 1e308, "x": '),
         payload(extra=float("nan")),
         payload(extra=float("inf")),
@@ -279,6 +349,30 @@ def test_a_signature_of_zeros_is_refused(size: int) -> None:
 )
 def test_claims_that_are_not_exactly_ours_are_refused(claims: bytes) -> None:
     assert refusal(signed(claims)) == "token_claims"
+
+
+def test_a_token_inside_a_token_is_no_claims() -> None:
+    token = APP.mint()
+
+    assert refusal(signed(token.encode())) == "token_claims"
+    assert refusal(signed(json.dumps(token).encode())) == "token_claims"
+    assert refusal(signed(token.encode(), cty="JWT")) == "token_header"
+
+
+def test_a_bond_cannot_be_taken_off_a_signed_token() -> None:
+    token = APP.mint(jkt="0" * 43)
+    head, body, signature = token.split(".")
+    claims = json.loads(base64.urlsafe_b64decode(body + "=="))
+    del claims["cnf"]
+
+    assert refusal(f"{head}.{b64(json.dumps(claims).encode())}.{signature}") == "token_signature"
+    assert refusal(token) == "token_cnf"
+
+
+def test_a_token_for_one_audience_is_none_for_another_whatever_the_spelling() -> None:
+    names = (AUDIENCE + "/", AUDIENCE + "\x00", f"{AUDIENCE},other", "*", "https://" + AUDIENCE)
+    for name in names:
+        assert refusal(signed(payload(aud=name))) == "token_audience"
 
 
 @pytest.mark.parametrize(
