@@ -1,7 +1,7 @@
 # make demo and make test do their own set-up: a virtual environment in .venv, nothing outside it.
 PYTHON ?= python3
 BIN := .venv/bin
-CODE := cli client_sdk demo edge shared validator tests
+CODE := cli client_sdk demo docs/examples edge shared validator tests
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: help demo demo-real test soak bench lint fmt clean

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from waypost.cli.output import fail
-from waypost.edge import keys_cli, policy_cli, publish_cli
+from waypost.edge import issuers_cli, keys_cli, policy_cli, publish_cli
 from waypost.edge.asking import Directory, passphrase_for, say, secret
 from waypost.edge.project import Project
 from waypost.edge.publish_cli import To
@@ -30,6 +30,7 @@ PRIVATE_TOKEN = "WAYPOST_EDGE_PRIVATE_TOKEN"  # noqa: S105 - the variable's name
 def register(app: typer.Typer) -> None:
     """Add the edge's commands to ``waypost``."""
     app.add_typer(keys_cli.commands, name="keys")
+    app.add_typer(issuers_cli.commands, name="issuers")
     publish_cli.register(app)
     edge = typer.Typer(help="The server that hands out manifests.", no_args_is_help=True)
     edge.command("serve")(_serve)

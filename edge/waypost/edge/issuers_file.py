@@ -7,10 +7,11 @@ from pydantic import Field, model_validator
 
 from waypost.cli.yamlfile import FileError, FileModel, YAMLFile, read_yaml
 from waypost.edge.fields import Instant, Name, Unique, known, wrong
+from waypost.edge.jwks import JWKSError, load
 from waypost.shared.contracts import ALGORITHMS, Algorithm, Issuer, IssuerKey, Issuers
 from waypost.shared.issuer_keys import public_key
 
-__all__ = ["IssuersFile", "load_issuers"]
+__all__ = ["IssuersFile", "load_issuers", "read_issuers"]
 
 
 def load_issuers(path: Path, *, channel: str, version: int, issued_at: int) -> Issuers:
@@ -22,7 +23,21 @@ def load_issuers(path: Path, *, channel: str, version: int, issued_at: int) -> I
 
     Raises:
         FileError: all that is wrong with the file, each with line, path and mend.
+        JWKSError: a key set that it names cannot be used.
     """
+    document = read_issuers(path).document(
+        path.parent, channel=channel, version=version, issued_at=issued_at
+    )
+    kids = [key.kid for issuer in document.issuers for key in issuer.keys]
+    for kid in kids:
+        if kids.count(kid) > 1:
+            # Those of the file itself were found with their lines; these come from key sets.
+            raise JWKSError(f"two issuers of {path} have a key '{kid}'; a token names just one")
+    return document
+
+
+def read_issuers(path: Path) -> "IssuersFile":
+    """Return ``path`` as written; raises FileError as ``load_issuers`` does."""
     file = read_yaml(path)
     named = {str(issuer.get("iss")) for _, issuer in file.rows("issuers")}
     written = file.read(IssuersFile, context={"issuer": named})
@@ -30,7 +45,7 @@ def load_issuers(path: Path, *, channel: str, version: int, issued_at: int) -> I
         _check(file, written)
     if written is None or file.findings:
         raise FileError(file.findings)
-    return written.document(channel=channel, version=version, issued_at=issued_at)
+    return written
 
 
 IssuerRef = Annotated[str, known("issuer")]
@@ -67,7 +82,8 @@ class _Key(FileModel):
 
 class _Issuer(FileModel):
     iss: Annotated[str, Field(min_length=1, max_length=300)]
-    keys: Annotated[list[_Key], Field(min_length=1)]
+    keys: list[_Key] = []
+    jwks: Annotated[str, Field(pattern=r"^[\w.-]+(/[\w.-]+)*$")] | None = None
     algorithms: Unique[Algorithm] = list(ALGORITHMS)
     max_lifetime_s: Annotated[int, Field(ge=1, le=86_400)] = 3_600
     min_iat: Instant = 0
@@ -77,10 +93,25 @@ class _Issuer(FileModel):
     dpop: Literal["optional", "required"] = "optional"
     bearer_clients: Unique[NoSpace] = []
 
-    def document(self) -> Issuer:
+    @model_validator(mode="after")
+    def _has_keys(self) -> "_Issuer":
+        if bool(self.keys) == (self.jwks is not None):
+            raise wrong(
+                "give either keys or jwks, a file that `waypost issuers import-jwks` writes"
+            )
+        return self
+
+    def document(self, folder: Path) -> Issuer:
+        keys = tuple(key.document() for key in self.keys)
+        if self.jwks is not None:
+            keys = tuple(load(folder / self.jwks, algorithms=self.algorithms).values())
+            if not keys:
+                raise JWKSError(
+                    f"{folder / self.jwks} does not exist: waypost issuers import-jwks writes it"
+                )
         return Issuer(
             iss=self.iss,
-            keys=tuple(key.document() for key in self.keys),
+            keys=keys,
             algorithms=tuple(self.algorithms),
             max_lifetime_s=self.max_lifetime_s,
             min_iat=self.min_iat,
@@ -124,12 +155,12 @@ class IssuersFile(FileModel):
     subjects: list[_Subject] = []
     tenants: list[_Tenant] = []
 
-    def document(self, *, channel: str, version: int, issued_at: int) -> Issuers:
+    def document(self, folder: Path, *, channel: str, version: int, issued_at: int) -> Issuers:
         return Issuers(
             channel=channel,
             version=version,
             issued_at=issued_at,
-            issuers=tuple(issuer.document() for issuer in self.issuers),
+            issuers=tuple(issuer.document(folder) for issuer in self.issuers),
             revoked_jtis=tuple(f"{token.iss} {token.jti}" for token in self.revoked_tokens),
             min_iat_by_subject={
                 f"{entry.iss} {entry.sub}": entry.min_iat

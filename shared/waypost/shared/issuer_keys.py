@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey, RSAPubli
 
 from waypost.shared.contracts import IssuerKey
 
-__all__ = ["TokenKey", "b64url", "jwk_of", "key_from_jwk", "public_key", "thumbprint"]
+__all__ = ["TokenKey", "as_jwk", "b64url", "jwk_of", "key_from_jwk", "public_key", "thumbprint"]
 
 TokenKey = Ed25519PublicKey | EllipticCurvePublicKey | RSAPublicKey
 
@@ -125,6 +125,14 @@ def key_from_jwk(jwk: Mapping[str, object]) -> IssuerKey:
         raise ValueError(f"cannot be used: {exc}") from None
     public_key(key)
     return key
+
+
+def as_jwk(key: IssuerKey) -> dict[str, str]:
+    """Return ``key`` as a JWK, as identity providers publish them."""
+    kty, crv = _KINDS[key.alg]
+    named = {"crv": crv, "x": key.x, "y": key.y, "n": key.n, "e": key.e}
+    numbers = {name: value for name, value in named.items() if value is not None}
+    return {"kid": key.kid, "kty": kty, "alg": key.alg, "use": "sig", **numbers}
 
 
 def jwk_of(public: Ed25519PublicKey | EllipticCurvePublicKey) -> dict[str, str]:
