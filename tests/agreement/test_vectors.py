@@ -17,13 +17,15 @@ from waypost.shared.contracts import (
     Declared,
     Facts,
     Measured,
+    Policy,
     Proposal,
     Signed,
     decode_policy,
 )
-from waypost.shared.engine import Decision, compile_policy, decide
+from waypost.shared.engine import REFUSAL_CODES, Decision, compile_policy, decide
 from waypost.shared.headers import FACTS, PROPOSAL, format_facts, format_proposal
 from waypost.shared.measure import decode_chat, measure_chat
+from waypost.shared.rules import cohort, place
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 POLICY = compile_policy(decode_policy((VECTORS / "policy.json").read_bytes()))
@@ -31,8 +33,13 @@ POLICY = compile_policy(decode_policy((VECTORS / "policy.json").read_bytes()))
 Case = dict[str, Any]
 
 
-def cases(file: str) -> pytest.MarkDecorator:
+def load(file: str) -> list[Case]:
     loaded: list[Case] = json.loads((VECTORS / file).read_text())
+    return loaded
+
+
+def cases(*files: str) -> pytest.MarkDecorator:
+    loaded = [case for file in files for case in load(file)]
     return pytest.mark.parametrize("case", loaded, ids=[case["name"] for case in loaded])
 
 
@@ -53,6 +60,45 @@ def test_the_engine_decides_facts_as_the_vectors_say(case: Case) -> None:
     assert outcome(decide(POLICY, given, proposal)) == case["expect"]
 
 
+@pytest.mark.parametrize("drawn", load("drawn-decisions.json"))
+def test_the_engine_decides_facts_of_other_policies_as_the_vectors_say(drawn: Case) -> None:
+    policy = compile_policy(msgspec.convert(drawn["policy"], Policy))
+    for case in drawn["cases"]:
+        given = msgspec.convert(case["facts"], Facts)
+        proposal = msgspec.convert(case["proposal"], Proposal | None)
+
+        assert outcome(decide(policy, given, proposal)) == case["expect"]
+
+
+def test_texts_are_read_as_the_vectors_say() -> None:
+    policy = compile_policy(decode_policy((VECTORS / "reading-policy.json").read_bytes()))
+    for case in load("texts.json"):
+        assert json.loads(json.dumps(policy.reader.read(case["text"]))) == case["expect"]
+
+
+def test_callers_stand_where_the_vectors_say() -> None:
+    for case in load("callers.json"):
+        of_caller = cohort(case["iss"], case["sub"])
+
+        assert {"cohort": of_caller, "place": place(case["salt"], of_caller)} == case["expect"]
+
+
+def test_the_vectors_show_what_there_is() -> None:
+    drawn = load("drawn-decisions.json")
+    decided = [*load("decisions.json"), *(case for one in drawn for case in one["cases"])]
+    requests = [*load("requests.json"), *load("drawn-requests.json")]
+    texts, callers = load("texts.json"), load("callers.json")
+    reasons = {case["expect"]["reason"] for case in (*decided, *requests)}
+    kinds = {
+        c["is"] for one in drawn for route in one["policy"]["routes"] for c in route.get("when", ())
+    }
+
+    assert len(decided) + len(requests) + len(texts) + len(callers) >= 400
+    assert reasons >= REFUSAL_CODES | {"no_proposal", "proposal_admissible"}
+    assert kinds == {"number", "clock", "share", "one_of", "yes_no", "has"}
+    assert {case["expect"]["semantic"] for case in texts} == {"", "billing", "shipping"}
+
+
 def measured(body: Case) -> tuple[Measured, str]:
     raw = json.dumps(body).encode()
     request = decode_chat(raw)
@@ -60,7 +106,7 @@ def measured(body: Case) -> tuple[Measured, str]:
     return seen, request.model
 
 
-@cases("requests.json")
+@cases("requests.json", "drawn-requests.json")
 def test_the_engine_decides_requests_as_the_vectors_say(case: Case) -> None:
     seen, model = measured(case["body"])
     given = Facts(
@@ -94,7 +140,7 @@ async def validator(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[
 
 
 @pytest.mark.anyio
-@cases("requests.json")
+@cases("requests.json", "drawn-requests.json")
 async def test_the_validator_decides_requests_as_the_vectors_say(
     case: Case, validator: Running
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,17 @@ import pytest
 
 from waypost.client import Waypost
 from waypost.client._facts import from_header
+from waypost.client._token import UnverifiedClaims
 from waypost.client.testing import StaticManifest, unsigned_token
-from waypost.shared.contracts import AUTO, Declared, decode_policy
+from waypost.shared.contracts import AUTO, Declared, Facts, Policy, decode_policy
 from waypost.shared.measure import decode_chat
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 
 
 def cases() -> Iterator[Any]:
-    for case in json.loads((VECTORS / "requests.json").read_text()):
+    both = (VECTORS / name for name in ("requests.json", "drawn-requests.json"))
+    for case in (case for path in both for case in json.loads(path.read_text())):
         # A proposal is what the SDK comes up with; only what the app left open is its case.
         if case["proposal"] is None and case["body"].get("model", AUTO) == AUTO:
             yield pytest.param(case, id=case["name"])
@@ -46,3 +49,29 @@ def test_the_sdk_decides_requests_as_the_vectors_say(case: dict[str, Any]) -> No
     assert choice.route == expected["route"]
     assert list(choice.decision.chain) == expected["chain"]
     assert choice.model in {None, *choice.decision.candidates, *choice.decision.chain[:1]}
+
+
+def test_the_sdk_decides_facts_of_other_policies_as_the_vectors_say() -> None:
+    decided = 0
+    for drawn in json.loads((VECTORS / "drawn-decisions.json").read_text()):
+        manifest = StaticManifest(msgspec.convert(drawn["policy"], Policy))
+        for case in drawn["cases"]:
+            if case["proposal"] is not None:
+                continue
+            facts = msgspec.convert(case["facts"], Facts)
+            core = Waypost(manifest=manifest, refresh_interval_s=None)._core
+            core.now = partial(float, facts.now)
+            claims = UnverifiedClaims(exp=2**40, iat=0, signed=facts.signed)
+
+            choice = core.choose(facts.measured, facts.declared, claims, without_claims="no_token")
+
+            assert choice.decision is not None
+            expected = case["expect"]
+            assert (choice.decision.verdict, choice.decision.reason) == (
+                expected["verdict"],
+                expected["reason"],
+            )
+            assert list(choice.decision.chain) == expected["chain"]
+            assert choice.model in {None, *choice.decision.candidates, *expected["chain"][:1]}
+            decided += 1
+    assert decided > 100

@@ -61,6 +61,7 @@ def _facts(random: Random) -> Facts:
             data_classes=data(),
             affordable_nusd=random.choice((None, random.randrange(50_000_000))),
             out_of_service=_some(random, MODELS) if random.random() < 0.3 else (),
+            untranslatable=_some(random, MODELS) if random.random() < 0.1 else (),
             demands=_demands(random) if random.random() < 0.3 else None,
         ),
         declared=Declared(
