@@ -34,6 +34,7 @@ __all__ = [
     "MetricsConfig",
     "ProviderConfig",
     "PseudonymConfig",
+    "ReceiptsConfig",
     "RecordsConfig",
     "ReplayConfig",
     "SpendRule",
@@ -297,6 +298,28 @@ class TracingConfig(FileModel):
         return str(_http_url(endpoint))
 
 
+class ReceiptsConfig(FileModel):
+    """Whether decisions are provable: a signed receipt per answer, a sealed log of the records.
+
+    Attributes:
+        origin: the log's name, unique to this machine: ``validator.example/decisions``.
+        key: file with the secret; made, readable by its owner alone, if it is not there.
+        log: folder of the log.
+        header: whether answers carry ``Waypost-Receipt``.
+    """
+
+    origin: Annotated[
+        str,
+        _pattern(
+            r"[A-Za-z0-9][A-Za-z0-9./_-]{2,127}",
+            "should be a name without a scheme, as validator.example/decisions",
+        ),
+    ]
+    key: FilePath = Path("state/receipts.key")
+    log: FilePath = Path("state/log")
+    header: bool = True
+
+
 class SpendRule(FileModel):
     """At most so many dollars in each calendar window (UTC)."""
 
@@ -395,6 +418,7 @@ class ValidatorConfig(FileModel):
     records: RecordsConfig = RecordsConfig()
     metrics: MetricsConfig = MetricsConfig()
     tracing: TracingConfig | None = None
+    receipts: ReceiptsConfig | None = None
     budgets: Budgets = Budgets()
     pseudonym: PseudonymConfig = PseudonymConfig(path=Path("state/pseudonym.key"))
     limits: LimitsConfig = LimitsConfig()
@@ -413,6 +437,10 @@ class ValidatorConfig(FileModel):
                 "ledger": self.ledger.model_copy(update={"path": folder / self.ledger.path}),
                 "replay": self.replay.model_copy(update={"path": folder / self.replay.path}),
                 "metrics": self.metrics.model_copy(update={"path": folder / self.metrics.path}),
+                "receipts": self.receipts
+                and self.receipts.model_copy(
+                    update={"key": folder / self.receipts.key, "log": folder / self.receipts.log}
+                ),
                 "records": self.records.model_copy(
                     update={
                         "path": folder / self.records.path,

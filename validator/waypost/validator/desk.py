@@ -37,6 +37,8 @@ from waypost.validator.config import ConfigError, ValidatorConfig, load_pseudony
 from waypost.validator.detectors import Detectors, load_detectors
 from waypost.validator.dpop import ProofChecker
 from waypost.validator.ledger import Ledger, SqliteLedger
+from waypost.validator.receipts.keys import ReceiptKeys, load_keys
+from waypost.validator.receipts.log import ReceiptLog
 from waypost.validator.records import RecordSink, RecordStore
 from waypost.validator.records.opening import open_store
 from waypost.validator.records.policies import policy_of
@@ -208,6 +210,7 @@ class Desk:
         siblings: Siblings,
         metrics_token: str | None,
         tracer: "Tracer | None",
+        receipts: ReceiptKeys | None,
     ) -> None:
         self.config = config
         self.keeper = keeper
@@ -229,6 +232,7 @@ class Desk:
         self.metrics_token = metrics_token
         self._hedges: dict[tuple[str, int], ExtraBudget] = {}
         self.tracer = tracer
+        self.receipts = receipts
         self._client = client
         self._serving: Serving | None = None
         self._refreshing = asyncio.Lock()
@@ -484,7 +488,12 @@ async def open_desk(
             spill = Spill(config.records.spill, max_bytes=config.records.spill_mib * MIB)
         except OSError as exc:
             raise StoreError(f"{config.records.spill} cannot be used: {exc}") from exc
-        records = RecordSink(store, spill=spill)
+        receipts: ReceiptKeys | None = None
+        log: ReceiptLog | None = None
+        if config.receipts is not None:
+            receipts = load_keys(config.receipts.key, origin=config.receipts.origin)
+            log = ReceiptLog(config.receipts.log, receipts)
+        records = RecordSink(store, spill=spill, seal=None if log is None else log.append)
         stack.push_async_callback(records.close)
         records.resume()
         headers: dict[str, str] = {}
@@ -520,6 +529,7 @@ async def open_desk(
             siblings=siblings,
             metrics_token=metrics_token,
             tracer=tracer,
+            receipts=receipts if config.receipts and config.receipts.header else None,
         )
         await to_thread.run_sync(keeper.load)
         await desk.take_over()

@@ -7,6 +7,7 @@ with an answer that says why, nothing charged, and a record.
 """
 
 import logging
+from functools import partial
 
 from waypost.shared.engine import decide as engine_decide
 from waypost.shared.errors import RefusalError, StoreError, WaypostError
@@ -15,7 +16,7 @@ from waypost.validator.pipeline.authenticate import authenticate
 from waypost.validator.pipeline.call import Call, Considered, pick_headers
 from waypost.validator.pipeline.decide import require_served
 from waypost.validator.pipeline.forward import forward
-from waypost.validator.pipeline.record import record_of
+from waypost.validator.pipeline.record import receipt_of, record_of
 from waypost.validator.pipeline.reserve import Booking, reserve
 from waypost.validator.pipeline.settle import settle
 from waypost.validator.pipeline.understand import bound_time, understand
@@ -55,6 +56,8 @@ async def consider(desk: Desk, call: Call) -> Considered:
         RefusalError: the request is not to be served.
     """
     call.headers = pick_headers(call.raw_headers)
+    if desk.receipts is not None:
+        call.receipt = partial(receipt_of, call, desk.receipts)
     call.trace = desk.begin_trace(call.headers.get(b"traceparent"))
     caller, serving = call.caller, call.serving = await authenticate(
         desk, call.headers, method=call.method, path=call.path, now=call.now

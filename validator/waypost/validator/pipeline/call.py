@@ -123,6 +123,7 @@ class Call:
         "proposal",
         "raw_headers",
         "reason",
+        "receipt",
         "receive",
         "repeats",
         "reserved_nusd",
@@ -174,6 +175,8 @@ class Call:
         self.proposal: Proposal | None = None
         self.repeats: str | None = None
         self.trace: TraceContext | None = None
+        # Signs what is decided, when the answer begins; None where nothing is signed.
+        self.receipt: Callable[[], bytes] | None = None
         self.decision: Decision | None = None
         self.verdict: Verdict = "refused"
         self.reason = ""
@@ -246,6 +249,8 @@ class Call:
             headers.append(self.serving.header)
         if self.endpoint == "messages":
             headers.append((b"request-id", self.id.encode()))  # where Anthropic's SDKs look
+        if self.receipt is not None:
+            headers.append((b"waypost-receipt", self.receipt()))
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def answer(

@@ -4,8 +4,10 @@ from waypost.shared.money import bill
 from waypost.shared.records import DecisionRecord
 from waypost.shared.replay import DOWNGRADE, decision_digest
 from waypost.validator.pipeline.call import Call
+from waypost.validator.receipts.keys import ReceiptKeys
+from waypost.validator.receipts.receipt import Receipt, facts_digest, sign_receipt
 
-__all__ = ["record_of"]
+__all__ = ["receipt_of", "record_of"]
 
 
 def record_of(call: Call) -> DecisionRecord:
@@ -49,4 +51,30 @@ def record_of(call: Call) -> DecisionRecord:
         trace_id=None if call.trace is None else call.trace.trace_id,
         span_id=None if call.trace is None else call.trace.span_id,
         parent_span_id=None if call.trace is None else call.trace.parent_span_id,
+    )
+
+
+def receipt_of(call: Call, keys: ReceiptKeys) -> bytes:
+    """Return the signed receipt of ``call``, as far as it has come: the answer begins."""
+    caller, serving, decision = call.caller, call.serving, call.decision
+    model = None if call.verdict == "refused" else call.model
+    target = serving.targets.get(model) if serving is not None and model is not None else None
+    return sign_receipt(
+        Receipt(
+            iss=keys.origin,
+            jti=call.id,
+            iat=call.now,
+            sub="" if caller is None else caller.subject,
+            verdict=call.verdict,
+            reason=call.reason,
+            requested=None if call.proposal is None else call.proposal.model,
+            model=model,
+            provider=None if target is None else target.model.provider,
+            region=None if target is None else target.model.region,
+            route=None if decision is None else decision.route,
+            manifest=None if serving is None else serving.version,
+            manifest_sha256=None if serving is None else serving.digest,
+            facts=facts_digest(call.facts),
+        ),
+        keys,
     )

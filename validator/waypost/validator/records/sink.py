@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 import msgspec
@@ -40,12 +40,21 @@ class RecordSink:
     """
 
     def __init__(
-        self, store: RecordStore, *, spill: Spill | None = None, max_bytes: int = 64 * 2**20
+        self,
+        store: RecordStore,
+        *,
+        spill: Spill | None = None,
+        seal: Callable[[Sequence[Encoded]], None] | None = None,
+        max_bytes: int = 64 * 2**20,
     ) -> None:
         """Args:
+        seal: writes records into the log that proves them, once each and before they leave
+            memory; called in a thread, and may raise StoreError.
         max_bytes: of encoded records that wait in memory; about 50,000 of them.
         """
         self._store = store
+        self._seal = seal
+        self._sealed: set[str] = set()
         self._spill = spill
         self._max_bytes = max_bytes
         self._waiting: dict[str, Encoded] = {}
@@ -151,6 +160,7 @@ class RecordSink:
     async def _write_batch(self) -> None:
         batch = list(islice(self._waiting.values(), MAX_BATCH))
         told = self._untold
+        await self._seal_new(batch)
         if batch or told:
             await self._store.append(batch, dropped=told)
         self._untold -= told
@@ -171,9 +181,21 @@ class RecordSink:
         if lines:
             await to_thread.run_sync(self._spill.done)
 
+    async def _seal_new(self, batch: Sequence[Encoded]) -> None:
+        if self._seal is None:
+            return
+        new = [item for item in batch if item[0].id not in self._sealed]
+        if new:
+            await to_thread.run_sync(self._seal, new)
+            self._sealed.update(record.id for record, _ in new)
+
     async def _spill_over(self) -> None:
         """Move what waits in memory to the disk, as far as it fits there."""
         batch = list(self._waiting.values())
+        try:
+            await self._seal_new(batch)
+        except StoreError:
+            return  # what no log proves stays here until one does
         if self._spill is None or not batch:
             return
         try:
@@ -187,6 +209,7 @@ class RecordSink:
     def _forget(self, batch: Sequence[Encoded]) -> None:
         for record, body in batch:
             del self._waiting[record.id]
+            self._sealed.discard(record.id)
             self._waiting_bytes -= len(body)
 
     async def _pause(self, duration_s: float) -> None:
