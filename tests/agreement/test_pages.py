@@ -107,6 +107,21 @@ def test_the_tokens_page_names_every_code_of_a_refused_token() -> None:
     assert named == set(get_args(TokenCode))
 
 
+def test_the_tests_that_the_page_of_checks_names_exist() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (DOCS / "checks.md").read_text()))
+    tests = (ROOT / "tests").rglob("test_*.py")
+
+    assert named <= {
+        name for file in tests for name in re.findall(r"def (test_\w+)", file.read_text())
+    }
+
+
+def test_the_page_of_checks_names_every_code_of_a_refused_token() -> None:
+    named = set(re.findall(r"`((?:token|dpop)_\w+)`", (DOCS / "checks.md").read_text()))
+
+    assert set(get_args(TokenCode)) - named == {"token_narrow_depth", "token_narrow_key"}
+
+
 def test_every_error_has_the_status_that_the_page_says() -> None:
     statuses = {code: status for status, codes in _table("api.md") for code in codes}
     stores = [

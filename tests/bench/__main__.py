@@ -20,6 +20,7 @@ from bench import (
     serving,
     simulating,
     trusting,
+    verifying,
 )
 from bench.processes import Unavailable
 
@@ -34,6 +35,7 @@ SECTIONS: dict[str, Callable[[Path], Rows]] = {
     "serve": serving.rows,
     "simulate": lambda _: simulating.rows(),
     "stream": serving.stream_rows,
+    "tokens": verifying.rows,
     "trust": trusting.rows,
 }
 

@@ -6,6 +6,7 @@ The SDK's page, the key ceremony and the CDN guide have tests of their own.
 import re
 import shlex
 import sqlite3
+import textwrap
 import time
 from contextlib import closing
 from pathlib import Path
@@ -21,6 +22,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from support.command import Command
 from support.ledgers import a_hold
 from support.projects import a_project
+from support.publisher import Publisher
+from support.tokens import App
 from support.upstream import running_upstream
 from support.validator import HELLO, running_validator
 from waypost.edge.authoring import load_policy
@@ -145,6 +148,47 @@ def test_taking_back_is_written_as_the_tokens_page_says(tmp_path: Path) -> None:
     assert [key.status for key in issuers.issuers[0].keys] == ["revoked", "active"]
     assert len(issuers.revoked_jtis) == len(issuers.min_iat_by_subject) == 1
     assert len(issuers.min_iat_by_tenant) == len(issuers.min_epoch_by_subject) == 1
+
+
+# ── dpop.md ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_settings_of_the_dpop_page_are_settings(tmp_path: Path) -> None:
+    issuers, settings = blocks("dpop", "yaml")
+    public = issuer_key(Ed25519PrivateKey.generate(), kid="app-1")
+    (tmp_path / "issuers.yaml").write_text(issuers.replace("…", public.x or ""))
+    (tmp_path / "validator.yaml").write_text(yaml.safe_dump(SETTINGS) + settings)
+
+    (issuer,) = load_issuers(
+        tmp_path / "issuers.yaml", channel="prod", version=1, issued_at=0
+    ).issuers
+    config = load_config(tmp_path / "validator.yaml")
+
+    assert (issuer.dpop, issuer.bearer_clients) == ("required", ("nightly",))
+    assert config.dpop is not None
+    assert config.dpop.origins == ["https://gateway.example"]
+
+
+def test_a_token_is_narrowed_and_used_as_the_dpop_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    parts = [textwrap.dedent(block) for block in blocks("dpop", "python")]
+    issuer = App(audience="waypost")
+    made: dict[str, Any] = {
+        "ask_app_for_token": lambda *, bound_to: issuer.mint(jkt=bound_to, now=int(time.time())),
+        "manifest_url": "https://edge.example/v1/prod/bundle.json",
+        "root": Publisher().root,
+    }
+
+    exec(parts[0], made)  # noqa: S102
+    made["token"] = made["ask_app_for_token"](bound_to=made["key"].thumbprint)
+    exec(parts[1], made)  # noqa: S102
+    exec(parts[2], made)  # noqa: S102
+
+    verifier = TokenVerifier(issuer.issuers(), audience="waypost")
+    claims = verifier.verify(f"DPoP {made['narrowed']}", now=int(time.time()))
+    assert (claims.models, claims.data_classes) == (("small",), ("phi",))
 
 
 # ── validator.md, budgets.md ───────────────────────────────────────────────────────────────────
