@@ -189,6 +189,10 @@ class ProviderConfig(FileModel):
         base_url: up to and including the version, as SDKs want it: ``https://…/v1``.
         api_key: name of the environment variable that holds the key; absent: no key is sent.
         api_keys: instead, the names of several, used in turn.
+        dialect: how it is spoken to.
+        apis: what it speaks itself of OpenAI's APIs, if not all four.
+        sampling: whether its models take ``temperature``, ``top_p`` and ``top_k``; ``None``: as
+            usual for its dialect.
         max_tokens_field: what the provider calls the answer's limit.
         timeout_s: longest silence of the provider; of an unstreamed answer, its whole time.
         retries: how often one request may be sent here again after a failure.
@@ -200,7 +204,9 @@ class ProviderConfig(FileModel):
     base_url: str
     api_key: EnvName | None = None
     api_keys: list[EnvName] = []
-    dialect: Literal["anthropic", "openai"] = "openai"
+    dialect: Literal["anthropic", "gemini", "openai"] = "openai"
+    apis: list[Literal["chat.completions", "completions", "embeddings", "responses"]] | None = None
+    sampling: bool | None = None
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     timeout_s: Seconds = 60.0
     connect_timeout_s: Seconds = 3.0
@@ -221,6 +227,12 @@ class ProviderConfig(FileModel):
             raise _wrong("give api_key or api_keys, not both")
         if len(set(self.api_keys)) < len(self.api_keys):
             raise _wrong("api_keys names a variable twice")
+        return self
+
+    @model_validator(mode="after")
+    def _apis_are_its_own(self) -> "ProviderConfig":
+        if self.apis is not None and self.dialect != "openai":
+            raise _wrong(f"apis is for dialect openai; {self.dialect} has a fixed set")
         return self
 
     @field_validator("base_url")

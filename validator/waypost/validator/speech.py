@@ -5,7 +5,7 @@ are spoken to by translation (``waypost.validator.translation``). Either way a `
 bytes in, bytes out. Connections, time-outs and status codes are ``waypost.validator.upstream``'s.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from msgspec import Struct
 
@@ -50,7 +50,7 @@ class Asked:
         self.id = id
         self.now = now
         self.version = version
-        self.kept: dict[str, object] = {}
+        self.kept: dict[str, Any] = {}
 
 
 class Outgoing(Struct, frozen=True):

@@ -62,7 +62,12 @@ class Upstream:
         self.name = name
         dialect = DIALECTS[config.dialect]
         self.dialect = config.dialect
-        self.speeches = speeches(dialect, max_tokens_field=config.max_tokens_field)
+        self.speeches = speeches(
+            config.dialect,
+            max_tokens_field=config.max_tokens_field,
+            apis=None if config.apis is None else frozenset(config.apis),
+            sampling=config.sampling,
+        )
         self.timeout_s = config.timeout_s
         self.max_retries = config.retries
         self.limiter = Limiter(config.max_concurrency)

@@ -10,7 +10,7 @@ from waypost.shared.money import Tokens, Usage
 from waypost.validator.apis.fields import ABSENT, decode_fields, encode, is_present, size
 from waypost.validator.events import EventReader, write_event
 
-__all__ = ["TOLD_NOTHING", "MessageUsage", "bounded", "is_error", "reader", "usage"]
+__all__ = ["TOLD_NOTHING", "MessageUsage", "bounded", "is_error", "reader", "usage", "usage_told"]
 
 
 class _OutputDetails(Struct, frozen=True):
@@ -92,17 +92,18 @@ def bounded(
 
 def usage(body: bytes) -> Usage | None:
     """See ``Api``."""
-    told = _usage_of(_decode_answer(body).usage)
+    told = usage_told(_decode_answer(body).usage)
     return None if told is None else told.ours()
 
 
-def _usage_of(raw: Raw) -> MessageUsage | None:
+def usage_told(raw: Raw) -> MessageUsage | None:
+    """Return what a usage field says; one that cannot be read is as good as none."""
     if not is_present(raw):
         return None
     try:
         return _decode_usage(raw)
     except ValueError:
-        return None  # as good as none
+        return None
 
 
 def is_error(body: bytes) -> bool:
@@ -151,7 +152,7 @@ class _Reader(EventReader):
         return True
 
     def _tell(self, raw: Raw) -> None:
-        told = _usage_of(raw)
+        told = usage_told(raw)
         if told is not None:
             self._told = self._told.updated(told)
 

@@ -4,21 +4,30 @@ A dialect is pure: bytes in, bytes out. A new one is one new module and its line
 (docs/adr/0015).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Protocol
 
-from waypost.validator.providers import anthropic, openai
+from waypost.validator.providers import anthropic, gemini, openai
 from waypost.validator.speech import Native, Speech
+from waypost.validator.translation import CALLERS, ProviderSide, Translated
 
-__all__ = ["DIALECTS", "Dialect", "speeches"]
+__all__ = ["DIALECTS", "SAMPLING", "Dialect", "speeches"]
+
+# What a provider's models take or do not take as one, whatever its API says.
+SAMPLING = frozenset({"temperature", "top_k", "top_p"})
 
 
-class Dialect(Protocol):
+class Dialect(ProviderSide, Protocol):
     """What one kind of provider speaks."""
 
     @property
     def NATIVE(self) -> Mapping[str, str]:
         """The APIs it speaks itself → their paths below the base URL."""
+        ...
+
+    @property
+    def REFUSES(self) -> frozenset[str]:
+        """The fields of ``Prompt`` that its models do not take, unless the operator says so."""
         ...
 
     @property
@@ -31,12 +40,31 @@ class Dialect(Protocol):
         ...
 
 
-DIALECTS: dict[str, Dialect] = {"anthropic": anthropic, "openai": openai}
+DIALECTS: dict[str, Dialect] = {"anthropic": anthropic, "gemini": gemini, "openai": openai}
 
 
-def speeches(dialect: Dialect, *, max_tokens_field: str) -> dict[str, Speech]:
-    """Return the APIs that a provider of this dialect can be asked by, and how."""
-    return {
-        endpoint: Native(endpoint, path, max_tokens_field=max_tokens_field, version=dialect.VERSION)
-        for endpoint, path in dialect.NATIVE.items()
+def speeches(
+    name: str, *, max_tokens_field: str, apis: Set[str] | None = None, sampling: bool | None = None
+) -> dict[str, Speech]:
+    """Return the APIs that a provider of the dialect ``name`` can be asked by, and how.
+
+    Args:
+        apis: those that it speaks itself, if not all of the dialect's.
+        sampling: whether its models take ``temperature`` and the like, if not as the dialect's.
+    """
+    dialect = DIALECTS[name]
+    refuses = dialect.REFUSES
+    if sampling is not None:
+        refuses = refuses - SAMPLING if sampling else refuses | SAMPLING
+    found: dict[str, Speech] = {
+        endpoint: Translated(
+            endpoint, dialect, name=name, max_tokens_field=max_tokens_field, refuses=refuses
+        )
+        for endpoint in CALLERS
     }
+    for endpoint, path in dialect.NATIVE.items():
+        if apis is None or endpoint in apis:
+            found[endpoint] = Native(
+                endpoint, path, max_tokens_field=max_tokens_field, version=dialect.VERSION
+            )
+    return found

@@ -1,0 +1,62 @@
+"""Bodies read so that nothing in them is passed over.
+
+The structs of the callers' sides name every field that can be translated, and every field that
+has no bearing on the answer; whatever else a request holds is refused, with its path, rather
+than dropped in silence.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from waypost.validator.translation.neutral import Image, untranslatable
+
+__all__ = ["image_of", "only", "read"]
+
+T = TypeVar("T")
+
+
+def read(decode: Callable[[bytes], T], body: bytes) -> T:
+    """Return what ``decode`` makes of ``body``.
+
+    Raises:
+        UntranslatableError: it holds something that ``decode`` has no place for.
+    """
+    try:
+        return decode(body)
+    except msgspec.ValidationError as exc:
+        text, _, path = str(exc).partition(" - at ")
+        path = path.strip("`").removeprefix("$").removeprefix(".")
+        _, found, rest = text.partition("unknown field `")
+        if found:
+            path = f"{path}.{rest.rstrip('`')}".removeprefix(".")
+        raise untranslatable(
+            path, f"The provider's API has no words for {path or 'this request'}."
+        ) from None
+
+
+def only(body: object, allowed: Mapping[str, tuple[Any, ...]]) -> None:
+    """Check that fields which could not be translated ask for nothing.
+
+    Args:
+        allowed: field → values that mean what happens anyway; ``None`` always does.
+
+    Raises:
+        UntranslatableError: one of them asks for something.
+    """
+    for name, values in allowed.items():
+        value = getattr(body, name)
+        if value is not None and value not in values:
+            raise untranslatable(name, f"The provider's API has no words for this {name}.")
+
+
+def image_of(url: str) -> Image:
+    """Return the picture at ``url``, out of a data URL if it is one."""
+    if not url.startswith("data:"):
+        return Image(url=url)
+    head, _, data = url.removeprefix("data:").partition(",")
+    media_type, base64, rest = head.partition(";base64")
+    if not base64 or rest or not data:
+        raise untranslatable("image_url", "A picture's data URL must be in base64.")
+    return Image(media_type=media_type, data=data)
