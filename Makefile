@@ -4,13 +4,14 @@ BIN := .venv/bin
 CODE := cli client_sdk demo docs/examples edge shared validator tests
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo demo-real test soak bench lint fmt clean
+.PHONY: help demo demo-real test soak bench bench-rivals lint fmt clean
 
 help:
 	@echo "make demo       the whole flow on simulated models, in about a minute"
 	@echo "make demo-real  the same against a real language model on this machine"
 	@echo "make test       lint, types, architecture and the test suite"
 	@echo "make bench      speed, as ratios against baselines of the same run"
+	@echo "make bench-rivals  the same against other gateways, which it installs"
 	@echo "make soak       three minutes of random faults, one provider always down"
 	@echo "make lint, make fmt, make clean"
 
@@ -64,6 +65,10 @@ soak: .venv/dev
 
 bench: .venv/dev
 	@PYTHONPATH=tests $(BIN)/python -m bench
+
+# Installs other gateways, pinned, below ~/.cache/waypost-bench; what does not install is skipped.
+bench-rivals: .venv/dev
+	@PYTHONPATH=tests $(BIN)/python -m bench rivals
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* htmlcov dist

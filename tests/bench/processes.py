@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SERVER_CORE, LOAD_CORE = 0, max(0, (os.cpu_count() or 1) - 1)
+CHAT = "/v1/chat/completions"
 BODY = Path(__file__).parent / "body.json"
 
 
@@ -49,6 +50,7 @@ def running(
     core: int,
     env: Mapping[str, str] | None = None,
     log: Path,
+    wait_s: float = 20.0,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run ``command`` pinned to ``core`` until the block ends; enter when ``port`` answers."""
     with log.open("wb") as output:
@@ -60,7 +62,7 @@ def running(
             preexec_fn=lambda: _pin(core),
         )
     try:
-        for _ in range(400):
+        for _ in range(int(wait_s * 20)):
             if process.poll() is not None:
                 raise RuntimeError(f"{command[0]} ended at once: {log.read_text()[-2_000:]}")
             try:
@@ -119,13 +121,20 @@ class Load:
 
 
 def wrk(
-    port: int, *, connections: int, seconds: int, headers: Mapping[str, str], folder: Path
+    port: int,
+    *,
+    connections: int,
+    seconds: int,
+    headers: Mapping[str, str],
+    folder: Path,
+    body: Path = BODY,
+    path: str = CHAT,
 ) -> Load:
-    """POST the 1.5 kB body to the server on ``port`` as fast as it answers."""
+    """POST ``body``, 1.5 kB of it, to the server on ``port`` as fast as it answers."""
     script = folder / "post.lua"
     lines = "\n".join(f'wrk.headers["{k}"] = [[{v}]]' for k, v in headers.items())
     script.write_text(f"""
-local f = io.open("{BODY}", "rb"); wrk.body = f:read("*a"); f:close()
+local f = io.open("{body}", "rb"); wrk.body = f:read("*a"); f:close()
 wrk.method = "POST"; wrk.headers["Content-Type"] = "application/json"
 {lines}
 done = function(summary, latency, requests)
@@ -138,7 +147,7 @@ end
     output = subprocess.run(
         [
             need("wrk"), "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(script),
-            f"http://127.0.0.1:{port}/v1/chat/completions",
+            f"http://127.0.0.1:{port}{path}",
         ],
         capture_output=True, text=True, check=True,
         preexec_fn=lambda: _pin(LOAD_CORE),

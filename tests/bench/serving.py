@@ -10,7 +10,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import httpx
 
 from bench.processes import (
     BODY,
+    CHAT,
     LOAD_CORE,
     SERVER_CORE,
     Load,
@@ -131,29 +132,39 @@ def stream_rows(folder: Path) -> list[tuple[str, str, str]]:
         running(server, port=upstream, core=LOAD_CORE, log=folder / "sse.log"),
         a_validator(folder / "streaming", url) as (ours, headers),
     ):
-        direct, through = asyncio.run(_first_bytes(upstream, ours, headers))
+        body = folder / "stream.json"
+        body.write_bytes(json.dumps({**json.loads(BODY.read_bytes()), "stream": True}).encode())
+        direct, through = first_bytes(upstream, ours, headers, body)
     added_ms = statistics.median(through) - statistics.median(direct)
     return [("added time to first byte of a stream, median", f"{added_ms:.2f} ms", "≤ 1 ms")]
 
 
-async def _first_bytes(
-    upstream: int, ours: int, headers: dict[str, str]
+def first_bytes(
+    upstream: int, ours: int, headers: Mapping[str, str], body: Path, *, path: str = CHAT
 ) -> tuple[list[float], list[float]]:
-    body = json.dumps({**json.loads(BODY.read_bytes()), "stream": True}).encode()
+    """Return the milliseconds to the first byte of streams, direct and through, in turn."""
+    return asyncio.run(_first_bytes(upstream, ours, headers, body.read_bytes(), path))
+
+
+async def _first_bytes(
+    upstream: int, ours: int, headers: Mapping[str, str], body: bytes, path: str
+) -> tuple[list[float], list[float]]:
     direct: list[float] = []
     through: list[float] = []
     for _ in range(STREAMS):
         direct.append(await _first_byte_ms(upstream, body, headers))
-        through.append(await _first_byte_ms(ours, body, headers))
+        through.append(await _first_byte_ms(ours, body, headers, path))
     return direct[10:], through[10:]
 
 
-async def _first_byte_ms(port: int, body: bytes, headers: dict[str, str]) -> float:
+async def _first_byte_ms(
+    port: int, body: bytes, headers: Mapping[str, str], path: str = CHAT
+) -> float:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     lines = [f"{name}: {value}" for name, value in headers.items()]
     head = "\r\n".join(
         [
-            "POST /v1/chat/completions HTTP/1.1", "Host: bench", "Connection: close",
+            f"POST {path} HTTP/1.1", "Host: bench", "Connection: close",
             "Content-Type: application/json", f"Content-Length: {len(body)}", *lines,
         ]
     )  # fmt: skip

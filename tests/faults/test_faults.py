@@ -96,7 +96,7 @@ class Fault:
     behave: Behaviour = field(default_factory=answering)
     outcome: str = "server_error"
     told: tuple[int, str] = UNAVAILABLE
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 FAULTS = {
