@@ -26,6 +26,8 @@ from waypost.validator.resilience.breaker import BreakerRules
 __all__ = [
     "BreakerConfig",
     "Budgets",
+    "CanaryConfig",
+    "CandidateConfig",
     "ConfigError",
     "DPoPConfig",
     "LedgerConfig",
@@ -332,6 +334,51 @@ class ReceiptsConfig(FileModel):
     header: bool = True
 
 
+Fraction = Annotated[float, BeforeValidator(_seconds), Field(ge=0, le=1)]
+
+
+class CanaryConfig(FileModel):
+    """How many callers a candidate serves, and what ends that.
+
+    Attributes:
+        share: of the callers, always the same ones.
+        min_requests: of each side before anything is judged.
+        max_failed, max_refused, max_bad: how much higher the share of failures, refusals and bad
+            ratings may surely be (0.02: two points).
+        max_cost: how much dearer a request may surely be (0.2: a fifth).
+    """
+
+    share: Fraction
+    min_requests: Annotated[int, Field(ge=20)] = 200
+    max_failed: Fraction = 0.02
+    max_refused: Fraction = 0.02
+    max_bad: Fraction = 0.05
+    max_cost: Annotated[float, BeforeValidator(_seconds), Field(ge=0, le=100)] = 0.2
+
+
+class CandidateConfig(FileModel):
+    """A manifest on trial: another channel of the same repository.
+
+    Attributes:
+        url: its ``bundle.json``; without one, ``cache`` is a bundle that somebody puts there.
+        state: file by which workers tell each other of a roll-back.
+        shadow_share: of the callers whose requests it decides along, unseen.
+        canary: serves a share of the callers.
+    """
+
+    channel: Channel
+    url: str | None = None
+    cache: FilePath = Path("state/candidate.json")
+    state: FilePath = Path("state/canary.json")
+    shadow_share: Fraction = 0.0
+    canary: CanaryConfig | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _is_http(cls, url: str | None) -> str | None:
+        return None if url is None else str(_http_url(url))
+
+
 class SpendRule(FileModel):
     """At most so many dollars in each calendar window (UTC)."""
 
@@ -431,6 +478,7 @@ class ValidatorConfig(FileModel):
     metrics: MetricsConfig = MetricsConfig()
     tracing: TracingConfig | None = None
     receipts: ReceiptsConfig | None = None
+    candidate: CandidateConfig | None = None
     budgets: Budgets = Budgets()
     pseudonym: PseudonymConfig = PseudonymConfig(path=Path("state/pseudonym.key"))
     limits: LimitsConfig = LimitsConfig()
@@ -449,6 +497,13 @@ class ValidatorConfig(FileModel):
                 "ledger": self.ledger.model_copy(update={"path": folder / self.ledger.path}),
                 "replay": self.replay.model_copy(update={"path": folder / self.replay.path}),
                 "metrics": self.metrics.model_copy(update={"path": folder / self.metrics.path}),
+                "candidate": self.candidate
+                and self.candidate.model_copy(
+                    update={
+                        "cache": folder / self.candidate.cache,
+                        "state": folder / self.candidate.state,
+                    }
+                ),
                 "receipts": self.receipts
                 and self.receipts.model_copy(
                     update={"key": folder / self.receipts.key, "log": folder / self.receipts.log}

@@ -1,4 +1,4 @@
-"""``waypost decisions replay`` and ``export``: what is done with many records at once."""
+"""``waypost decisions replay``, ``export``, ``compare``: what takes many records at once."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from waypost.cli.output import fail, print_json
+from waypost.cli.output import console, fail, print_json, table
 from waypost.validator.decisions_options import (
     JSON,
     Config,
@@ -27,16 +27,19 @@ if TYPE_CHECKING:
     from waypost.shared.engine import CompiledPolicy
     from waypost.shared.records import DecisionRecord
     from waypost.validator.records import RecordFilter, RecordStore
+    from waypost.validator.records.compare import Arm
 
 __all__ = ["register"]
 
 PAGE = 2_000
+NEWEST = 50_000  # of each side; more would narrow the intervals by little
 
 
 def register(decisions: typer.Typer) -> None:
     """Add the commands to ``waypost decisions``."""
     decisions.command("replay")(_replay)
     decisions.command("export")(_export)
+    decisions.command("compare")(_compare)
 
 
 async def _pages(store: "RecordStore", filters: "RecordFilter") -> AsyncGenerator[Sequence[bytes]]:
@@ -157,3 +160,80 @@ def _export(
 
     count = read(db, config, export)
     say(f"{count:,} {'decision' if count == 1 else 'decisions'} written to {path}")
+
+
+# ── compare ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _compare(
+    a: Annotated[str, typer.Argument(metavar="ROUTE_A")],
+    b: Annotated[str, typer.Argument(metavar="ROUTE_B")],
+    model: OfModel = None,
+    tenant: OfTenant = None,
+    since: Since = None,
+    db: Database = None,
+    config: Config = Path("validator.yaml"),
+    as_json: JSON = False,
+) -> None:
+    """Say whether one route is surely better than another: quality, cost and time.
+
+    Different routes get different requests, so a difference is no proof that one would do better
+    with the other's; a canary compares like with like.
+    """
+    from waypost.validator.records.compare import arm_of, compare
+
+    async def both(store: "RecordStore") -> "tuple[Arm, Arm]":
+        arms: list[Arm] = []
+        for route in (a, b):
+            wanted = filter_of(route=route, model=model, tenant=tenant, since_ms=since)
+            rated = (await store.stats(wanted, by=())).rows
+            good, bad = (rated[0].good, rated[0].bad) if rated else (0, 0)
+            arms.append(arm_of(await _newest(store, wanted), good=good, bad=bad))
+        return arms[0], arms[1]
+
+    arm_a, arm_b = read(db, config, both)
+    for route, arm in ((a, arm_a), (b, arm_b)):
+        if not arm.requests:
+            fail(f"no decisions of route {route} are recorded")
+    found = compare(arm_a, arm_b)
+    if as_json:
+        print_json({"a": arm_a.requests, "b": arm_b.requests, "differences": found})
+        return
+    rows = [
+        (
+            one.measure,
+            _told(one.measure, one.a),
+            _told(one.measure, one.b),
+            "-"
+            if one.low is None
+            else f"{_told(one.measure, one.low)} … {_told(one.measure, one.high)}",
+            {"a": a, "b": b, None: "not shown"}[one.better] if one.low is not None else "too few",
+        )
+        for one in found
+    ]
+    console.print(
+        table(
+            (f"of {arm_a.requests:,} and {arm_b.requests:,}", a, b, "b - a, 95 %", "better"), rows
+        )
+    )
+
+
+async def _newest(store: "RecordStore", filters: "RecordFilter") -> "list[DecisionRecord]":
+    """Return the newest records, as many as are worth comparing."""
+    found: list[DecisionRecord] = []
+    before: str | None = None
+    while len(found) < NEWEST:
+        page = await store.list(filters, limit=PAGE, before=before)
+        found += page
+        if len(page) < PAGE:
+            break
+        before = page[-1].id
+    return found
+
+
+def _told(measure: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if measure == "cost_nusd":
+        return f"${value / 1_000_000_000:.3g}"
+    return f"{value:,.0f} ms" if measure.endswith("_ms") else f"{value:.1%}"

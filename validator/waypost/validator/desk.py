@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import httpx
 import msgspec
 from anyio import to_thread
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from waypost.shared.contracts import (
     Claims,
@@ -48,7 +48,7 @@ from waypost.validator.replay import SeenOnce, SqliteSeen
 from waypost.validator.resilience.breaker import Breaker
 from waypost.validator.resilience.budget import ExtraBudget
 from waypost.validator.resilience.keys import LONGEST_WAIT_S
-from waypost.validator.speech import Native, Speech
+from waypost.validator.speech import Asked, Native, Speech
 from waypost.validator.telemetry.context import TraceContext, begin
 from waypost.validator.telemetry.counts import Counts, encode
 from waypost.validator.telemetry.siblings import Siblings
@@ -56,6 +56,7 @@ from waypost.validator.tokens import TokenVerifier
 from waypost.validator.upstream import Upstream
 
 if TYPE_CHECKING:
+    from waypost.validator.candidate import Candidate
     from waypost.validator.telemetry.tracing import Tracer
 
 __all__ = ["Caller", "Desk", "Serving", "Speaking", "Target", "open_desk"]
@@ -233,6 +234,7 @@ class Desk:
         self._hedges: dict[tuple[str, int], ExtraBudget] = {}
         self.tracer = tracer
         self.receipts = receipts
+        self.candidate: Candidate | None = None
         self._client = client
         self._serving: Serving | None = None
         self._refreshing = asyncio.Lock()
@@ -303,14 +305,9 @@ class Desk:
                     )
         self._serving = serving
         self.callers.clear()
-        self.counts.know([trusted.policy])
+        self._know_names()
         logger.info("serving manifest v%d of channel %s", serving.version, self.config.channel)
-        try:
-            await self.store.put_policy(serving.digest, trusted.policy_bytes)
-            if serving.hints_bytes is not None and serving.hints_digest is not None:
-                await self.store.put_policy(serving.hints_digest, serving.hints_bytes)
-        except StoreError as exc:
-            logger.error("the manifest cannot be kept for explanations: %s", exc)
+        await self._keep_policy(serving)
 
     async def refresh(self) -> None:
         """Ask the edge once for a newer manifest; a failure changes nothing but the log."""
@@ -329,6 +326,30 @@ class Desk:
             else:
                 self._told = None
             await self.take_over()
+            await self._refresh_candidate()
+
+    async def _refresh_candidate(self) -> None:
+        candidate = self.candidate
+        if candidate is None or not await candidate.refresh(self._client):
+            return
+        serving = candidate.serving
+        if serving is None:
+            return
+        self._know_names()
+        await self._keep_policy(serving)
+
+    def _know_names(self) -> None:
+        trial = None if self.candidate is None else self.candidate.serving
+        self.counts.know([one.compiled.policy for one in (self._serving, trial) if one is not None])
+
+    async def _keep_policy(self, serving: Serving) -> None:
+        """Keep the manifest beside the records that it decides."""
+        try:
+            await self.store.put_policy(serving.digest, serving.trusted.policy_bytes)
+            if serving.hints_bytes is not None and serving.hints_digest is not None:
+                await self.store.put_policy(serving.hints_digest, serving.hints_bytes)
+        except StoreError as exc:
+            logger.error("the manifest cannot be kept for explanations: %s", exc)
 
     async def _reload(self) -> None:
         """Read what another worker was handed, where manifests do not come from the edge."""
@@ -344,9 +365,25 @@ class Desk:
         """Keep and count what became of a request."""
         self.records.put(record)
         self.counts.record(record)
+        if self.candidate is not None:
+            self.candidate.note(record)
         if self.tracer is not None and record.trace_id is not None:
             policy = None if self._serving is None else self._serving.compiled.policy
             self.tracer.record(record, policy)
+
+    def canary(self, caller: Caller, now: int) -> Serving | None:
+        """Return the candidate where it serves this caller."""
+        return None if self.candidate is None else self.candidate.serves(caller.signed.cohort, now)
+
+    def with_shadow(self, record: DecisionRecord, asked: Asked, caller: Caller) -> DecisionRecord:
+        """Return the record with what the candidate would have decided, if it is asked."""
+        if self.candidate is None or record.facts is None or record.is_canary:
+            return record
+        serving = self.candidate.shadows(caller.signed.cohort)
+        if serving is None:
+            return record
+        shadow = self.candidate.shadow(serving, asked, record)
+        return structs.replace(record, shadow=shadow)
 
     def begin_trace(self, header: bytes | None) -> TraceContext | None:
         """Return the trace of a request that has just come; ``None`` if it is not traced."""
@@ -429,6 +466,8 @@ class Desk:
         """Charge expired holds, for ever."""
         while True:
             await asyncio.sleep(SWEEP_S * random.uniform(1 - JITTER, 1 + JITTER))
+            if self.candidate is not None:
+                self.candidate.judge()
             try:
                 swept = await self.ledger.sweep(now=int(self.clock()))
             except StoreError as exc:
@@ -531,6 +570,24 @@ async def open_desk(
             tracer=tracer,
             receipts=receipts if config.receipts and config.receipts.header else None,
         )
+        if config.candidate is not None:
+            # Candidates are made of what is served, and so of this module.
+            from waypost.validator.candidate import Candidate
+
+            desk.candidate = Candidate(
+                config.candidate,
+                keeper=ManifestKeeper(
+                    url=config.candidate.url,
+                    channel=config.candidate.channel,
+                    root=root,
+                    cache=config.candidate.cache,
+                    now=clock,
+                    projection=config.manifest.projection,
+                ),
+                upstreams=upstreams,
+                audience=config.audience,
+                grace_s=config.manifest.grace_s,
+            )
         await to_thread.run_sync(keeper.load)
         await desk.take_over()
         await desk.refresh()

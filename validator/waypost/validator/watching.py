@@ -102,6 +102,8 @@ async def _feedback(request: Request) -> Response:
     feedback = Feedback(rating=said.rating, cause=said.cause, at_ms=int(now * 1_000))
     await desk.store.put_feedback(record, feedback)
     desk.counts.feedback(record, feedback)
+    if desk.candidate is not None:
+        desk.candidate.rated(record, feedback)
     return _json({"decision": record.id, "rating": feedback.rating, "cause": feedback.cause})
 
 

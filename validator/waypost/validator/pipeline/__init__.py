@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 async def serve(desk: Desk, call: Call) -> None:
     """Answer one request to a model and record how it went."""
     booking: Booking | None = None
+    considered: Considered | None = None
     try:
         considered = await consider(desk, call)
         call.repeats = desk.repeats.note(
@@ -46,7 +47,10 @@ async def serve(desk: Desk, call: Call) -> None:
         if booking is not None and not booking.is_exposed:
             await booking.release()
         await refuse(call, INTERNAL)
-    desk.note(record_of(call))
+    record = record_of(call)
+    if considered is not None:
+        record = desk.with_shadow(record, considered.asked, considered.caller)
+    desk.note(record)
 
 
 async def consider(desk: Desk, call: Call) -> Considered:
@@ -62,6 +66,10 @@ async def consider(desk: Desk, call: Call) -> Considered:
     caller, serving = call.caller, call.serving = await authenticate(
         desk, call.headers, method=call.method, path=call.path, now=call.now
     )
+    on_trial = desk.canary(caller, call.now)
+    if on_trial is not None:
+        serving = call.serving = on_trial
+        call.is_canary = True
     call.mark("authenticate")
     asked, facts, call.proposal = await understand(desk, call, caller, serving)
     call.facts, call.streamed = facts, asked.request.stream is True

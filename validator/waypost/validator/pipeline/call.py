@@ -115,6 +115,7 @@ class Call:
         "has_started",
         "headers",
         "id",
+        "is_canary",
         "is_hurried",
         "method",
         "model",
@@ -174,6 +175,7 @@ class Call:
         self.untranslatable: UntranslatableError | None = None
         self.proposal: Proposal | None = None
         self.repeats: str | None = None
+        self.is_canary = False
         self.trace: TraceContext | None = None
         # Signs what is decided, when the answer begins; None where nothing is signed.
         self.receipt: Callable[[], bytes] | None = None

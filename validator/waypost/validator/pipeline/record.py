@@ -48,6 +48,7 @@ def record_of(call: Call) -> DecisionRecord:
         decision_digest=None if decision is None else decision_digest(decision),
         is_downgraded=decision is not None and decision.reason == DOWNGRADE,
         repeats=call.repeats,
+        is_canary=call.is_canary,
         trace_id=None if call.trace is None else call.trace.trace_id,
         span_id=None if call.trace is None else call.trace.span_id,
         parent_span_id=None if call.trace is None else call.trace.parent_span_id,

@@ -18,7 +18,7 @@ async def gauges(desk: Desk, *, shows_budgets: bool) -> list[Gauge]:
     Args:
         shows_budgets: whether whoever asks may know who has how much left.
     """
-    result = [*_manifest(desk), _breakers(desk), *_records(desk)]
+    result = [*_manifest(desk), _breakers(desk), *_records(desk), *_candidate(desk)]
     if shows_budgets:
         result.append(await _budgets(desk))
     return result
@@ -40,6 +40,21 @@ def _manifest(desk: Desk) -> list[Gauge]:
             "waypost_manifest_expires_in_seconds",
             "Until its first signature lapses.",
             trusted.expires_at - now,
+        ),
+    )
+    return [Gauge(name, text, (), [((), value)]) for name, text, value in told]
+
+
+def _candidate(desk: Desk) -> list[Gauge]:
+    candidate = desk.candidate
+    if candidate is None or candidate.serving is None:
+        return []
+    told = (
+        ("waypost_candidate_version", "Version on trial.", float(candidate.serving.version)),
+        (
+            "waypost_canary_rolled_back",
+            "1 once the canary has been.",
+            float(candidate.rolled_back is not None),
         ),
     )
     return [Gauge(name, text, (), [((), value)]) for name, text, value in told]

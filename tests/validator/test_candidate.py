@@ -1,0 +1,188 @@
+"""A policy on trial: decided along in the shadow, served to a few, and rolled back by itself."""
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec import structs
+
+from support.upstream import Upstream, answering, failing
+from support.validator import HELLO, Running, running_validator
+from support.worlds import a_model, a_policy
+from waypost.shared.contracts import Issuers, Policy, Route
+from waypost.shared.headers import parse_decision
+from waypost.shared.rules import cohort, place
+from waypost.shared.trust import ManifestKeeper
+from waypost.validator.candidate import CANARY, Tally, worse
+from waypost.validator.config import CanaryConfig
+
+pytestmark = pytest.mark.anyio
+
+# The same, but that everything goes to large.
+NEXT = a_policy(
+    channel="next", routes=(Route(name="all-large", models=("large",)),), last_resort=("large",)
+)
+
+
+@asynccontextmanager
+async def _on_trial(
+    folder: Path,
+    acme: Upstream,
+    policy: Policy = NEXT,
+    **how: Any,  # noqa: ANN401
+) -> AsyncGenerator[Running]:
+    candidate = {"channel": "next", **how}
+    async with running_validator(
+        folder, {"acme": acme, "medcloud": acme}, candidate=candidate
+    ) as validator:
+        publisher = validator.publisher
+        publisher.channel = "next"
+        bundle = publisher.publish(
+            policy=policy,
+            issuers=Issuers(channel="next", version=1, issued_at=int(time.time())),
+        )
+        settings = validator.desk.config.candidate
+        assert settings is not None
+        ManifestKeeper(url=None, channel="next", root=publisher.root, cache=settings.cache).accept(
+            bundle, etag=None
+        )
+        await validator.desk.refresh()
+        yield validator
+
+
+def _canary(**changes: Any) -> dict[str, Any]:  # noqa: ANN401
+    return {"canary": {"share": 0.5, "min_requests": 20, **changes}}
+
+
+def _callers(validator: Running) -> tuple[str, str]:
+    """Return a caller whom a half share of canaries serves, and one whom it does not."""
+    inside = [
+        place(CANARY, cohort(validator.app.iss, f"user-{number}")) < 5_000 for number in range(40)
+    ]
+    return f"user-{inside.index(True)}", f"user-{inside.index(False)}"
+
+
+# ── in the shadow ──────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_shadow_is_in_the_record_and_nowhere_else(tmp_path: Path, acme: Upstream) -> None:
+    async with _on_trial(tmp_path, acme, shadow_share=1) as validator:
+        answer = await validator.chat()
+        record = await validator.record(answer)
+    assert record.shadow is not None
+    assert (record.model, record.shadow.model, record.shadow.route) == (
+        "small",
+        "large",
+        "all-large",
+    )
+    assert record.shadow.cost_nusd == 20 * 2_500 + 7 * 10_000
+    assert record.cost_nusd == 20 * 150 + 7 * 600
+    assert record.manifest_digest != record.shadow.manifest_digest
+    assert [seen.json["model"] for seen in acme.seen] == ["acme-small"]
+    assert answer.headers["waypost-manifest"] == "1"
+
+
+async def test_a_candidate_of_another_root_is_no_candidate(tmp_path: Path, acme: Upstream) -> None:
+    async with running_validator(
+        tmp_path, {"acme": acme}, candidate={"channel": "next", "shadow_share": 1}
+    ) as validator:
+        settings = validator.desk.config.candidate
+        assert settings is not None
+        settings.cache.write_bytes(b'{"format":"tuf-bundle/1","files":{}}')
+        await validator.desk.refresh()
+        record = await validator.record(await validator.chat())
+    assert record.shadow is None
+
+
+# ── a canary ───────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_canary_serves_always_the_same_callers(tmp_path: Path, acme: Upstream) -> None:
+    async with _on_trial(tmp_path, acme, **_canary()) as validator:
+        inside, outside = _callers(validator)
+        for _ in range(2):
+            served = await validator.record(await validator.chat(sub=inside))
+            other = await validator.record(await validator.chat(sub=outside))
+            assert (served.is_canary, served.model) == (True, "large")
+            assert (other.is_canary, other.model) == (False, "small")
+        policy = await validator.desk.explained(served)
+    assert policy is not None
+    assert policy.policy.channel == "next"
+
+
+async def test_a_canary_that_costs_too_much_is_rolled_back_for_good(
+    tmp_path: Path, acme: Upstream
+) -> None:
+    async with _on_trial(tmp_path, acme, **_canary()) as validator:
+        inside, outside = _callers(validator)
+        for _ in range(20):
+            await validator.chat(sub=inside)
+            await validator.chat(sub=outside)
+        candidate = validator.desk.candidate
+        assert candidate is not None
+        candidate.judge()
+        assert candidate.rolled_back is not None
+        assert candidate.rolled_back.startswith("cost: +1")
+        back = await validator.chat(sub=inside)
+        assert parse_decision(back.headers["waypost-decision"])["model"] == "small"
+        # Another process, or this one after a restart, need not find out for itself.
+        await validator.desk.refresh()
+        candidate.rolled_back = None
+        candidate.main, candidate.canary = Tally(), Tally()
+        candidate.judge()
+        assert candidate.rolled_back is not None
+        scraped = (await validator.client.get("/metrics")).text
+    assert "waypost_canary_rolled_back 1.0" in scraped
+
+
+async def test_a_canary_whose_requests_fail_is_rolled_back(tmp_path: Path, acme: Upstream) -> None:
+    policy = structs.replace(
+        NEXT,
+        models=(*NEXT.models, a_model("broken", provider="medcloud")),
+        routes=(Route(name="broken", models=("broken",), enforce=True),),
+    )
+
+    async def behave(exchange: Any) -> None:  # noqa: ANN401
+        is_broken = exchange.seen.json["model"] == "acme-broken"
+        await (failing(500) if is_broken else answering())(exchange)
+
+    acme.behave = behave
+    async with _on_trial(tmp_path, acme, policy, **_canary()) as validator:
+        inside, outside = _callers(validator)
+        for _ in range(20):
+            assert (await validator.chat(sub=inside)).status_code != 200
+            assert (await validator.chat(sub=outside)).status_code == 200
+        candidate = validator.desk.candidate
+        assert candidate is not None
+        candidate.judge()
+        # Once its breaker is open, requests are refused instead.
+        assert (candidate.rolled_back or "").startswith(("failures: ", "refusals: "))
+        assert (await validator.chat({**HELLO}, sub=inside)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("canary", "why"),
+    [
+        (Tally(requests=300), None),
+        (Tally(requests=300, failed=6), None),  # two points, and by chance perhaps
+        (Tally(requests=300, failed=30), "failures"),
+        (Tally(requests=300, refused=60), "refusals"),
+        (Tally(requests=300, rated=100, bad=60), "bad ratings"),
+        (Tally(requests=30, failed=30), None),  # too few to judge
+        (Tally(requests=300, paid=300, cost_nusd=300 * 130, cost_squares=300 * 130**2), "cost"),
+        (Tally(requests=300, paid=300, cost_nusd=300 * 110, cost_squares=300 * 110**2), None),
+    ],
+)
+def test_only_what_is_surely_worse_than_the_bounds_ends_a_canary(
+    canary: Tally, why: str | None
+) -> None:
+    main = Tally(
+        requests=1_000, failed=5, refused=10, rated=200, bad=40, paid=900, cost_nusd=90_000,
+        cost_squares=9_000_000,
+    )  # fmt: skip
+    found = worse(main, canary, CanaryConfig(share=0.1))
+    assert (found is None) == (why is None)
+    assert found is None or found.startswith(why or "")

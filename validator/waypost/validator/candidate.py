@@ -1,0 +1,256 @@
+"""A policy on trial beside the one in force: decided along in its shadow, or served to a few.
+
+The candidate is a channel like any other, signed by the same keys. A *shadow* decides a share of
+the requests a second time, and only the record shows it. A *canary* serves a stable share of the
+callers, and is rolled back, by itself and for good, once it is surely worse than the policy in
+force by more than the operator's bounds. Each process judges by what it has seen; one that rolls
+back tells the others by a file, which also outlives a restart.
+"""
+
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from math import sqrt
+from pathlib import Path
+from statistics import NormalDist
+
+import httpx
+import msgspec
+from anyio import to_thread
+from msgspec import Struct, structs
+
+from waypost.shared.apis import measure
+from waypost.shared.contracts import Facts, Proposal
+from waypost.shared.engine import decide
+from waypost.shared.errors import PolicyError, TrustError
+from waypost.shared.money import bill
+from waypost.shared.records import DecisionRecord, Feedback, Shadow, fate_of
+from waypost.shared.rules import place
+from waypost.shared.trust import ManifestKeeper
+from waypost.validator.config import CanaryConfig, CandidateConfig
+from waypost.validator.desk import Serving
+from waypost.validator.records.compare import CONFIDENCE, share_difference
+from waypost.validator.speech import Asked
+from waypost.validator.upstream import Upstream
+
+__all__ = ["Candidate", "Tally", "shadow_of", "worse"]
+
+logger = logging.getLogger(__name__)
+
+SHARES = 10_000
+SHADOW, CANARY = "waypost.shadow", "waypost.canary"  # salts of their own: other callers each
+
+
+class Tally(Struct):
+    """What one arm has come to since the candidate took its place."""
+
+    requests: int = 0
+    failed: int = 0
+    refused: int = 0
+    rated: int = 0
+    bad: int = 0
+    paid: int = 0
+    cost_nusd: int = 0
+    cost_squares: int = 0
+
+    def add(self, record: DecisionRecord) -> None:
+        """Count a request that has ended."""
+        fate = fate_of(record)
+        self.requests += 1
+        self.failed += fate == "failed"
+        self.refused += fate == "refused"
+        if fate == "answered":
+            self.paid += 1
+            self.cost_nusd += record.cost_nusd
+            self.cost_squares += record.cost_nusd**2
+
+
+def worse(main: Tally, canary: Tally, config: CanaryConfig) -> str | None:
+    """Return in what the canary is surely worse than its bounds allow; ``None`` if in nothing."""
+    if canary.requests < config.min_requests or main.requests < config.min_requests:
+        return None
+    for name, bad, good, bound in (
+        ("failures", (canary.failed, canary.requests), (main.failed, main.requests),
+         config.max_failed),
+        ("refusals", (canary.refused, canary.requests), (main.refused, main.requests),
+         config.max_refused),
+        ("bad ratings", (canary.bad, canary.rated), (main.bad, main.rated), config.max_bad),
+    ):  # fmt: skip
+        if bad[1] and good[1]:
+            low, _ = share_difference(good, bad)
+            if low > bound:
+                return f"{name}: {bad[0]} of {bad[1]} against {good[0]} of {good[1]}"
+    if main.paid and canary.paid:
+        (mean, error), (canary_mean, canary_error) = _mean(main), _mean(canary)
+        spread = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * sqrt(error + canary_error)
+        if canary_mean - mean - spread > config.max_cost * mean:
+            return f"cost: {canary_mean / mean - 1:+.0%} a request" if mean else "cost"
+    return None
+
+
+def _mean(tally: Tally) -> tuple[float, float]:
+    """Return the mean cost, and the square of its standard error."""
+    mean = tally.cost_nusd / tally.paid
+    return mean, max(0.0, tally.cost_squares / tally.paid - mean**2) / tally.paid
+
+
+def shadow_of(
+    candidate: Serving,
+    asked: Asked,
+    facts: Facts,
+    proposal: Proposal | None,
+    record: DecisionRecord,
+) -> Shadow:
+    """Return what ``candidate`` would have decided; its price is put to the tokens used."""
+    own = measure(
+        asked.endpoint, asked.request, body_bytes=len(asked.body), reader=candidate.compiled.reader
+    )
+    seen = facts.measured
+    measured = structs.replace(
+        own,
+        out_of_service=(*seen.out_of_service, *candidate.unserved),
+        untranslatable=seen.untranslatable,
+        data_classes=seen.data_classes,
+        affordable_nusd=seen.affordable_nusd,
+    )
+    decision = decide(candidate.compiled, structs.replace(facts, measured=measured), proposal)
+    model = candidate.compiled.models.get(decision.model or "")
+    return Shadow(
+        manifest_version=candidate.version,
+        manifest_digest=candidate.digest,
+        verdict=decision.verdict,
+        reason=decision.reason,
+        model=decision.model,
+        route=decision.route,
+        cost_nusd=None
+        if model is None or record.usage is None
+        else bill(model.price, record.usage),
+    )
+
+
+class _RolledBack(Struct):
+    digest: str
+    why: str
+
+
+class Candidate:
+    """The candidate of one process.
+
+    Attributes:
+        serving: what is on trial; ``None`` until it is there.
+        rolled_back: why the canary of this very manifest is over; ``None`` while it is not.
+    """
+
+    def __init__(
+        self,
+        config: CandidateConfig,
+        *,
+        keeper: ManifestKeeper,
+        upstreams: Mapping[str, Upstream],
+        audience: str,
+        grace_s: int,
+    ) -> None:
+        self._config = config
+        self._keeper = keeper
+        self._upstreams = upstreams
+        self._audience = audience
+        self._grace_s = grace_s
+        self.serving: Serving | None = None
+        self.rolled_back: str | None = None
+        self.main, self.canary = Tally(), Tally()
+
+    async def refresh(self, client: httpx.AsyncClient) -> bool:
+        """Return whether there is another candidate than before. Never raises."""
+        try:
+            if self._config.url is None:
+                await to_thread.run_sync(self._keeper.load)
+            else:
+                await self._keeper.arefresh(client)
+        except TrustError as exc:
+            if self.serving is None:
+                logger.warning("no candidate: %s: %s", exc.code, exc)
+        trusted = self._keeper.current
+        if trusted is None or (self.serving is not None and self.serving.trusted is trusted):
+            return False
+        is_new = self.serving is None or self.serving.digest != trusted.policy_digest
+        try:
+            self.serving = Serving(
+                trusted, self._upstreams, audience=self._audience, grace_s=self._grace_s
+            )
+        except PolicyError as exc:
+            logger.error("candidate v%d refused: %s", trusted.policy.version, exc)
+            return False
+        if is_new:
+            self.rolled_back = None
+            self.main, self.canary = Tally(), Tally()
+            logger.info("manifest v%d of channel %s is on trial", self.serving.version,
+                        self._config.channel)  # fmt: skip
+        return is_new
+
+    def serves(self, cohort: int, now: float) -> Serving | None:
+        """Return the candidate if it serves this caller."""
+        canary, serving = self._config.canary, self.serving
+        if canary is None or serving is None or self.rolled_back is not None:
+            return None
+        if now >= serving.refuse_from or place(CANARY, cohort) >= canary.share * SHARES:
+            return None
+        return serving
+
+    def shadows(self, cohort: int) -> Serving | None:
+        """Return the candidate if it decides along for this caller."""
+        share = self._config.shadow_share
+        return self.serving if share and place(SHADOW, cohort) < share * SHARES else None
+
+    def shadow(self, serving: Serving, asked: Asked, record: DecisionRecord) -> Shadow | None:
+        """Return what the candidate would have decided of a request that has ended."""
+        if record.facts is None:
+            return None
+        return shadow_of(serving, asked, record.facts, record.proposal, record)
+
+    def note(self, record: DecisionRecord) -> None:
+        """Count a request in its arm."""
+        if self.serving is not None:
+            (self.canary if record.is_canary else self.main).add(record)
+
+    def rated(self, record: DecisionRecord, feedback: Feedback) -> None:
+        """Count a rating in the arm of its request, if that was of this trial."""
+        if self.serving is None:
+            return
+        if record.is_canary and record.manifest_digest != self.serving.digest:
+            return
+        arm = self.canary if record.is_canary else self.main
+        arm.rated += 1
+        arm.bad += feedback.rating == "bad"
+
+    def judge(self) -> None:
+        """Roll back if the canary has to be, or if another process has done so."""
+        canary, serving = self._config.canary, self.serving
+        if canary is None or serving is None or self.rolled_back is not None:
+            return
+        why = _told(self._config.state, serving.digest)
+        if why is None:
+            why = worse(self.main, self.canary, canary)
+            if why is None:
+                return
+            _tell(self._config.state, _RolledBack(serving.digest, why))
+        self.rolled_back = why
+        logger.error("canary v%d is rolled back, for %s", serving.version, why)
+
+
+def _told(path: Path, digest: str) -> str | None:
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=_RolledBack)
+    except (OSError, msgspec.MsgspecError):
+        return None
+    return found.why if found.digest == digest else None
+
+
+def _tell(path: Path, outcome: _RolledBack) -> None:
+    try:
+        handle, draft = tempfile.mkstemp(dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(msgspec.json.encode(outcome))
+        os.replace(draft, path)
+    except OSError as exc:
+        logger.error("the roll-back cannot be told to other workers: %s", exc)
