@@ -31,7 +31,7 @@ from waypost.edge.issue import issuer_key
 from waypost.edge.issuers_file import load_issuers
 from waypost.shared.contracts import Issuers
 from waypost.validator.config import ValidatorConfig, load_config
-from waypost.validator.ledger import SqliteLedger
+from waypost.validator.ledger import open_sqlite
 from waypost.validator.tokens import TokenVerifier
 
 pytestmark = pytest.mark.anyio
@@ -216,7 +216,7 @@ async def test_the_query_of_the_budgets_page_finds_books_that_do_not_balance(
 ) -> None:
     query = blocks("budgets", "sql")[0]
     path = tmp_path / "ledger.sqlite"
-    ledger = SqliteLedger.open(path)
+    ledger = open_sqlite(path)
     await ledger.reserve(a_hold("one", 10))
     await ledger.settle("one", 7)
     await ledger.close()

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import count
 
 from support.ledgers import NOON, USD, a_hold, limit
-from waypost.validator.ledger import SqliteLedger
+from waypost.validator.ledger import Held, open_sqlite
 
 TASKS = 16
 
@@ -21,14 +21,14 @@ async def race(path: str, name: str, amount_nusd: int, limit_nusd: int) -> None:
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     await asyncio.to_thread(sys.stdin.readline)
-    ledger = SqliteLedger.open(path, patience_s=30)
+    ledger = open_sqlite(path, patience_s=30)
     numbers = count()
 
     async def spend() -> int:
         held = 0
         while True:
             hold = a_hold(f"{name}-{next(numbers)}", amount_nusd, limit("day", limit_nusd))
-            if await ledger.reserve(hold) is not None:
+            if not isinstance(await ledger.reserve(hold), Held):
                 return held
             held += 1
             if held % 2:
@@ -40,7 +40,7 @@ async def race(path: str, name: str, amount_nusd: int, limit_nusd: int) -> None:
 
 
 async def serve(path: str, name: str) -> None:
-    ledger = SqliteLedger.open(path, patience_s=30)
+    ledger = open_sqlite(path, patience_s=30)
     numbers = count()
 
     async def spend(numbers: Iterator[int]) -> None:

@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from waypost.shared.contracts import SpendLimit, Window
-from waypost.validator.ledger import Hold, Ledger
-from waypost.validator.ledger.base import CALENDAR, window_starts
+from waypost.validator.ledger import Calendar, Hold, Ledger, RateLimit, Scope, scope_of
+from waypost.validator.ledger.books import HoldRow
+from waypost.validator.ledger.calendar import CALENDAR
 
 NOON = 1_764_072_000  # Tue 25 Nov 2025 12:00 UTC
 USD = 1_000_000_000
@@ -27,22 +29,32 @@ def a_hold(
     account: str = "acme",
     now: int = NOON,
     expires_at: int | None = None,
+    rates: tuple[RateLimit, ...] = (),
+    also: tuple[Scope, ...] = (),
+    **fields: Any,  # noqa: ANN401 - of Hold
 ) -> Hold:
     """A hold against a dollar a day, unless other limits are given."""
+    pays = scope_of(f"account:{account}", limits or (limit("day", USD),), rates=rates)
     return Hold(
         id=id,
-        account=account,
         amount_nusd=nusd,
-        limits=limits or (limit("day", USD),),
+        scopes=(pays, *also),
         now=now,
+        **fields,
         expires_at=now + LEASE_S if expires_at is None else expires_at,
     )
 
 
 async def spent_and_reserved(
-    ledger: Ledger, window: Window = "day", *, account: str = "acme", now: int = NOON
+    ledger: Ledger,
+    window: Window = "day",
+    *,
+    account: str = "acme",
+    scope: str | None = None,
+    now: int = NOON,
 ) -> tuple[int, int]:
-    (balance,) = await ledger.balances(account, (limit(window, USD),), now=now)
+    counted = scope_of(scope or f"account:{account}", (limit(window, USD),))
+    (balance,) = await ledger.balances((counted,), now=now)
     return balance.spent_nusd, balance.reserved_nusd
 
 
@@ -60,28 +72,29 @@ def holds(path: Path) -> dict[str, tuple[str, int]]:
     return {hold_id: (state, cost) for hold_id, state, cost in rows}
 
 
-def assert_books_balance(path: Path) -> None:
+def assert_books_balance(path: Path, calendar: Calendar | None = None) -> None:
     """Every window's row is the sum of its holds, and every nano-dollar is in one place."""
+    calendar = calendar or Calendar()
     with closing(sqlite3.connect(path)) as db:
         # One statement each could see two moments of a file that is written to.
         db.execute("BEGIN")
-        journal = db.execute("SELECT account, at, amount_nusd, state, cost_nusd FROM holds")
-        paid: Counter[tuple[str, str, int]] = Counter()
-        debt: Counter[tuple[str, str, int]] = Counter()
-        held: Counter[tuple[str, str, int]] = Counter()
-        for account, at, amount, state, cost in journal:
-            for window, start in zip(CALENDAR, window_starts(at), strict=True):
-                key = (account, window, start)
-                paid[key] += min(cost, amount)
-                debt[key] += max(0, cost - amount)
-                held[key] += amount if state == "held" else 0
-        rows = db.execute(
-            "SELECT account, window, start, spent_nusd, debt_nusd, reserved_nusd, archived_nusd"
-            " FROM windows"
-        ).fetchall()
+        journal = [HoldRow(*row) for row in db.execute("SELECT * FROM holds")]
+        rows = db.execute("SELECT * FROM windows").fetchall()
+    paid: Counter[tuple[str, str, int]] = Counter()
+    debt: Counter[tuple[str, str, int]] = Counter()
+    held: Counter[tuple[str, str, int]] = Counter()
+    for hold in journal:
+        starts = calendar.starts(hold.at)
+        for scope, mask in hold.masks():
+            for place, window in enumerate(CALENDAR):
+                if mask >> place & 1:
+                    key = (scope, window, starts[place])
+                    paid[key] += min(hold.cost_nusd, hold.amount_nusd)
+                    debt[key] += max(0, hold.cost_nusd - hold.amount_nusd)
+                    held[key] += hold.amount_nusd if hold.state == "held" else 0
     assert {(a, w, s) for a, w, s, *_ in rows} >= paid.keys()
-    for account, window, start, spent, owed, reserved, archived in rows:
-        key = (account, window, start)
+    for scope, window, start, spent, owed, reserved, _, archived in rows:
+        key = (scope, window, start)
         assert reserved == held[key], key
         assert spent + owed == archived + paid[key] + debt[key], key
         if archived == 0:

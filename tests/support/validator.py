@@ -23,6 +23,7 @@ from waypost.validator.app import create_app
 from waypost.validator.config import ValidatorConfig
 from waypost.validator.desk import Desk, open_desk
 from waypost.validator.guarded_http import GuardedProtocol
+from waypost.validator.ledger import scope_of
 
 ENVIRONMENT = {"ACME_KEY": "sk-acme-secret"}
 HELLO: dict[str, Any] = {"model": "auto", "messages": [{"role": "user", "content": "2 + 2?"}]}
@@ -100,7 +101,8 @@ class Running:
     async def spent(self, account: str = "acme") -> tuple[int, int]:
         """Return what the account has spent in all, and what is still held."""
         limit = SpendLimit(window="total", limit_nusd=10**15)
-        (balance,) = await self.desk.ledger.balances(account, (limit,), now=int(self.clock()))
+        scope = scope_of(f"account:{account}", (limit,))
+        (balance,) = await self.desk.ledger.balances((scope,), now=int(self.clock()))
         return balance.spent_nusd, balance.reserved_nusd
 
 

@@ -50,8 +50,8 @@ def test_a_short_file_is_enough(tmp_path: Path) -> None:
 def test_dollars_become_nano_dollars_exactly(tmp_path: Path) -> None:
     budgets = load_config(written(tmp_path)).budgets
 
-    assert budgets.limits("anyone") == (SpendLimit(window="day", limit_nusd=100_000_000),)
-    assert budgets.limits("big") == (SpendLimit(window="month", limit_nusd=10**12),)
+    assert budgets.account("anyone").limits == (SpendLimit(window="day", limit_nusd=100_000_000),)
+    assert budgets.account("big").limits == (SpendLimit(window="month", limit_nusd=10**12),)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_dollars_become_nano_dollars_exactly(tmp_path: Path) -> None:
             "audiense:",
             ["1: audiense: there is no such field; did you mean 'audience'?", "is missing; add it"],
         ),
-        ("window: day", "window: week", ["11: budgets.default[0].window: should be 'request',"]),
+        ("window: day", "window: year", ["11: budgets.default[0].window: should be 'request',"]),
         ("limit_usd: 0.1", "limit_usd: -1", ["11: budgets.default[0].limit_usd"]),
         ("limit_usd: 0.1", "limit_usd: .nan", ["11: budgets.default[0].limit_usd"]),
         ("limit_usd: 0.1", "limit_usd: a lot", ["11: budgets.default[0].limit_usd", "as in 0.50"]),

@@ -23,8 +23,17 @@ from support.ledgers import (
     until,
 )
 from waypost.shared.errors import StoreError
-from waypost.validator.ledger import Durability, Hold, Shortfall, SqliteLedger, lowest, resets_at
-from waypost.validator.ledger.base import month_start, window_starts
+from waypost.validator.ledger import (
+    Calendar,
+    Durability,
+    Held,
+    Hold,
+    Shortfall,
+    lowest,
+    open_sqlite,
+    scope_of,
+)
+from waypost.validator.ledger.grouped import GroupedLedger
 
 pytestmark = pytest.mark.anyio
 
@@ -38,9 +47,9 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(params=["normal", "full"])
-async def ledger(path: Path, request: pytest.FixtureRequest) -> AsyncIterator[SqliteLedger]:
+async def ledger(path: Path, request: pytest.FixtureRequest) -> AsyncIterator[GroupedLedger]:
     durability: Durability = request.param
-    made = SqliteLedger.open(path, durability=durability, patience_s=0.2)
+    made = open_sqlite(path, durability=durability, patience_s=0.2)
     yield made
     await made.close()
     assert_books_balance(path)
@@ -50,9 +59,9 @@ async def ledger(path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Sq
 
 
 async def test_a_hold_takes_from_what_is_left_and_a_settlement_gives_the_rest_back(
-    ledger: SqliteLedger,
+    ledger: GroupedLedger,
 ) -> None:
-    assert await ledger.reserve(a_hold("a", USD)) is None
+    assert await ledger.reserve(a_hold("a", USD)) == Held()
     assert await spent_and_reserved(ledger) == (0, USD)
 
     await ledger.settle("a", 3)
@@ -60,40 +69,40 @@ async def test_a_hold_takes_from_what_is_left_and_a_settlement_gives_the_rest_ba
     assert await spent_and_reserved(ledger) == (3, 0)
 
 
-async def test_the_last_nano_dollar_can_be_held_and_not_one_more(ledger: SqliteLedger) -> None:
-    assert await ledger.reserve(a_hold("a", USD - 1)) is None
-    assert await ledger.reserve(a_hold("b", 1)) is None
+async def test_the_last_nano_dollar_can_be_held_and_not_one_more(ledger: GroupedLedger) -> None:
+    assert await ledger.reserve(a_hold("a", USD - 1)) == Held()
+    assert await ledger.reserve(a_hold("b", 1)) == Held()
 
     shortfall = await ledger.reserve(a_hold("c", 1))
 
     assert shortfall == Shortfall(
-        window="day", limit_nusd=USD, available_nusd=0, resets_at=MIDNIGHT
+        scope="account:acme", window="day", limit_nusd=USD, available_nusd=0, resets_at=MIDNIGHT
     )
 
 
-async def test_a_burst_of_requests_cannot_run_through_a_budget(ledger: SqliteLedger) -> None:
+async def test_a_burst_of_requests_cannot_run_through_a_budget(ledger: GroupedLedger) -> None:
     outcomes = await asyncio.gather(
         *(ledger.reserve(a_hold(f"h{n}", USD // 10)) for n in range(500))
     )
-    assert outcomes.count(None) == 10
+    assert outcomes.count(Held()) == 10
     assert await spent_and_reserved(ledger) == (0, USD)
 
 
 async def test_first_requests_of_an_unknown_account_share_one_budget(
-    ledger: SqliteLedger,
+    ledger: GroupedLedger,
 ) -> None:
     # Where the first use makes the row, several first uses may each make their own.
     holding = [ledger.reserve(a_hold(f"h{n}", USD, account="new")) for n in range(20)]
-    assert (await asyncio.gather(*holding)).count(None) == 1
+    assert (await asyncio.gather(*holding)).count(Held()) == 1
 
 
 async def test_a_hold_needs_room_in_every_window_and_a_refusal_takes_from_none(
-    ledger: SqliteLedger, path: Path
+    ledger: GroupedLedger, path: Path
 ) -> None:
     limits = (limit("hour", 10 * USD), limit("month", USD), limit("total", 50 * USD))
     shortfall = await ledger.reserve(a_hold("a", USD + 1, *limits))
 
-    assert shortfall is not None
+    assert isinstance(shortfall, Shortfall)
     assert shortfall.window == "month"
     assert holds(path) == {}
     for window in ("hour", "month", "total"):
@@ -101,92 +110,92 @@ async def test_a_hold_needs_room_in_every_window_and_a_refusal_takes_from_none(
 
 
 async def test_after_a_refusal_the_same_id_may_hold_what_is_available(
-    ledger: SqliteLedger,
+    ledger: GroupedLedger,
 ) -> None:
     shortfall = await ledger.reserve(a_hold("a", 2 * USD))
-    assert shortfall is not None
-    assert await ledger.reserve(a_hold("a", shortfall.available_nusd)) is None
+    assert isinstance(shortfall, Shortfall)
+    assert await ledger.reserve(a_hold("a", shortfall.available_nusd)) == Held()
 
 
-async def test_a_shortfall_says_what_all_windows_together_leave(ledger: SqliteLedger) -> None:
+async def test_a_shortfall_says_what_all_windows_together_leave(ledger: GroupedLedger) -> None:
     await ledger.reserve(a_hold("a", 7, limit("total", 100)))
     shortfall = await ledger.reserve(
         a_hold("b", 100, limit("request", 99), limit("day", 98), limit("total", 100))
     )
     assert shortfall == Shortfall(
-        window="day", limit_nusd=98, available_nusd=91, resets_at=MIDNIGHT
+        scope="account:acme", window="day", limit_nusd=98, available_nusd=91, resets_at=MIDNIGHT
     )
 
 
 async def test_of_two_exhausted_windows_the_one_that_ends_last_is_named(
-    ledger: SqliteLedger,
+    ledger: GroupedLedger,
 ) -> None:
     # "Try again in an hour" would be wrong advice.
     shortfall = await ledger.reserve(a_hold("a", 11, limit("month", 10), limit("hour", 10)))
-    assert shortfall is not None
+    assert isinstance(shortfall, Shortfall)
     assert shortfall.window == "month"
 
 
-async def test_the_request_window_is_a_ceiling_on_one_hold(ledger: SqliteLedger) -> None:
+async def test_the_request_window_is_a_ceiling_on_one_hold(ledger: GroupedLedger) -> None:
     ceiling = limit("request", 10)
-    assert await ledger.reserve(a_hold("a", 10, ceiling)) is None
-    assert await ledger.reserve(a_hold("b", 10, ceiling)) is None
+    assert await ledger.reserve(a_hold("a", 10, ceiling)) == Held()
+    assert await ledger.reserve(a_hold("b", 10, ceiling)) == Held()
     assert await ledger.reserve(a_hold("c", 11, ceiling)) == Shortfall(
-        window="request", limit_nusd=10, available_nusd=10, resets_at=None
+        scope="account:acme", window="request", limit_nusd=10, available_nusd=10, resets_at=None
     )
 
 
-async def test_of_several_limits_for_one_window_the_lowest_holds(ledger: SqliteLedger) -> None:
+async def test_of_several_limits_for_one_window_the_lowest_holds(ledger: GroupedLedger) -> None:
     limits = (limit("day", 10), limit("day", 5), limit("day", 7))
     shortfall = await ledger.reserve(a_hold("a", 6, *limits))
-    assert shortfall is not None
+    assert isinstance(shortfall, Shortfall)
     assert shortfall.limit_nusd == 5
-    (balance,) = await ledger.balances("acme", limits, now=NOON)
+    (balance,) = await ledger.balances((scope_of("account:acme", limits),), now=NOON)
     assert balance.limit_nusd == 5
 
 
 async def test_a_new_token_with_other_windows_sees_what_was_spent_before(
-    ledger: SqliteLedger,
+    ledger: GroupedLedger,
 ) -> None:
     await ledger.reserve(a_hold("a", 90, limit("day", 100)))
     await ledger.settle("a", 90)
 
     shortfall = await ledger.reserve(a_hold("b", 20, limit("month", 100)))
 
-    assert shortfall is not None
+    assert isinstance(shortfall, Shortfall)
     assert shortfall.available_nusd == 10
 
 
 async def test_a_limit_lowered_below_what_is_spent_leaves_nothing_not_less(
-    ledger: SqliteLedger,
+    ledger: GroupedLedger,
 ) -> None:
     await ledger.reserve(a_hold("a", 90))
     shortfall = await ledger.reserve(a_hold("b", 1, limit("day", 50)))
-    assert shortfall is not None
+    assert isinstance(shortfall, Shortfall)
     assert shortfall.available_nusd == 0
 
 
-async def test_an_account_without_limits_is_only_counted(ledger: SqliteLedger) -> None:
-    hold = structs.replace(a_hold("a", 10**6 * USD), limits=())
-    assert await ledger.reserve(hold) is None
+async def test_an_account_without_limits_is_only_counted(ledger: GroupedLedger) -> None:
+    hold = structs.replace(a_hold("a", 10**6 * USD), scopes=(scope_of("account:acme"),))
+    assert await ledger.reserve(hold) == Held()
     assert await spent_and_reserved(ledger) == (0, 10**6 * USD)
 
 
-async def test_accounts_do_not_share(ledger: SqliteLedger) -> None:
-    assert await ledger.reserve(a_hold("a", USD, account="one")) is None
-    assert await ledger.reserve(a_hold("b", USD, account="two")) is None
+async def test_accounts_do_not_share(ledger: GroupedLedger) -> None:
+    assert await ledger.reserve(a_hold("a", USD, account="one")) == Held()
+    assert await ledger.reserve(a_hold("b", USD, account="two")) == Held()
 
 
-async def test_reserving_the_same_hold_twice_holds_it_once(ledger: SqliteLedger) -> None:
+async def test_reserving_the_same_hold_twice_holds_it_once(ledger: GroupedLedger) -> None:
     for _ in range(2):
-        assert await ledger.reserve(a_hold("a", USD)) is None
+        assert await ledger.reserve(a_hold("a", USD)) == Held()
     outcomes = await asyncio.gather(*(ledger.reserve(a_hold("b", 0)) for _ in range(3)))
-    assert outcomes == [None, None, None]
+    assert outcomes == [Held()] * 3
     assert await spent_and_reserved(ledger) == (0, USD)
 
 
 @pytest.mark.parametrize("other", [a_hold("a", 8), a_hold("a", 7, account="other")])
-async def test_an_id_cannot_stand_for_two_holds(ledger: SqliteLedger, other: Hold) -> None:
+async def test_an_id_cannot_stand_for_two_holds(ledger: GroupedLedger, other: Hold) -> None:
     await ledger.reserve(a_hold("a", 7))
     with pytest.raises(StoreError, match="another hold") as caught:
         await ledger.reserve(other)
@@ -194,7 +203,7 @@ async def test_an_id_cannot_stand_for_two_holds(ledger: SqliteLedger, other: Hol
 
 
 async def test_a_settled_hold_cannot_be_held_again_to_be_used_for_free(
-    ledger: SqliteLedger, path: Path
+    ledger: GroupedLedger, path: Path
 ) -> None:
     await ledger.reserve(a_hold("a", 7))
     await ledger.settle("a", 7)
@@ -203,7 +212,7 @@ async def test_a_settled_hold_cannot_be_held_again_to_be_used_for_free(
     assert holds(path) == {"a": ("settled", 7)}
 
 
-async def test_one_conflict_does_not_spoil_what_comes_with_it(ledger: SqliteLedger) -> None:
+async def test_one_conflict_does_not_spoil_what_comes_with_it(ledger: GroupedLedger) -> None:
     await ledger.reserve(a_hold("a", 7))
     await ledger.settle("a", 7)
     outcomes = await asyncio.gather(
@@ -215,14 +224,14 @@ async def test_one_conflict_does_not_spoil_what_comes_with_it(ledger: SqliteLedg
 
 @pytest.mark.parametrize("amount", [2**53, 2**63, 2**80])
 async def test_a_hold_larger_than_any_bill_is_refused_even_without_limits(
-    ledger: SqliteLedger, amount: int
+    ledger: GroupedLedger, amount: int
 ) -> None:
     shortfall = await ledger.reserve(a_hold("a", amount, limit("total", 2**53 - 1)))
-    assert shortfall is not None
+    assert isinstance(shortfall, Shortfall)
     assert shortfall.available_nusd == 2**53 - 1
 
 
-async def test_what_cannot_be_a_hold_is_a_programming_error(ledger: SqliteLedger) -> None:
+async def test_what_cannot_be_a_hold_is_a_programming_error(ledger: GroupedLedger) -> None:
     for wrong in (a_hold("a", -1), a_hold("ä", 1), a_hold("a", 1, account="\udcff")):
         with pytest.raises(ValueError, match="not a hold"):
             await ledger.reserve(wrong)
@@ -233,7 +242,7 @@ async def test_what_cannot_be_a_hold_is_a_programming_error(ledger: SqliteLedger
 # ── settle, release, sweep ─────────────────────────────────────────────────────────────────────
 
 
-async def test_settling_twice_charges_once(ledger: SqliteLedger) -> None:
+async def test_settling_twice_charges_once(ledger: GroupedLedger) -> None:
     await ledger.reserve(a_hold("a", 10))
     await asyncio.gather(ledger.settle("a", 4), ledger.settle("a", 9))
     await ledger.settle("a", 10)
@@ -241,37 +250,37 @@ async def test_settling_twice_charges_once(ledger: SqliteLedger) -> None:
 
 
 async def test_a_bill_beyond_its_hold_becomes_debt_that_blocks_what_comes_next(
-    ledger: SqliteLedger,
+    ledger: GroupedLedger,
 ) -> None:
     await ledger.reserve(a_hold("a", USD - 10))
     await ledger.settle("a", USD + 5)
 
-    (balance,) = await ledger.balances("acme", (limit("day", USD),), now=NOON)
+    (balance,) = await ledger.balances(a_hold("b", 1).scopes, now=NOON)
     assert (balance.spent_nusd, balance.debt_nusd) == (USD + 5, 15)
     shortfall = await ledger.reserve(a_hold("b", 1))
-    assert shortfall is not None
+    assert isinstance(shortfall, Shortfall)
     assert shortfall.available_nusd == 0
 
 
-async def test_what_costs_nothing_may_be_had_even_in_debt(ledger: SqliteLedger) -> None:
+async def test_what_costs_nothing_may_be_had_even_in_debt(ledger: GroupedLedger) -> None:
     await ledger.reserve(a_hold("a", USD))
     await ledger.settle("a", 2 * USD)
-    assert await ledger.reserve(a_hold("free", 0)) is None
+    assert await ledger.reserve(a_hold("free", 0)) == Held()
 
 
-async def test_an_absurd_bill_is_charged_as_far_as_numbers_go(ledger: SqliteLedger) -> None:
+async def test_an_absurd_bill_is_charged_as_far_as_numbers_go(ledger: GroupedLedger) -> None:
     await ledger.reserve(a_hold("a", 10))
     await ledger.settle("a", 2**90)
     assert await spent_and_reserved(ledger) == (2**53 - 1, 0)
 
 
-async def test_settling_what_was_never_held_is_told(ledger: SqliteLedger) -> None:
+async def test_settling_what_was_never_held_is_told(ledger: GroupedLedger) -> None:
     with pytest.raises(StoreError) as caught:
         await ledger.settle("ghost", 1)
     assert caught.value.code == "hold_unknown"
 
 
-async def test_releasing_gives_all_back_once(ledger: SqliteLedger) -> None:
+async def test_releasing_gives_all_back_once(ledger: GroupedLedger) -> None:
     await ledger.reserve(a_hold("a", 10))
     await ledger.release("a")
     await ledger.release("a")
@@ -280,7 +289,7 @@ async def test_releasing_gives_all_back_once(ledger: SqliteLedger) -> None:
     assert await spent_and_reserved(ledger) == (0, 0)
 
 
-async def test_a_release_after_the_bill_gives_nothing_back(ledger: SqliteLedger) -> None:
+async def test_a_release_after_the_bill_gives_nothing_back(ledger: GroupedLedger) -> None:
     await ledger.reserve(a_hold("a", 10))
     await ledger.settle("a", 8)
     await ledger.release("a")
@@ -288,7 +297,7 @@ async def test_a_release_after_the_bill_gives_nothing_back(ledger: SqliteLedger)
 
 
 async def test_a_hold_that_nobody_settles_is_charged_in_full_when_it_expires(
-    ledger: SqliteLedger, path: Path
+    ledger: GroupedLedger, path: Path
 ) -> None:
     await ledger.reserve(a_hold("a", 10))
     assert await ledger.sweep(now=NOON + LEASE_S - 1) == 0
@@ -300,7 +309,7 @@ async def test_a_hold_that_nobody_settles_is_charged_in_full_when_it_expires(
 
 @pytest.mark.parametrize("cost", [3, 10, 12])
 async def test_a_bill_that_comes_after_expiry_corrects_the_charge_once(
-    ledger: SqliteLedger, path: Path, cost: int
+    ledger: GroupedLedger, path: Path, cost: int
 ) -> None:
     await ledger.reserve(a_hold("a", 10))
     await ledger.sweep(now=NOON + LEASE_S)
@@ -313,16 +322,16 @@ async def test_a_bill_that_comes_after_expiry_corrects_the_charge_once(
 
 
 async def test_many_expired_holds_are_charged_without_blocking_others(
-    ledger: SqliteLedger,
+    ledger: GroupedLedger,
 ) -> None:
     await asyncio.gather(*(ledger.reserve(a_hold(f"h{n}", 1)) for n in range(450)))
-    swept, shortfall = await asyncio.gather(
+    swept, held = await asyncio.gather(
         ledger.sweep(now=NOON + LEASE_S), ledger.reserve(a_hold("new", 1, now=NOON + 1))
     )
-    assert (swept, shortfall) == (450, None)
+    assert (swept, held) == (450, Held())
 
 
-async def test_a_settlement_beats_the_sweep_it_shares_a_batch_with(ledger: SqliteLedger) -> None:
+async def test_a_settlement_beats_the_sweep_it_shares_a_batch_with(ledger: GroupedLedger) -> None:
     await ledger.reserve(a_hold("a", 10))
     await asyncio.gather(ledger.settle("a", 4), ledger.sweep(now=NOON + LEASE_S))
     assert await spent_and_reserved(ledger) == (4, 0)
@@ -332,11 +341,11 @@ async def test_a_settlement_beats_the_sweep_it_shares_a_batch_with(ledger: Sqlit
 
 
 async def test_a_new_window_starts_empty_and_the_old_one_gets_its_late_bills(
-    ledger: SqliteLedger,
+    ledger: GroupedLedger,
 ) -> None:
     last_second = MIDNIGHT - 1
     await ledger.reserve(a_hold("a", USD, now=last_second))
-    assert await ledger.reserve(a_hold("b", USD, now=MIDNIGHT)) is None
+    assert await ledger.reserve(a_hold("b", USD, now=MIDNIGHT)) == Held()
 
     await ledger.settle("a", 7)
 
@@ -345,12 +354,12 @@ async def test_a_new_window_starts_empty_and_the_old_one_gets_its_late_bills(
     assert await spent_and_reserved(ledger, "total", now=MIDNIGHT) == (7, USD)
 
 
-async def test_the_total_never_resets(ledger: SqliteLedger) -> None:
+async def test_the_total_never_resets(ledger: GroupedLedger) -> None:
     whole = limit("total", USD)
     await ledger.reserve(a_hold("a", USD, whole))
     await ledger.settle("a", USD)
     shortfall = await ledger.reserve(a_hold("b", 1, whole, now=NOON + 400 * DAY_S))
-    assert shortfall is not None
+    assert isinstance(shortfall, Shortfall)
     assert shortfall.resets_at is None
 
 
@@ -364,11 +373,12 @@ async def test_the_total_never_resets(ledger: SqliteLedger) -> None:
 )
 def test_months_are_calendar_months_in_utc(text: str, month: str, next_month: str) -> None:
     now = _at(text)
-    hour, day, start, total = window_starts(now)
-    assert (start, resets_at("month", now)) == (_at(month), _at(next_month))
+    calendar = Calendar()
+    _, hour, day, _, start, total = calendar.starts(now)
+    assert (start, calendar.resets_at("month", now)) == (_at(month), _at(next_month))
     assert (now - hour, day, total) == (now % 3_600, _at(text[:10]), 0)
-    assert resets_at("hour", now) == hour + 3_600
-    assert resets_at("day", now) == day + DAY_S
+    assert calendar.resets_at("hour", now) == hour + 3_600
+    assert calendar.resets_at("day", now) == day + DAY_S
 
 
 def test_lowest_keeps_one_limit_per_window() -> None:
@@ -382,18 +392,18 @@ def test_lowest_keeps_one_limit_per_window() -> None:
 
 
 async def test_a_caller_that_goes_away_before_the_commit_holds_nothing(
-    ledger: SqliteLedger, path: Path
+    ledger: GroupedLedger, path: Path
 ) -> None:
     with _locked(path):
         waiting = asyncio.create_task(ledger.reserve(a_hold("a", USD)))
         await asyncio.sleep(0.005)
         waiting.cancel()
         await asyncio.wait((waiting,))
-    assert await ledger.reserve(a_hold("b", USD)) is None
+    assert await ledger.reserve(a_hold("b", USD)) == Held()
 
 
 async def test_a_caller_that_goes_away_right_after_the_commit_holds_nothing(
-    ledger: SqliteLedger, path: Path
+    ledger: GroupedLedger, path: Path
 ) -> None:
     going = asyncio.create_task(ledger.reserve(a_hold("a", USD)))
     await until(lambda: bool(holds(path)))  # committed; its task has not run since
@@ -407,7 +417,7 @@ async def test_a_caller_that_goes_away_right_after_the_commit_holds_nothing(
         assert await spent_and_reserved(ledger) == (0, USD)
 
 
-async def test_a_settlement_is_made_though_its_caller_goes_away(ledger: SqliteLedger) -> None:
+async def test_a_settlement_is_made_though_its_caller_goes_away(ledger: GroupedLedger) -> None:
     await ledger.reserve(a_hold("a", 10))
     settling = asyncio.create_task(ledger.settle("a", 4))
     await asyncio.sleep(0)
@@ -421,28 +431,28 @@ async def test_a_settlement_is_made_though_its_caller_goes_away(ledger: SqliteLe
 
 
 async def test_a_short_lock_by_another_process_is_waited_for_without_blocking_the_loop(
-    ledger: SqliteLedger, path: Path
+    ledger: GroupedLedger, path: Path
 ) -> None:
     with _locked(path):
         holding = asyncio.create_task(ledger.reserve(a_hold("a", 1)))
         await asyncio.sleep(0.01)
         assert not holding.done()
-    assert await holding is None
+    assert await holding == Held()
 
 
 async def test_a_store_that_does_not_answer_refuses_and_recovers_by_itself(
-    ledger: SqliteLedger, path: Path
+    ledger: GroupedLedger, path: Path
 ) -> None:
     with _locked(path):
         with pytest.raises(StoreError, match="does not answer") as caught:
             await ledger.reserve(a_hold("a", 1))
         assert caught.value.code == "ledger_unavailable"
-    assert await ledger.reserve(a_hold("b", 1)) is None
+    assert await ledger.reserve(a_hold("b", 1)) == Held()
     assert set(holds(path)) == {"b"}
 
 
 async def test_a_bill_is_not_lost_while_the_store_does_not_answer(
-    ledger: SqliteLedger, path: Path
+    ledger: GroupedLedger, path: Path
 ) -> None:
     await ledger.reserve(a_hold("a", 10))
     with _locked(path), pytest.raises(StoreError):
@@ -452,7 +462,7 @@ async def test_a_bill_is_not_lost_while_the_store_does_not_answer(
 
 
 async def test_closing_writes_what_is_still_to_be_written(path: Path) -> None:
-    ledger = SqliteLedger.open(path)
+    ledger = open_sqlite(path)
     await ledger.reserve(a_hold("a", 10))
     settling = asyncio.create_task(ledger.settle("a", 4))
     await asyncio.sleep(0)
@@ -465,17 +475,17 @@ async def test_closing_writes_what_is_still_to_be_written(path: Path) -> None:
 
 
 async def test_a_ledger_that_cannot_be_read_says_so(path: Path) -> None:
-    ledger = SqliteLedger.open(path)
+    ledger = open_sqlite(path)
     with closing(sqlite3.connect(path)) as db:
         db.execute("DROP TABLE windows")
     with pytest.raises(StoreError, match="cannot be read") as caught:
-        await ledger.balances("acme", (limit("day", 1),), now=NOON)
+        await ledger.balances(a_hold("b", 1).scopes, now=NOON)
     assert caught.value.code == "ledger_unavailable"
     await ledger.close()
 
 
 async def test_closing_gives_up_on_a_store_that_stays_locked(path: Path) -> None:
-    ledger = SqliteLedger.open(path, patience_s=0.05)
+    ledger = open_sqlite(path, patience_s=0.05)
     await ledger.reserve(a_hold("a", 10))
     with _locked(path):
         settling = asyncio.create_task(ledger.settle("a", 4))
@@ -487,12 +497,12 @@ async def test_closing_gives_up_on_a_store_that_stays_locked(path: Path) -> None
 
 
 async def test_old_holds_are_dropped_and_the_total_stays(path: Path) -> None:
-    ledger = SqliteLedger.open(path)
+    ledger = open_sqlite(path)
     for n in range(3):
         await ledger.reserve(a_hold(f"h{n}", 10, limit("total", USD)))
         await ledger.settle(f"h{n}", 12)
     await ledger.reserve(a_hold("open", 10, expires_at=NOON + 999 * DAY_S))
-    await ledger.sweep(now=month_start(NOON, months_back=-2))
+    await ledger.sweep(now=Calendar().month_start(NOON, months_back=-2))
     await until(lambda: len(holds(path)) == 1, pause_s=0.02)
     assert_books_balance(path)
     assert await spent_and_reserved(ledger, "total") == (36, 10)
@@ -503,7 +513,7 @@ async def test_old_holds_are_dropped_and_the_total_stays(path: Path) -> None:
 
 
 async def test_the_log_is_written_back_without_the_event_loop(path: Path) -> None:
-    ledger = SqliteLedger.open(path)
+    ledger = open_sqlite(path)
     for batch in range(3):
         await asyncio.gather(*(ledger.reserve(a_hold(f"{batch}-{n}", 1)) for n in range(800)))
     # The main file grows by checkpoints alone.
@@ -514,25 +524,25 @@ async def test_the_log_is_written_back_without_the_event_loop(path: Path) -> Non
 # ── the file ───────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_the_file_is_its_owners_alone(ledger: SqliteLedger, path: Path) -> None:
+async def test_the_file_is_its_owners_alone(ledger: GroupedLedger, path: Path) -> None:
     assert _mode(path) == _mode(Path(f"{path}-wal")) == 0o600
 
 
 def test_a_file_that_is_no_ledger_is_named(path: Path, tmp_path: Path) -> None:
     path.write_bytes(b"not a database, but long enough to be read as one" * 100)
     with pytest.raises(StoreError, match=r"ledger\.sqlite: file is not a database") as caught:
-        SqliteLedger.open(path)
+        open_sqlite(path)
     assert caught.value.code == "ledger_unavailable"
     with pytest.raises(StoreError, match="No such file"):
-        SqliteLedger.open(tmp_path / "missing" / "ledger.sqlite")
+        open_sqlite(tmp_path / "missing" / "ledger.sqlite")
 
 
 async def test_a_ledger_of_a_newer_layout_is_left_alone(path: Path) -> None:
-    await SqliteLedger.open(path).close()
+    await open_sqlite(path).close()
     with closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA user_version=99")
-    with pytest.raises(StoreError, match="layout is version 99, this program knows 1"):
-        SqliteLedger.open(path)
+    with pytest.raises(StoreError, match="layout is version 99, this program knows 2"):
+        open_sqlite(path)
 
 
 def _mode(path: Path) -> int:

@@ -12,9 +12,20 @@ from msgspec import structs
 
 from support.ledgers import NOON, assert_books_balance
 from waypost.shared.contracts import SpendLimit, Window
-from waypost.validator.ledger import Hold, Shortfall, SqliteLedger
-from waypost.validator.ledger.base import CALENDAR, window_starts
+from waypost.validator.ledger import (
+    Calendar,
+    Held,
+    Hold,
+    Refusal,
+    Scope,
+    Shortfall,
+    open_sqlite,
+    scope_of,
+)
+from waypost.validator.ledger.calendar import CALENDAR
+from waypost.validator.ledger.grouped import GroupedLedger
 
+CLOCK = Calendar()
 ACCOUNTS = ("acme", "bee")
 WINDOWS: tuple[Window, ...] = ("request", *CALENDAR)
 
@@ -63,7 +74,7 @@ class LedgerMachine(RuleBasedStateMachine):
             entry.counts
             for entry in self.entries.values()
             if entry.account == account
-            and window_starts(entry.at)[place] == window_starts(now)[place]
+            and CLOCK.starts(entry.at)[place] == CLOCK.starts(now)[place]
         )
 
     def available(self, account: str) -> int | None:
@@ -74,12 +85,14 @@ class LedgerMachine(RuleBasedStateMachine):
         ]
         return max(0, min(rooms)) if rooms else None
 
+    def scope(self, account: str) -> Scope:
+        return scope_of(f"account:{account}", self.limits[account])
+
     def hold(self, account: str, amount: int, lease_s: int) -> Hold:
         return Hold(
             id=f"h{len(self.entries)}",
-            account=account,
             amount_nusd=amount,
-            limits=self.limits[account],
+            scopes=(self.scope(account),),
             now=self.now,
             expires_at=self.now + lease_s,
         )
@@ -96,10 +109,11 @@ class LedgerMachine(RuleBasedStateMachine):
 
         shortfall = self.runner.run(self.ledgers[worker].reserve(hold))
 
-        assert (shortfall is None) == (available is None or amount <= available)
-        if shortfall is None:
+        assert isinstance(shortfall, Held) == (available is None or amount <= available)
+        if isinstance(shortfall, Held):
             self.entries[hold.id] = Entry(account, amount, self.now, hold.expires_at)
         else:
+            assert isinstance(shortfall, Shortfall)
             assert shortfall.available_nusd == available
 
     @rule(account=st.sampled_from(ACCOUNTS), amount=amounts)
@@ -110,7 +124,11 @@ class LedgerMachine(RuleBasedStateMachine):
 
         outcomes = self.runner.run(_both(self.ledgers, racers))
 
-        granted = [racer for racer, refused in zip(racers, outcomes, strict=True) if not refused]
+        granted = [
+            racer
+            for racer, outcome in zip(racers, outcomes, strict=True)
+            if isinstance(outcome, Held)
+        ]
         expected = 0
         for racer in granted or racers:
             available = self.available(account)
@@ -165,8 +183,10 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def the_books_balance(self) -> None:
         assert_books_balance(self.path)
-        for account, of_account in self.limits.items():
-            balances = self.runner.run(self.ledgers[0].balances(account, of_account, now=self.now))
+        for account in self.limits:
+            balances = self.runner.run(
+                self.ledgers[0].balances((self.scope(account),), now=self.now)
+            )
             for balance in balances:
                 if balance.window != "request":
                     used = self.used(account, balance.window, self.now)
@@ -181,11 +201,11 @@ class LedgerMachine(RuleBasedStateMachine):
         self.folder.cleanup()
 
 
-async def _open(path: Path) -> SqliteLedger:
-    return SqliteLedger.open(path)
+async def _open(path: Path) -> GroupedLedger:
+    return open_sqlite(path)
 
 
-async def _both(ledgers: list[SqliteLedger], holds: list[Hold]) -> list[Shortfall | None]:
+async def _both(ledgers: list[GroupedLedger], holds: list[Hold]) -> list[Held | Refusal]:
     return await asyncio.gather(
         *(ledger.reserve(hold) for ledger, hold in zip(ledgers, holds, strict=True))
     )

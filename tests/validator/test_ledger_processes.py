@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.ledgers import LEASE_S, NOON, assert_books_balance, holds, spent_and_reserved
-from waypost.validator.ledger import SqliteLedger
+from waypost.validator.ledger import open_sqlite
 
 pytestmark = pytest.mark.anyio
 
@@ -58,7 +58,7 @@ async def test_processes_that_race_for_the_last_dollar_spend_it_to_the_nano_doll
 
     assert sum(held) == 500
     assert_books_balance(path)
-    ledger = SqliteLedger.open(path)
+    ledger = open_sqlite(path)
     spent, reserved = await spent_and_reserved(ledger)
     assert spent + reserved == 500 * amount
     await ledger.close()
@@ -86,7 +86,7 @@ async def test_a_killed_process_loses_no_money_that_it_was_told_of(
         if what == "settled":
             assert kept[hold_id] == ("settled", int(cost[0]))
 
-    ledger = SqliteLedger.open(path)
+    ledger = open_sqlite(path)
     open_holds = [hold_id for hold_id, (state, _) in kept.items() if state == "held"]
     assert await ledger.sweep(now=NOON + LEASE_S) == len(open_holds)
     costs = sum(cost for _, cost in kept.values()) + 1_000 * len(open_holds)

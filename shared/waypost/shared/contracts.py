@@ -430,11 +430,11 @@ decode_issuers = Decoder(Issuers).decode
 
 # ── the access token ───────────────────────────────────────────────────────────────────────────
 
-Window = Literal["request", "hour", "day", "month", "total"]
+Window = Literal["request", "minute", "hour", "day", "week", "month", "total"]
 
 
 class SpendLimit(Struct, frozen=True, kw_only=True):
-    """At most ``limit_nusd`` in each calendar ``window`` (UTC); ``total`` never resets."""
+    """At most ``limit_nusd`` in each calendar ``window`` of the ledger; ``total`` never resets."""
 
     window: Window
     limit_nusd: Nusd

@@ -9,6 +9,7 @@
         ├── TokenError            the caller is not who they must be
         ├── ForbiddenError        known caller, but tier or compliance says no
         ├── BudgetError           nothing left to spend
+        ├── RateError             too many requests or tokens of late
         └── UpstreamError         no provider could answer
 
 The rule: ``code`` is for machines and never changes meaning; ``message`` is for people, says
@@ -23,6 +24,7 @@ __all__ = [
     "ForbiddenError",
     "InvalidRequestError",
     "PolicyError",
+    "RateError",
     "RefusalError",
     "StoreError",
     "TokenError",
@@ -136,6 +138,20 @@ class BudgetError(RefusalError):
     ) -> None:
         super().__init__(message, code=code)
         self.resets_at = resets_at
+
+
+class RateError(RefusalError):
+    """The caller sends too much in too short a time.
+
+    Attributes:
+        retry_after_s: ``None``: waiting does not help, this request alone is too large.
+    """
+
+    code = "rate_limited"
+
+    def __init__(self, message: str, *, retry_after_s: int | None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class UpstreamError(RefusalError):

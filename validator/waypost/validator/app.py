@@ -22,6 +22,7 @@ from waypost.shared.explain import explain, explain_record
 from waypost.validator import watching
 from waypost.validator.asgi import ValidatorApp, new_call
 from waypost.validator.desk import Caller, Desk, Serving
+from waypost.validator.ledger import scope_of
 from waypost.validator.pipeline import consider
 from waypost.validator.pipeline.authenticate import authenticate
 from waypost.validator.pipeline.call import pick_headers
@@ -31,6 +32,7 @@ from waypost.validator.problems import INTERNAL, OK, UNAVAILABLE, describe
 
 __all__ = ["create_app"]
 
+READY = scope_of("account:readyz", (SpendLimit(window="total", limit_nusd=0),))
 MAX_BUNDLE_BYTES = 4 * 1_048_576  # the trust layer has its own, smaller limits
 BUNDLE_TIMEOUT_S = 30.0
 
@@ -264,7 +266,7 @@ async def _readyz(request: Request) -> Response:
         checks["manifest"] = refusal.code
     checks["updates"] = "held_back" if desk.keeper.is_held_back(now) else "ok"
     try:
-        await desk.ledger.balances("readyz", (SpendLimit(window="total", limit_nusd=0),), now=now)
+        await desk.ledger.balances((READY,), now=now)
         checks["ledger"] = "ok"
     except StoreError as error:
         checks["ledger"] = error.code

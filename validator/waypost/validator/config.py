@@ -9,10 +9,11 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Literal
+from zoneinfo import ZoneInfo
 
 from pydantic import BeforeValidator, Field, HttpUrl, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -21,6 +22,8 @@ from waypost.cli.yamlfile import FileError, FileModel, read_yaml
 from waypost.shared.contracts import SpendLimit, Window
 from waypost.shared.errors import StoreError, WaypostError
 from waypost.shared.money import NUSD_PER_USD
+from waypost.validator.ledger.base import RateLimit, Scope, scope_of
+from waypost.validator.ledger.calendar import Calendar
 from waypost.validator.resilience.breaker import BreakerRules
 
 __all__ = [
@@ -244,10 +247,41 @@ class ProviderConfig(FileModel):
 
 
 class LedgerConfig(FileModel):
-    """Where budgets are kept. ``full`` survives a power cut, ``normal`` a crash of the process."""
+    """Where budgets are kept.
 
+    Attributes:
+        path: SQLite's file.
+        durability: of SQLite; ``full`` survives a power cut, ``normal`` a crash of the process.
+        dsn: name of the environment variable that holds the address of Redis or PostgreSQL.
+        prefix: tells several ledgers in one Redis apart.
+        patience_s: how long a request waits for the store.
+        leased: whether slices of budgets are taken in advance and spent without a round trip.
+        lease_s: how long a slice is kept.
+        lease_percent: of what is left, at most, in one slice.
+        when_down: ``spend_leases`` goes on with the slices at hand while the store is down.
+    """
+
+    store: Literal["sqlite", "redis", "postgres"] = "sqlite"
     path: FilePath = Path("state/ledger.sqlite")
     durability: Literal["full", "normal"] = "normal"
+    dsn: EnvName | None = None
+    prefix: NameText = "waypost"
+    patience_s: Seconds = 2.0
+    leased: bool = False
+    lease_s: Annotated[int, Field(ge=5, le=3_600)] = 10
+    lease_percent: Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=50)] = 5.0
+    when_down: Literal["fail_closed", "spend_leases"] = "fail_closed"
+
+    @model_validator(mode="after")
+    def _is_reachable(self) -> "LedgerConfig":
+        if (self.store == "sqlite") == (self.dsn is not None):
+            raise _wrong(
+                f"store: {self.store} {'has no' if self.dsn else 'needs'} dsn, the name of"
+                " an environment variable with the store's address"
+            )
+        if self.when_down == "spend_leases" and not self.leased:
+            raise _wrong("when_down: spend_leases needs leased: true; without, nothing is at hand")
+        return self
 
 
 class RecordsConfig(FileModel):
@@ -380,15 +414,57 @@ class CandidateConfig(FileModel):
 
 
 class SpendRule(FileModel):
-    """At most so many dollars in each calendar window (UTC)."""
+    """What may be spent in each window, and from where on callers are warned.
+
+    Attributes:
+        warn_usd: nothing is refused for it.
+        limit_requests, limit_tokens: in any stretch of the window's length.
+    """
 
     window: Window
-    limit_usd: Usd
+    limit_usd: Usd | None = None
+    warn_usd: Usd | None = None
+    limit_requests: Annotated[int, Field(ge=0, le=10**9)] | None = None
+    limit_tokens: Annotated[int, Field(ge=0, le=10**12)] | None = None
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> "SpendRule":
+        rates = (self.limit_requests, self.limit_tokens)
+        if self.limit_usd is None and self.warn_usd is None and rates == (None, None):
+            raise _wrong("give limit_usd, warn_usd, limit_requests or limit_tokens")
+        if rates != (None, None) and self.window not in ("minute", "hour", "day", "week"):
+            raise _wrong("requests and tokens are limited per minute, hour, day or week")
+        if self.warn_usd is not None and self.window == "request":
+            raise _wrong("a single request warns nobody; leave warn_usd out, or name a window")
+        return self
+
+    def _spend(self, usd: Decimal | None) -> Iterable[SpendLimit]:
+        if usd is not None:
+            yield SpendLimit(window=self.window, limit_nusd=int(usd * NUSD_PER_USD))
 
     @property
-    def limit(self) -> SpendLimit:
-        """The rule in nano-dollars."""
-        return SpendLimit(window=self.window, limit_nusd=int(self.limit_usd * NUSD_PER_USD))
+    def limits(self) -> Iterable[SpendLimit]:
+        """The hard limit in nano-dollars, if there is one."""
+        return self._spend(self.limit_usd)
+
+    @property
+    def warnings(self) -> Iterable[SpendLimit]:
+        """The soft limit in nano-dollars, if there is one."""
+        return self._spend(self.warn_usd)
+
+    @property
+    def rates(self) -> Iterable[RateLimit]:
+        """The limits of requests and tokens."""
+        if self.window in ("minute", "hour", "day", "week"):
+            if self.limit_requests is not None:
+                yield RateLimit(unit="requests", window=self.window, limit=self.limit_requests)
+            if self.limit_tokens is not None:
+                yield RateLimit(unit="tokens", window=self.window, limit=self.limit_tokens)
+
+
+Rules = list[SpendRule]
+# By name; "*" is for whoever is not listed.
+RulesByName = dict[str, Rules]
 
 
 class Budgets(FileModel):
@@ -397,16 +473,75 @@ class Budgets(FileModel):
     Attributes:
         default: for an account that is not listed; empty: what the token says is all.
         accounts: per account, instead of the default.
+        users: by the token's subject.
+        overall: for all requests together.
         unlimited: whether an account may spend that neither this nor its token limits.
+        time_zone: whose days, weeks and months are counted.
+        webhook: name of the environment variable with the URL that is told of soft limits.
     """
 
-    default: list[SpendRule] = []
-    accounts: dict[str, list[SpendRule]] = {}
+    default: Rules = []
+    accounts: RulesByName = {}
+    users: RulesByName = {}
+    tenants: RulesByName = {}
+    tiers: RulesByName = {}
+    providers: RulesByName = {}
+    models: RulesByName = {}
+    overall: Rules = []
     unlimited: bool = False
+    time_zone: str = "UTC"
+    webhook: EnvName | None = None
 
-    def limits(self, account: str) -> tuple[SpendLimit, ...]:
-        """Return the limits of ``account``."""
-        return tuple(rule.limit for rule in self.accounts.get(account, self.default))
+    @field_validator("time_zone")
+    @classmethod
+    def _is_a_zone(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (ValueError, OSError):
+            raise _wrong("should be a time zone, as in Europe/Berlin") from None
+        return name
+
+    @property
+    def calendar(self) -> Calendar:
+        """When the windows begin and end."""
+        return Calendar(ZoneInfo(self.time_zone))
+
+    def account(self, name: str, ceilings: Iterable[SpendLimit] = ()) -> Scope:
+        """Return the account ``name``, also within the ``ceilings`` of its token."""
+        return _scope(f"account:{name}", self.accounts.get(name, self.default), ceilings)
+
+    def caller(
+        self, *, subject: str, pseudonym: str, tenant: str | None, tier: str
+    ) -> tuple[Scope, ...]:
+        """Return what else a caller's requests count for, whatever serves them."""
+        scopes = [_scope(f"user:{pseudonym}", _rules(self.users, subject))]
+        if tenant is not None:
+            scopes.append(_scope(f"tenant:{tenant}", _rules(self.tenants, tenant)))
+        scopes.append(_scope(f"tier:{tier}", _rules(self.tiers, tier)))
+        if self.overall:
+            scopes.append(_scope("global", self.overall))
+        return tuple(scopes)
+
+    def target(self, *, provider: str, model: str) -> tuple[Scope, ...]:
+        """Return what a request counts for that ``model`` serves."""
+        return (
+            _scope(f"provider:{provider}", _rules(self.providers, provider)),
+            _scope(f"model:{model}", _rules(self.models, model)),
+        )
+
+
+def _rules(by_name: RulesByName, name: str) -> Rules:
+    rules = by_name.get(name)
+    return by_name.get("*", []) if rules is None else rules
+
+
+def _scope(name: str, rules: Rules, ceilings: Iterable[SpendLimit] = ()) -> Scope:
+    return scope_of(
+        name,
+        (*ceilings, *(limit for rule in rules for limit in rule.limits)),
+        warnings=(warning for rule in rules for warning in rule.warnings),
+        rates=tuple(rate for rule in rules for rate in rule.rates),
+    )
 
 
 class PseudonymConfig(FileModel):

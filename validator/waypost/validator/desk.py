@@ -23,7 +23,6 @@ from msgspec import Struct, structs
 from waypost.shared.contracts import (
     Claims,
     Facts,
-    Limits,
     Model,
     Proposal,
     Signed,
@@ -33,10 +32,10 @@ from waypost.shared.errors import PolicyError, RefusalError, StoreError, TrustEr
 from waypost.shared.money import Price
 from waypost.shared.records import DecisionRecord
 from waypost.shared.trust import ManifestKeeper, Trusted
-from waypost.validator.config import ConfigError, ValidatorConfig, load_pseudonym_key
+from waypost.validator.config import Budgets, ConfigError, ValidatorConfig, load_pseudonym_key
 from waypost.validator.detectors import Detectors, load_detectors
 from waypost.validator.dpop import ProofChecker
-from waypost.validator.ledger import Ledger, SqliteLedger
+from waypost.validator.ledger import Ledger, Scope, open_sqlite
 from waypost.validator.receipts.keys import ReceiptKeys, load_keys
 from waypost.validator.receipts.log import ReceiptLog
 from waypost.validator.records import RecordSink, RecordStore
@@ -75,23 +74,30 @@ class Caller(Struct, frozen=True):
     """Who asks, as the token says it, made ready for what follows.
 
     Attributes:
-        limits: the lowest of the token's and the operator's.
+        account: who pays.
+        scopes: what its requests count for, whatever serves them; the account first.
         may_spend: whether there is a limit, or the operator said that none is needed.
     """
 
     claims: Claims
     subject: str
     signed: Signed
-    limits: Limits
+    account: str
+    scopes: tuple[Scope, ...]
     may_spend: bool
 
 
 class Target(Struct, frozen=True):
-    """A model and the provider that serves it."""
+    """A model and the provider that serves it.
+
+    Attributes:
+        scopes: what requests count for that it serves.
+    """
 
     model: Model
     upstream: Upstream
     breaker: Breaker
+    scopes: tuple[Scope, ...]
 
     def refuses(self, now: float) -> bool:
         """Whether it can be sent nothing now, nor after a wait that a request can afford."""
@@ -125,7 +131,13 @@ class Serving:
     """
 
     def __init__(
-        self, trusted: Trusted, upstreams: Mapping[str, Upstream], *, audience: str, grace_s: int
+        self,
+        trusted: Trusted,
+        upstreams: Mapping[str, Upstream],
+        *,
+        budgets: Budgets,
+        audience: str,
+        grace_s: int,
     ) -> None:
         """Raises PolicyError (``issuers_invalid``) when no token could be checked with it."""
         self.trusted = trusted
@@ -135,7 +147,12 @@ class Serving:
         self.verifier = TokenVerifier(trusted.issuers, audience=audience)
         self.refuse_from = trusted.expires_at + grace_s
         self.targets = {
-            model.id: Target(model, upstream, upstream.breaker(model))
+            model.id: Target(
+                model,
+                upstream,
+                upstream.breaker(model),
+                budgets.target(provider=model.provider, model=model.id),
+            )
             for model in trusted.policy.models
             if (upstream := upstreams.get(model.provider)) is not None
         }
@@ -278,6 +295,7 @@ class Desk:
             serving = Serving(
                 trusted,
                 self.upstreams,
+                budgets=self.config.budgets,
                 audience=self.config.audience,
                 grace_s=self.config.manifest.grace_s,
             )
@@ -517,7 +535,12 @@ async def open_desk(
         pseudonym_key = load_pseudonym_key(config.pseudonym, environment)
         for path in (config.ledger.path, config.records.path, config.manifest.cache):
             path.parent.mkdir(parents=True, exist_ok=True)
-        ledger = SqliteLedger.open(config.ledger.path, durability=config.ledger.durability)
+        ledger = open_sqlite(
+            config.ledger.path,
+            durability=config.ledger.durability,
+            patience_s=config.ledger.patience_s,
+            calendar=config.budgets.calendar,
+        )
         stack.push_async_callback(ledger.close)
         seen = SqliteSeen.open(config.replay.path)
         stack.push_async_callback(seen.close)

@@ -14,6 +14,7 @@ from waypost.shared.errors import (
     BudgetError,
     ForbiddenError,
     InvalidRequestError,
+    RateError,
     RefusalError,
     StoreError,
     TokenError,
@@ -62,6 +63,9 @@ _STATUS_BY_CODE = {
     "upstream_saturated": 503,
     "deadline_exceeded": 504,
     "caller_gone": CALLER_GONE,
+    "idempotency_in_progress": 409,
+    "idempotency_done": 409,
+    "idempotency_key_reused": 422,
 }
 
 _BY_CLASS: tuple[tuple[type[WaypostError], int, str], ...] = (
@@ -69,6 +73,7 @@ _BY_CLASS: tuple[tuple[type[WaypostError], int, str], ...] = (
     (TokenError, 401, "authentication_error"),
     (ForbiddenError, 403, "permission_error"),
     (BudgetError, 402, "insufficient_quota"),
+    (RateError, 429, "rate_limit_error"),
     (UpstreamError, 502, "server_error"),
     (StoreError, 503, "server_error"),
     (TrustError, 400, "invalid_request_error"),
@@ -151,7 +156,11 @@ def describe(
     elif isinstance(error, BudgetError):
         # SDKs retry by themselves; no retry fills an account.
         headers.append((b"x-should-retry", b"false"))
-    elif isinstance(error, UpstreamError) and error.retry_after_s is not None:
+    elif error.code == "idempotency_done":
+        headers.append((b"x-should-retry", b"false"))  # SDKs retry 409 by themselves
+    elif isinstance(error, RateError) and error.retry_after_s is None:
+        headers.append((b"x-should-retry", b"false"))
+    elif isinstance(error, RateError | UpstreamError) and error.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % error.retry_after_s))
     message = error.message
     # A store's own words name files and tables of this machine.

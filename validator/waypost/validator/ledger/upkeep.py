@@ -10,19 +10,22 @@ import threading
 from collections.abc import Callable
 from contextlib import closing
 
-from waypost.validator.ledger.base import CALENDAR, window_starts
+import msgspec
+
+from waypost.validator.ledger.calendar import CALENDAR, Calendar
 
 __all__ = ["PATIENCE_S", "Upkeep"]
 
 logger = logging.getLogger(__name__)
 
 _CLOSED_BEFORE = (
-    "SELECT id, account, at, cost_nusd FROM holds WHERE at < ? AND state != 'held' LIMIT ?"
+    "SELECT id, scopes, at, cost_nusd FROM holds WHERE at < ? AND state != 'held' LIMIT ?"
 )
 _ARCHIVE = (
     "UPDATE windows SET archived_nusd = archived_nusd + ?"
-    " WHERE account = ? AND window = ? AND start = ?"
+    " WHERE scope = ? AND window = ? AND start = ?"
 )
+_decode_scopes = msgspec.json.Decoder(list[tuple[str, int]]).decode
 
 EVERY_S = 0.25
 PATIENCE_S = 0.2  # another process's loop may be as busy
@@ -40,21 +43,24 @@ class Upkeep(threading.Thread):
             else hardly ever leave it the lock.
     """
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
+    def __init__(self, connect: Callable[[], sqlite3.Connection], calendar: Calendar) -> None:
         """Args:
         connect: opens the file, and waits for its lock for ``PATIENCE_S`` at most.
         """
         super().__init__(name="ledger-upkeep", daemon=True)
         self._connect = connect
+        self._calendar = calendar
         self.rows_written = 0
         self.wants_lock = False
         self._stopping = threading.Event()
         self._cutoff = 0
         self._pruned = 0
+        self._keys_before = 0
 
-    def prune_before(self, cutoff: int) -> None:
-        """Drop closed holds made before ``cutoff``, soon."""
+    def prune_before(self, cutoff: int, *, keys_before: int) -> None:
+        """Drop closed holds made before ``cutoff`` soon, and idempotency keys."""
         self._cutoff = cutoff
+        self._keys_before = keys_before
 
     def stop(self) -> None:
         """Return once the thread has ended."""
@@ -69,6 +75,9 @@ class Upkeep(threading.Thread):
                     self._checkpoint(db)
                     if self._cutoff > self._pruned:
                         self._prune(db, self._cutoff)
+                    if self._keys_before:
+                        db.execute("DELETE FROM keys WHERE at < ?", (self._keys_before,))
+                        self._keys_before = 0
                 except sqlite3.Error as exc:
                     busy = exc.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
                     logger.log(
@@ -108,9 +117,13 @@ class Upkeep(threading.Thread):
                 db.executemany(
                     _ARCHIVE,
                     [
-                        (cost, account, window, start)
-                        for _, account, at, cost in rows
-                        for window, start in zip(CALENDAR, window_starts(at), strict=True)
+                        (cost, scope, window, start)
+                        for _, scopes, at, cost in rows
+                        for scope, mask in _decode_scopes(scopes)
+                        for place, (window, start) in enumerate(
+                            zip(CALENDAR, self._calendar.starts(at), strict=True)
+                        )
+                        if mask >> place & 1
                     ],
                 )
                 if len(rows) < PRUNE_BATCH:

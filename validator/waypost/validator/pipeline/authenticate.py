@@ -6,12 +6,11 @@ from hashlib import sha256
 
 from msgspec import UNSET
 
-from waypost.shared.contracts import Claims, Limits, Signed
+from waypost.shared.contracts import Claims, Signed
 from waypost.shared.errors import TokenError
 from waypost.shared.rules import cohort
 from waypost.validator.desk import Caller, Desk, Serving
 from waypost.validator.jose import refused
-from waypost.validator.ledger import lowest
 from waypost.validator.tokens import LEEWAY_S
 
 __all__ = ["authenticate", "pseudonym"]
@@ -86,10 +85,11 @@ def _caller(desk: Desk, claims: Claims) -> Caller:
         raise refused("token_claims")
     account = claims.budget.account
     budgets = desk.config.budgets
-    limits = lowest((*claims.budget.limits, *budgets.limits(account)))
+    subject = pseudonym(claims, key=desk.pseudonym_key)
+    pays = budgets.account(account, claims.budget.limits)
     return Caller(
         claims=claims,
-        subject=pseudonym(claims, key=desk.pseudonym_key),
+        subject=subject,
         signed=Signed(
             tier=claims.tier,
             cohort=cohort(claims.iss, claims.sub),
@@ -98,8 +98,14 @@ def _caller(desk: Desk, claims: Claims) -> Caller:
             data_classes=claims.data_classes,
             models=claims.models,
         ),
-        limits=Limits(account=account, limits=limits),
-        may_spend=bool(limits) or budgets.unlimited,
+        account=account,
+        scopes=(
+            pays,
+            *budgets.caller(
+                subject=claims.sub, pseudonym=subject, tenant=claims.tenant, tier=claims.tier
+            ),
+        ),
+        may_spend=bool(pays.limits) or budgets.unlimited,
     )
 
 

@@ -13,6 +13,7 @@ from waypost.shared.headers import format_decision
 from waypost.shared.money import Usage
 from waypost.shared.records import Attempt, Verdict
 from waypost.validator.desk import Caller, Serving
+from waypost.validator.ledger import Crossed
 from waypost.validator.speech import Asked, UntranslatableError
 from waypost.validator.telemetry.context import TraceContext
 
@@ -32,6 +33,7 @@ _READ = frozenset(
         b"content-length",
         b"content-type",
         b"dpop",
+        b"idempotency-key",
         b"traceparent",
         b"waypost-deadline-ms",
         b"waypost-facts",
@@ -62,6 +64,24 @@ def pick_headers(raw: Iterable[tuple[bytes, bytes]]) -> Headers:
                 value = headers[name] + b", " + value
             headers[name] = value
     return headers
+
+
+# Whose spending a caller may know: its own, not what all others of its tier have left.
+_OWN_KINDS = frozenset({"account", "tenant", "user"})
+
+
+def format_crossed(crossed: Iterable[Crossed]) -> bytes:
+    """Return ``Waypost-Budget``: an RFC 9651 list of the soft limits that are used up."""
+    items: list[str] = []
+    for one in crossed:
+        kind = one.scope.partition(":")[0]
+        item = f"{kind};window={one.window}"
+        if kind in _OWN_KINDS:
+            item += f";warn_nusd={one.warn_nusd};used_nusd={one.used_nusd}"
+        if one.resets_at is not None:
+            item += f";resets_at={one.resets_at}"
+        items.append(item)
+    return ", ".join(items).encode()
 
 
 def decision_id(at_ms: int, randomness: int) -> str:
@@ -107,6 +127,7 @@ class Call:
         "body",
         "caller",
         "cost_nusd",
+        "crossed",
         "decision",
         "detail",
         "endpoint",
@@ -188,6 +209,7 @@ class Call:
         self.usage: Usage | None = None
         self.reserved_nusd = 0
         self.cost_nusd = 0
+        self.crossed: tuple[Crossed, ...] = ()
         self.streamed = False
         self.ends_at: float | None = None
         self.is_hurried = False
@@ -249,6 +271,8 @@ class Call:
             headers.append((b"content-length", b"%d" % length))
         if self.serving is not None:
             headers.append(self.serving.header)
+        if self.crossed:
+            headers.append((b"waypost-budget", format_crossed(self.crossed)))
         if self.endpoint == "messages":
             headers.append((b"request-id", self.id.encode()))  # where Anthropic's SDKs look
         if self.receipt is not None:

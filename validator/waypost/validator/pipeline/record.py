@@ -26,7 +26,7 @@ def record_of(call: Call) -> DecisionRecord:
         subject="" if caller is None else caller.subject,
         tenant=None if caller is None else caller.claims.tenant,
         tier=None if caller is None else caller.claims.tier,
-        account=None if caller is None else caller.limits.account,
+        account=None if caller is None else caller.account,
         manifest_version=None if serving is None else serving.version,
         manifest_digest=None if serving is None else serving.digest,
         facts=call.facts,

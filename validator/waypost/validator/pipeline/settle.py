@@ -52,7 +52,9 @@ async def pay(call: Call, facts: Facts, delivered: Delivered) -> None:
         if delivered.is_free:
             await booking.release()
         else:
-            await booking.settle(cost)
+            usage = delivered.usage
+            tokens = None if usage is None else usage.input_tokens + usage.output_tokens
+            await booking.settle(cost, tokens=tokens)
     except StoreError as exc:
         # The provider has done its work. What nobody settles is charged when its lease ends.
         logger.error("request %s not settled: %s", call.id, exc)
