@@ -597,7 +597,7 @@ class Books:
         return rows
 
     def _load(self, scope: str, mask: int, starts: tuple[int, ...]) -> _Counted:
-        wanted = [
+        wanted: list[tuple[Window, int]] = [
             (window, start)
             for window, start in zip(CALENDAR, starts, strict=True)
             if mask & _BIT[window]

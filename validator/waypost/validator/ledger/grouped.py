@@ -193,9 +193,11 @@ class GroupedLedger:
 
     async def balances(self, scopes: Iterable[Scope], *, now: int) -> tuple[Balance, ...]:
         """See ``Ledger.balances``. Reads do not wait for writers."""
-        starts = dict(zip(CALENDAR, self.store.calendar.starts(now), strict=True))
+        starts: dict[Window, int] = dict(
+            zip(CALENDAR, self.store.calendar.starts(now), strict=True)
+        )
         limits = [(scope, limit) for scope in scopes for limit in scope.limits]
-        wanted = [
+        wanted: list[tuple[str, Window, int]] = [
             (scope.name, limit.window, starts.get(limit.window, -1)) for scope, limit in limits
         ]
         found = await self.store.read(wanted)

@@ -1,6 +1,7 @@
 """What a validator is like now, for a scrape: manifest, breakers, budgets, its own queues."""
 
-from waypost.shared.contracts import SpendLimit
+from contextlib import suppress
+
 from waypost.shared.errors import StoreError
 from waypost.shared.money import NUSD_PER_USD
 from waypost.validator.desk import Desk
@@ -86,14 +87,12 @@ def _records(desk: Desk) -> list[Gauge]:
 async def _budgets(desk: Desk) -> Gauge:
     values: list[tuple[tuple[str, ...], float]] = []
     now = int(desk.clock())
-    for account in [*desk.config.budgets.accounts][:MOST_ACCOUNTS]:
-        limits: tuple[SpendLimit, ...] = desk.config.budgets.limits(account)
-        try:
-            balances = await desk.ledger.balances(account, limits, now=now)
-        except StoreError:
-            break  # /readyz says so; a scrape should not fail with the ledger
-        for balance in balances:
+    budgets = desk.config.budgets
+    scopes = [budgets.account(account) for account in [*budgets.accounts][:MOST_ACCOUNTS]]
+    with suppress(StoreError):  # /readyz says so; a scrape should not fail with the ledger
+        for balance in await desk.ledger.balances(scopes, now=now):
             left = balance.limit_nusd - balance.spent_nusd - balance.reserved_nusd
+            account = balance.scope.partition(":")[2]
             values.append(((account, balance.window), left / NUSD_PER_USD))
     return Gauge(
         "waypost_budget_left_usd",
