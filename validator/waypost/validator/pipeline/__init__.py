@@ -47,6 +47,8 @@ async def serve(desk: Desk, call: Call) -> None:
         if booking is not None and not booking.is_exposed:
             await booking.release()
         await refuse(call, INTERNAL)
+    if booking is not None and not call.cost_nusd:
+        await booking.free_key()
     record = record_of(call)
     if considered is not None:
         record = desk.with_shadow(record, considered.asked, considered.caller)

@@ -4,6 +4,7 @@ The hold is an upper bound. The prompt has no more tokens than bytes, and the an
 by what is sent upstream as the provider's own limit, whether the caller asked for one or not.
 """
 
+from contextlib import suppress
 from hashlib import sha256
 
 from msgspec import Struct, structs
@@ -16,7 +17,13 @@ from waypost.shared.engine import (
     decide,
     output_bound,
 )
-from waypost.shared.errors import BudgetError, InvalidRequestError, RateError, RefusalError
+from waypost.shared.errors import (
+    BudgetError,
+    InvalidRequestError,
+    RateError,
+    RefusalError,
+    StoreError,
+)
 from waypost.shared.money import format_usd, upper_bound
 from waypost.shared.replay import DOWNGRADE, downgraded
 from waypost.validator.desk import Caller, Desk, Target
@@ -154,9 +161,13 @@ class Booking:
             await self._ledger.release(hold_id)
 
     async def free_key(self) -> None:
-        """Let the idempotency key be used again: the request has ended, and nothing is charged."""
-        if self._key is not None and self._holds:
-            await self._ledger.free_key(self._key.digest, self._name)
+        """Let the idempotency key be used again: the request has ended without a charge.
+
+        What is held still may become one.
+        """
+        if self._key is not None and self._holds and self.hold_id is None:
+            with suppress(StoreError):  # then it is free after a day
+                await self._ledger.free_key(self._key.digest, self._name)
 
 
 def _without_request_rates(scope: Scope) -> Scope:
@@ -179,9 +190,7 @@ def _idempotency_key(call: Call, caller: Caller) -> IdempotencyKey | None:
     # Nobody learns which keys of others exist, and the same body at another API is another.
     whose = sha256(f"{caller.subject} {caller.account} ".encode() + key)
     body = sha256(f"{call.endpoint}\n".encode() + call.body)
-    return IdempotencyKey(
-        digest=whose.hexdigest(), body=body.hexdigest(), request_id=call.id
-    )
+    return IdempotencyKey(digest=whose.hexdigest(), body=body.hexdigest(), request_id=call.id)
 
 
 def bound_nusd(model: Model, facts: Facts, *, output_tokens: int) -> int:
