@@ -25,7 +25,8 @@ from waypost.validator.desk import Desk, open_desk
 from waypost.validator.guarded_http import GuardedProtocol
 from waypost.validator.ledger import scope_of
 
-ENVIRONMENT = {"ACME_KEY": "sk-acme-secret"}
+OPERATOR_TOKEN = "operator-0123456789abcdef"
+ENVIRONMENT = {"ACME_KEY": "sk-acme-secret", "CONSOLE_TOKEN": OPERATOR_TOKEN}
 HELLO: dict[str, Any] = {"model": "auto", "messages": [{"role": "user", "content": "2 + 2?"}]}
 
 

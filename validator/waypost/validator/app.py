@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from waypost.shared.apis import ENDPOINT_BY_PATH
 from waypost.shared.contracts import AUTO, ENDPOINTS, Facts, Measured, SpendLimit
@@ -21,6 +21,7 @@ from waypost.shared.errors import InvalidRequestError, RefusalError, StoreError,
 from waypost.shared.explain import explain, explain_record
 from waypost.validator import watching
 from waypost.validator.asgi import ValidatorApp, new_call
+from waypost.validator.console import Console
 from waypost.validator.desk import Caller, Desk, Serving
 from waypost.validator.ledger import scope_of
 from waypost.validator.pipeline import consider
@@ -43,10 +44,11 @@ def create_app(opening: Callable[[], AbstractAsyncContextManager[Desk]]) -> Vali
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None]:
         async with opening() as desk:
-            app.desk = rest.state.desk = desk
+            app.desk = rest.state.desk = console.desk = desk
             yield
             app.desk = None
 
+    console = Console()
     rest = Starlette(
         routes=[
             *(Route(path, _starting, methods=["POST"]) for path in ENDPOINT_BY_PATH),
@@ -58,6 +60,7 @@ def create_app(opening: Callable[[], AbstractAsyncContextManager[Desk]]) -> Vali
             *watching.ROUTES,
             Route("/livez", _livez, methods=["GET"]),
             Route("/readyz", _readyz, methods=["GET"]),
+            Mount("/console", console),
         ],
         exception_handlers={
             WaypostError: _problem,

@@ -32,6 +32,7 @@ __all__ = [
     "CanaryConfig",
     "CandidateConfig",
     "ConfigError",
+    "ConsoleConfig",
     "DPoPConfig",
     "LedgerConfig",
     "LimitsConfig",
@@ -411,6 +412,14 @@ class CandidateConfig(FileModel):
     @classmethod
     def _is_http(cls, url: str | None) -> str | None:
         return None if url is None else str(_http_url(url))
+class ConsoleConfig(FileModel):
+    """The operator's pages at ``/console``; without a token there are none.
+
+    Attributes:
+        token: name of the environment variable that holds what an operator logs in with.
+    """
+
+    token: EnvName | None = None
 
 
 class SpendRule(FileModel):
@@ -617,6 +626,7 @@ class ValidatorConfig(FileModel):
     budgets: Budgets = Budgets()
     pseudonym: PseudonymConfig = PseudonymConfig(path=Path("state/pseudonym.key"))
     limits: LimitsConfig = LimitsConfig()
+    console: ConsoleConfig = ConsoleConfig()
     dpop: DPoPConfig | None = None
     replay: ReplayConfig = ReplayConfig()
     detectors: dict[str, NameText] = {}

@@ -68,6 +68,7 @@ TELL_S = 2.0
 JITTER = 0.2
 MAX_CALLERS = 10_000
 MIB = 2**20
+MIN_CONSOLE_TOKEN_CHARS = 24  # at random they outlast any guessing
 
 
 class Caller(Struct, frozen=True):
@@ -229,6 +230,7 @@ class Desk:
         metrics_token: str | None,
         tracer: "Tracer | None",
         receipts: ReceiptKeys | None,
+        console_token: str | None,
     ) -> None:
         self.config = config
         self.keeper = keeper
@@ -240,6 +242,7 @@ class Desk:
         self.pseudonym_key = pseudonym_key
         self.seen = seen
         self.proofs = _proof_checker(config, pseudonym_key)
+        self.console_token = console_token
         self.clock = clock
         self.monotonic = monotonic
         self.luck = luck
@@ -592,6 +595,7 @@ async def open_desk(
             metrics_token=metrics_token,
             tracer=tracer,
             receipts=receipts if config.receipts and config.receipts.header else None,
+            console_token=_console_token(config.console.token, environment),
         )
         if config.candidate is not None:
             # Candidates are made of what is served, and so of this module.
@@ -653,6 +657,18 @@ def _open_tracer(config: ValidatorConfig, environment: Mapping[str, str]) -> "Tr
         for name, variable in config.tracing.headers.items()
     }
     return Tracer.to(config.tracing.endpoint, headers=headers, version=version("waypost"))
+
+
+def _console_token(variable: str | None, environment: Mapping[str, str]) -> str | None:
+    if variable is None:
+        return None
+    token = _secret("the console", variable, environment)
+    if len(token) < MIN_CONSOLE_TOKEN_CHARS:
+        raise ConfigError(
+            f"the console's token in {variable} has {len(token)} characters; it needs"
+            f" {MIN_CONSOLE_TOKEN_CHARS} or more, as from: openssl rand -hex 32"
+        )
+    return token
 
 
 def _secret(what: str, variable: str, environment: Mapping[str, str]) -> str:

@@ -5,16 +5,27 @@ ends, and with it the event loop, since each piece is joined to all before it.
 """
 
 import asyncio
+from collections.abc import Callable, MutableMapping
+from typing import cast
 
+from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from waypost.shared.errors import InvalidRequestError
 from waypost.validator.problems import describe
 
-__all__ = ["GuardedProtocol"]
+__all__ = ["GuardedProtocol", "end_with_server"]
 
 MAX_HEAD_BYTES = 65_536  # eight times the longest token; what came in one read may be more
 HEAD_TIMEOUT_S = 30.0
+
+
+_ENDING = "waypost.ending"
+
+
+def end_with_server(scope: Scope, end: Callable[[], None]) -> None:
+    """Have ``end`` called when the server stops: it waits for answers, and some have no end."""
+    scope[_ENDING] = end
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -50,6 +61,14 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """End with the server; an answer without an end of its own is told to end."""
+        if self.cycle and not self.cycle.response_complete:
+            end = cast("MutableMapping[str, Callable[[], None]]", self.cycle.scope).get(_ENDING)
+            if end is not None:
+                end()
+        super().shutdown()
 
     def on_message_begin(self) -> None:
         self._awaits_head = self._has_begun = True

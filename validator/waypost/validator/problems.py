@@ -28,6 +28,7 @@ __all__ = [
     "CALLER_GONE",
     "INTERNAL",
     "OK",
+    "SEE_OTHER",
     "UNAVAILABLE",
     "Problem",
     "deadline_exceeded",
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 OK = 200
+SEE_OTHER = 303
 UNAVAILABLE = 503
 # Nobody is there to see it: for the record alone, as nginx writes it in its logs.
 CALLER_GONE = 499
@@ -55,6 +57,8 @@ _STATUS_BY_CODE = {
     "model_not_found": 404,
     "not_found": 404,
     "method_not_allowed": 405,
+    "too_many_logins": 429,
+    "console_busy": 503,
     "manifest_missing": 503,
     "manifest_expired": 503,
     "out_of_service": 503,

@@ -92,6 +92,14 @@ class ManifestKeeper:
         """
         return self.lagging_since is not None and now - self.lagging_since > MAX_LAG_S
 
+    def metadata(self) -> dict[str, str]:
+        """Return the metadata that was verified last, as JSON, by role."""
+        roots = _roots(self._floor)
+        newest = max(roots, key=lambda name: int(name.removesuffix(".root")), default=None)
+        root = self._root.decode() if newest is None else roots[newest]
+        rest = {name: text for name, text in self._floor.items() if name not in roots}
+        return {"root": root, **rest}
+
     # ── from disk ──────────────────────────────────────────────────────────────────────────────
 
     def load(self) -> Trusted | None:

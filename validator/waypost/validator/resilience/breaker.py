@@ -102,6 +102,10 @@ class Breaker:
         """Whether a request that came now would be turned away."""
         return self._open_until is not None and (self._probing or now < self._open_until)
 
+    def rests_s(self, now: float) -> float:
+        """Return how long it still rests; 0 when it is closed, or waits for a probe."""
+        return 0.0 if self._open_until is None else max(0.0, self._open_until - now)
+
     def admit(self, now: float) -> bool:
         """Return whether to send a request now; each that is sent ends in one of the below."""
         if self._open_until is None:

@@ -1,0 +1,362 @@
+"""What the pages show: filters, paging, one decision, live rows, states, and poisoned records."""
+
+import csv
+import io
+import re
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from console.conftest import RECORDS, Console
+from support.recorded import a_record, fill
+from waypost.shared.contracts import Proposal
+from waypost.shared.errors import StoreError
+from waypost.shared.records import DecisionRecord
+from waypost.validator.console import decisions
+from waypost.validator.console.charts import nice_top, stacked_bars
+from waypost.validator.console.flow import flow_of, steps_of
+from waypost.validator.console.words import csv_cell, duration, money, pretty_json, shown
+
+ID = re.compile(r'href="/console/decisions/([0-9a-f-]{36})"')
+EVIL = "<script>alert(1)</script>\x1b[31m\u202egnp.exe\u0000\n=cmd|' /C calc'!A0"
+
+
+@pytest.fixture(scope="module")
+def operator(console: Console) -> Generator[httpx.Client]:
+    with console.operator() as client:
+        client.headers["accept"] = "text/html"
+        yield client
+
+
+def _write(console: Console, *records: DecisionRecord) -> None:
+    console.run(fill(console.running.desk.store, *records))
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1_000)
+
+
+# ── the list ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_pages_of_a_list_follow_each_other_without_gap_or_repeat(operator: httpx.Client) -> None:
+    seen: list[str] = []
+    address = "/console/decisions?window=7d&verdict=accepted"
+    while True:
+        page = operator.get(address).text
+        seen += ID.findall(page)
+        further = re.search(r'href="([^"]+)" rel="next"', page)
+        if further is None:
+            break
+        address = f"/console/decisions{further[1].replace('&amp;', '&')}"
+
+    total = re.search(r"(\d,\d{3}|\d+) requests in the last 7 days", page)
+    assert total is not None
+    assert len(seen) == len(set(seen)) == int(total[1].replace(",", ""))
+    assert len(seen) > 300
+
+
+@pytest.mark.parametrize(
+    ("query", "passes"),
+    [
+        ("verdict=overridden", lambda text: "t-accepted" not in text and "t-overridden" in text),
+        ("tier=enterprise", lambda text: "free" not in text and "enterprise" in text),
+        ("account=alice", lambda text: "acme" not in text and "alice" in text),
+        ("model=clinical&tenant=north", lambda text: "clinical" in text and "south" not in text),
+        ("route=hard", lambda text: "short-chat" not in text and "hard" in text),
+    ],
+)
+def test_a_filter_lets_only_its_own_pass(
+    operator: httpx.Client, query: str, passes: object
+) -> None:
+    page = operator.get(f"/console/decisions?window=7d&{query}").text
+
+    assert passes(page.partition("<tbody")[2].partition("</tbody>")[0])  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "query", ["window=2h", "verdict=lucky", "before=1&at=2", f"account={'x' * 200}"]
+)
+def test_a_query_that_makes_no_sense_is_told_so(operator: httpx.Client, query: str) -> None:
+    answer = operator.get(f"/console/decisions?{query}")
+
+    assert answer.status_code == 400
+    assert "invalid_query" in answer.text
+
+
+def test_a_request_id_leads_to_its_decision(operator: httpx.Client) -> None:
+    wanted = ID.findall(operator.get("/console/decisions").text)[3]
+
+    answer = operator.get(f"/console/decisions?id=%20{wanted.upper()}%20", follow_redirects=True)
+
+    assert answer.url.path == f"/console/decisions/{wanted}"
+    assert "The client" in answer.text
+
+
+def test_what_passes_no_filter_is_said_to_be_none(operator: httpx.Client) -> None:
+    page = operator.get("/console/decisions?tenant=nobody").text
+
+    assert "No decision in the last 24 hours passes these filters." in page
+
+
+def test_routes_beside_each_other_add_up(operator: httpx.Client) -> None:
+    page = operator.get("/console/routes?window=7d").text
+    shares = re.findall(r'<td class="num">([\d,]+)<span class="sub">[\d.]+ %', page)
+
+    assert sum(int(share.replace(",", "")) for share in shares) >= RECORDS
+
+
+def test_every_page_answers(operator: httpx.Client) -> None:
+    for name in ("routes", "budgets", "budgets?account=acme", "providers", "manifest"):
+        assert operator.get(f"/console/{name}").status_code == 200
+
+
+def test_a_store_that_is_down_takes_one_page_and_not_the_others(
+    operator: httpx.Client, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object, **__: object) -> None:
+        raise StoreError("/secret/records.sqlite cannot be read", code="records_unavailable")
+
+    monkeypatch.setattr(console.running.desk.store, "stats", broken)
+
+    answer = operator.get("/console/decisions")
+
+    assert (answer.status_code, "records_unavailable" in answer.text) == (503, True)
+    assert "/secret" not in answer.text
+    assert operator.get("/console/manifest").status_code == 200
+
+
+def test_no_page_shows_a_token_or_a_provider_s_key(operator: httpx.Client) -> None:
+    names = ("decisions", "routes", "budgets", "providers", "manifest", "playground")
+    told = "".join(operator.get(f"/console/{name}").text for name in names)
+
+    assert "sk-acme-secret" not in told
+    assert "operator-0123456789abcdef" not in told
+
+
+# ── those that come ────────────────────────────────────────────────────────────────────────────
+
+
+def test_decisions_come_to_an_open_page_once_each(operator: httpx.Client, console: Console) -> None:
+    known = ID.findall(operator.get("/console/decisions").text)
+    records = [a_record(n, at_ms=_now_ms() - 500 + n, tenant="live") for n in (9_001, 9_002)]
+    with operator.stream("GET", f"/console/decisions/live?tenant=live&after={known[0]}") as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        _write(console, records[0])
+        first = _event(lines)
+        _write(console, records[1])
+        second = _event(lines)
+
+    assert [ID.findall(event) for event in (first, second)] == [[r.id] for r in records]
+
+
+def test_a_page_that_was_cut_off_gets_what_it_missed(
+    operator: httpx.Client, console: Console
+) -> None:
+    records = [a_record(n, at_ms=_now_ms() - 500 + n, tenant="gap") for n in (9_101, 9_102, 9_103)]
+    _write(console, *records)
+    with operator.stream(
+        "GET", "/console/decisions/live?tenant=gap", headers={"last-event-id": records[0].id}
+    ) as stream:
+        event = _event(stream.iter_lines())
+
+    assert ID.findall(event) == [records[2].id, records[1].id]
+
+
+def test_there_are_only_so_many_who_follow(
+    operator: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decisions, "MAX_VIEWERS", 0)
+
+    answer = operator.get("/console/decisions/live")
+
+    assert (answer.status_code, "console_busy" in answer.text) == (503, True)
+
+
+def _event(lines: object) -> str:
+    found: list[str] = []
+    for line in lines:  # type: ignore[attr-defined]
+        if line.startswith("data:"):
+            found.append(line)
+        elif not line and found:
+            return "\n".join(found)
+    raise AssertionError("the stream ended")
+
+
+# ── poison ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def poisoned(console: Console) -> DecisionRecord:
+    record = a_record(
+        9_500,
+        at_ms=_now_ms(),
+        verdict="overridden",
+        reason=EVIL,
+        tenant="poison",
+        account=EVIL,
+        tier=EVIL,
+        route=EVIL,
+        model=EVIL,
+        chosen=EVIL,
+        proposal=Proposal(model=EVIL),
+        detail=EVIL * 400,
+        manifest_digest=None,
+    )
+    _write(console, record)
+    return record
+
+
+def test_a_poisoned_record_is_text_on_every_page(
+    operator: httpx.Client, poisoned: DecisionRecord
+) -> None:
+    pages = [
+        operator.get("/console/decisions?tenant=poison").text,
+        operator.get(f"/console/decisions/{poisoned.id}").text,
+        operator.get("/console/routes").text,
+        operator.get("/console/budgets").text,
+    ]
+
+    for page in pages:
+        assert "&lt;script&gt;" in page
+        for hostile in ("<script>alert", "\x1b", "\u202e", "\x00"):
+            assert hostile not in page
+        assert len(page) < 400_000
+
+
+def test_a_spreadsheet_takes_nothing_of_a_poisoned_record_for_a_formula(
+    operator: httpx.Client, poisoned: DecisionRecord
+) -> None:
+    answer = operator.get("/console/decisions.csv?tenant=poison")
+    (row,) = csv.DictReader(io.StringIO(answer.text))
+
+    assert answer.headers["content-disposition"].startswith("attachment;")
+    assert row["id"] == poisoned.id
+    assert "\x1b" not in answer.text
+    assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r")) for cell in row.values())
+
+
+@pytest.mark.parametrize("start", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "'=1"])
+def test_text_that_begins_like_a_formula_is_quoted(start: str) -> None:
+    assert csv_cell(start)[0] in ("'", "�")
+    assert csv_cell(-1) == "-1"  # a number of ours is one
+
+
+# ── the playground ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_playground_decides_as_v1_decide_does(operator: httpx.Client, console: Console) -> None:
+    text = "Prove that the square root of 2 is irrational."
+    body = {"model": "auto", "messages": [{"role": "user", "content": text}]}
+    told = console.run(
+        console.running.client.post(
+            "/v1/decide", json=body, headers=console.running.headers(tier="pro")
+        )
+    ).json()
+
+    page = operator.post("/console/playground", data={"text": text, "tier": "pro"}).text
+
+    assert told["explanation"]["sentence"].replace("'", "&#39;") in page
+    assert f'<h2 id="answer">{told["model"]}</h2>' in page
+
+
+def test_the_playground_spends_and_records_nothing(
+    operator: httpx.Client, console: Console
+) -> None:
+    before = console.run(console.running.spent("acme"))
+    newest = ID.findall(operator.get("/console/decisions").text)[0]
+
+    operator.post("/console/playground", data={"text": "Hello!", "tier": "free"})
+
+    assert console.run(console.running.spent("acme")) == before
+    assert ID.findall(operator.get("/console/decisions").text)[0] == newest
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ({"facts": "{"}, "These are not facts"),
+        ({"facts": '{"now": "soon"}'}, "These are not facts"),
+        ({"text": "x", "tier": "free", "max_tokens": "many"}, "a number of tokens"),
+        ({"text": "x", "tier": "nobody"}, "Refused"),
+        ({"text": "x" * 100_001, "tier": "free"}, "100,000 characters"),
+    ],
+)
+def test_what_the_playground_cannot_use_is_told(
+    operator: httpx.Client, form: dict[str, str], said: str
+) -> None:
+    answer = operator.post("/console/playground", data=form)
+
+    assert answer.status_code in (200, 400)
+    assert said in answer.text
+
+
+def test_a_record_s_facts_are_decided_again_in_the_playground(operator: httpx.Client) -> None:
+    wanted = ID.findall(operator.get("/console/decisions?verdict=decided").text)[0]
+
+    page = operator.get(f"/console/playground?decision={wanted}").text
+
+    assert "&#34;signed&#34;" in page
+
+
+# ── pure parts ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_axis_ends_at_a_round_number_not_below_its_values() -> None:
+    tops = [nice_top(value) for value in (0, 0.3, 1, 107, 1_050, 7_999)]
+
+    assert tops == pytest.approx([1, 0.3, 1, 120, 1_200, 8_000])
+
+
+def test_bars_stack_to_their_sum_and_few_among_many_are_seen() -> None:
+    chart = stacked_bars(["a"], {"many": [100_000.0], "few": [1.0]}, say=str, titles=["a"])
+    many, few = chart.bars
+
+    assert few.height >= 1.5
+    assert many.y == pytest.approx(few.y + few.height)
+
+
+def test_the_picture_has_a_box_for_each_attempt_and_none_overlap() -> None:
+    record = a_record(steps_ms={"decide": 1.0, "forward": 400.0, "settle": 1.0})
+    record = type(record)(
+        **{f: getattr(record, f) for f in record.__struct_fields__}
+        | {"attempts": record.attempts * 3}
+    )
+    for is_tall in (False, True):
+        picture = flow_of(record, is_tall=is_tall)
+        assert len(picture.boxes) == 6
+        for box in picture.boxes:
+            assert 0 <= box.x <= picture.width - box.width
+            assert 0 <= box.y <= picture.height - box.height
+    assert [step.name for step in steps_of(record)] == ["decide", *["small"] * 3, "settle"]
+    assert all(step.start + step.width <= 100 for step in steps_of(record))
+
+
+def test_words_are_as_people_write_them() -> None:
+    assert [money(n) for n in (0, 2_383_200_000, 590_000, -50_000_000)] == [
+        "$0", "$2.38", "$0.00059", "−$0.05",
+    ]  # fmt: skip
+    assert [duration(s) for s in (0, 59, 3_600, 90_061)] == ["0 s", "59 s", "1 h 0 min", "1 d 1 h"]
+    assert shown("a\u202eb") == "a�b"
+    assert len(str(shown("x" * 9_999))) == 2_001
+
+
+def test_json_is_coloured_and_escaped() -> None:
+    told = pretty_json('{"a": "<b>", "n": -1.5, "t": true}')
+
+    assert '<span class="j-key">&#34;a&#34;</span>:' in told
+    assert "&lt;b&gt;" in told
+
+
+def test_the_console_s_files_come_with_the_package() -> None:
+    folder = Path(decisions.__file__).parent
+
+    assert {p.name for p in (folder / "static").iterdir()} == {
+        "console.css",
+        "console.js",
+        "icon.svg",
+    }

@@ -1,0 +1,412 @@
+"""Decisions: as they come, filtered and paged, one of them explained, and as CSV."""
+
+import asyncio
+import csv
+import io
+import re
+from collections.abc import AsyncGenerator, Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple, cast, get_args
+from urllib.parse import urlencode
+
+import msgspec
+from msgspec import structs
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response, StreamingResponse
+
+from waypost.shared.contracts import Policy
+from waypost.shared.errors import InvalidRequestError, RefusalError, WaypostError
+from waypost.shared.explain import explain_record
+from waypost.shared.records import DecisionRecord, Verdict
+from waypost.validator.console.charts import Chart, stacked_bars
+from waypost.validator.console.flow import flow_of, steps_of
+from waypost.validator.console.pages import WINDOWS, Window, desk_of, page, window_of
+from waypost.validator.console.render import render
+from waypost.validator.console.words import count, csv_cell, when
+from waypost.validator.desk import Desk
+from waypost.validator.guarded_http import end_with_server
+from waypost.validator.problems import SEE_OTHER
+from waypost.validator.records import RecordFilter, RecordStats
+
+__all__ = ["export", "listing", "live", "one"]
+
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+PAGE = 50
+CSV_ROWS = 10_000
+CSV_PAGE = 500
+MAX_NAME_CHARS = 128
+
+LIVE_POLL_S = 1.0
+LIVE_BEAT = 15  # polls without news until a sign of life, for what stands between
+LIVE_BACK_MS = 120_000  # a record is written when its request ends, and named by its arrival
+LIVE_ROWS = 50
+MAX_VIEWERS = 16
+
+_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+class Asked(NamedTuple):
+    """What the query of a list asks for.
+
+    Attributes:
+        query: the filters as they were given, for links.
+    """
+
+    filters: RecordFilter
+    window: Window
+    query: dict[str, str]
+
+    def link(self, **changes: str) -> str:
+        """Return the query with ``changes``; an empty value leaves a name out."""
+        wanted = {**self.query, "window": self.window.name, **changes}
+        return "?" + urlencode({name: value for name, value in wanted.items() if value})
+
+    def in_window(self, name: str) -> str:
+        """Return the query for another window."""
+        return self.link(window=name)
+
+
+def _asked(request: Request, now: float) -> Asked:
+    names = ("verdict", "route", "model", "tier", "tenant", "account")
+    window = window_of(request)
+    query = {
+        name: value.strip()
+        for name in names
+        if (value := request.query_params.get(name, "")).strip()
+    }
+    if any(len(value) > MAX_NAME_CHARS for value in query.values()):
+        raise InvalidRequestError(
+            f"A filter has at most {MAX_NAME_CHARS} characters.", code="invalid_query"
+        )
+    if query.get("verdict", VERDICTS[0]) not in VERDICTS:
+        raise InvalidRequestError(
+            f"A verdict is one of {', '.join(VERDICTS)}.", code="invalid_query"
+        )
+    filters = RecordFilter(
+        verdict=cast("Verdict | None", query.get("verdict")),
+        route=query.get("route"),
+        model=query.get("model"),
+        tier=query.get("tier"),
+        tenant=query.get("tenant"),
+        account=query.get("account"),
+        since_ms=window.starts_ms(now).start,
+    )
+    return Asked(filters, window, query)
+
+
+# ── the list ───────────────────────────────────────────────────────────────────────────────────
+
+
+async def listing(request: Request) -> Response:
+    """The newest decisions, what they came to, and those that come."""
+    desk = desk_of(request)
+    wanted = request.query_params.get("id", "").strip().lower()
+    if wanted:
+        return RedirectResponse(f"/console/decisions/{wanted[:64]}", SEE_OTHER)
+    asked = _asked(request, desk.clock())
+    before = _cursor(request)
+    verdicts, whole = await asyncio.gather(
+        desk.store.stats(asked.filters, by=("verdict",), step_ms=asked.window.step_ms),
+        desk.store.stats(asked.filters, by=()),
+    )
+    narrowed = _narrowed(asked, verdicts, before_ms=None if before is None else before[1])
+    cursor = None if before is None else before[0]
+    records = (
+        await desk.store.list(narrowed, limit=PAGE + 1, before=cursor)
+        if narrowed is not None
+        else tuple[DecisionRecord, ...]()
+    )
+    last = records[PAGE - 1] if len(records) > PAGE else None
+    trusted = desk.keeper.current
+    return await page(
+        request,
+        "decisions.html",
+        asked=asked,
+        link=asked.in_window,
+        base=str(request.base_url).removesuffix("/console/").rstrip("/"),
+        windows=WINDOWS.values(),
+        verdicts=VERDICTS,
+        names=_names(None if trusted is None else trusted.policy),
+        records=records[:PAGE],
+        older=asked.link(before=last.id, at=str(last.at_ms)) if last is not None else None,
+        is_first=before is None,
+        chart=_chart(asked.window, verdicts, desk.clock()),
+        totals=_totals(whole, verdicts),
+        dropped=whole.dropped,
+    )
+
+
+def _cursor(request: Request) -> tuple[str, int] | None:
+    """Return id and time of the last decision of the page before."""
+    before, at = request.query_params.get("before"), request.query_params.get("at", "")
+    if before is None:
+        return None
+    if not (_ID.fullmatch(before) and re.fullmatch(r"\d{1,15}", at)):
+        raise InvalidRequestError("This is not a link of ours to a page.", code="invalid_query")
+    return before, int(at)
+
+
+def _narrowed(asked: Asked, stats: RecordStats, *, before_ms: int | None) -> RecordFilter | None:
+    """Return the filter, beginning with the latest step that a whole page surely reaches back to.
+
+    ``None`` if no record passes it. Without this, a filter that few records pass would have every
+    other record of the window looked at.
+    """
+    by_step: dict[int, int] = {}
+    for row in stats.rows:
+        by_step[row.at_ms or 0] = by_step.get(row.at_ms or 0, 0) + row.requests
+    if not by_step:
+        return None
+    found = 0
+    for at_ms in sorted(by_step, reverse=True):
+        # Of the step that the page begins in, nobody knows how much lies before.
+        if before_ms is None or at_ms + asked.window.step_ms <= before_ms:
+            found += by_step[at_ms]
+            if found > PAGE:
+                return structs.replace(asked.filters, since_ms=at_ms)
+    return structs.replace(asked.filters, since_ms=min(by_step))
+
+
+def _names(policy: Policy | None) -> dict[str, Sequence[str]]:
+    """Return what may be chosen from, per filter."""
+    if policy is None:
+        return {"route": (), "model": (), "tier": ()}
+    return {
+        "route": [route.name for route in policy.routes],
+        "model": [model.id for model in policy.models],
+        "tier": policy.tiers,
+    }
+
+
+class Totals(NamedTuple):
+    """A window in seven figures. Money in nano-dollars."""
+
+    requests: int = 0
+    cost_nusd: int = 0
+    saved_nusd: int = 0
+    overridden: int = 0
+    refused: int = 0
+    failed: int = 0
+    ttft_p50_ms: float | None = None
+    ttft_p95_ms: float | None = None
+
+
+def _totals(whole: RecordStats, verdicts: RecordStats) -> Totals:
+    if not whole.rows:
+        return Totals()
+    (row,) = whole.rows
+    of: dict[str, int] = dict.fromkeys(VERDICTS, 0)
+    for step in verdicts.rows:
+        if step.verdict is not None:
+            of[step.verdict] += step.requests
+    return Totals(
+        requests=row.requests,
+        cost_nusd=row.cost_nusd,
+        saved_nusd=row.saved_nusd,
+        overridden=of["overridden"],
+        refused=of["refused"],
+        failed=row.failed,
+        ttft_p50_ms=row.ttft_p50_ms,
+        ttft_p95_ms=row.ttft_p95_ms,
+    )
+
+
+def _chart(window: Window, stats: RecordStats, now: float) -> Chart:
+    """Return requests over time by verdict."""
+    starts = window.starts_ms(now)
+    series: dict[str, list[float]] = {verdict: [0.0] * len(starts) for verdict in VERDICTS}
+    for row in stats.rows:
+        if row.at_ms is not None and row.at_ms in starts and row.verdict is not None:
+            series[row.verdict][starts.index(row.at_ms)] += row.requests
+    titles = [
+        f"{when(at_ms / 1_000)[:16]}: "
+        + ", ".join(f"{count(int(series[v][n]))} {v}" for v in VERDICTS if series[v][n])
+        for n, at_ms in enumerate(starts)
+    ]
+    return stacked_bars(
+        [window.label(at_ms) for at_ms in starts],
+        series,
+        say=lambda value: count(round(value)),
+        titles=titles,
+    )
+
+
+# ── those that come ────────────────────────────────────────────────────────────────────────────
+
+
+async def live(request: Request) -> Response:
+    """Rows as they come, as server-sent events, until the page is left."""
+    desk = desk_of(request)
+    asked = _asked(request, desk.clock())
+    viewers: set[object] = request.scope["viewers"]
+    if len(viewers) >= MAX_VIEWERS:
+        raise RefusalError(
+            f"{MAX_VIEWERS} pages follow decisions already; close one, or reload by hand.",
+            code="console_busy",
+        )
+    # A browser that was cut off says where; a new page says what it shows already.
+    after = request.headers.get("last-event-id") or request.query_params.get("after", "")
+    ending = asyncio.Event()
+    end_with_server(request.scope, ending.set)
+    return StreamingResponse(
+        _events(desk, asked.filters, after, viewers, ending),
+        media_type="text/event-stream",
+        headers={"x-accel-buffering": "no"},
+    )
+
+
+async def _events(
+    desk: Desk, filters: RecordFilter, after: str, viewers: set[object], ending: asyncio.Event
+) -> AsyncGenerator[str]:
+    me = object()
+    viewers.add(me)
+    try:
+        yield "retry: 2000\n\n"
+        sent: set[str] | None = None
+        quiet = 0
+        while not ending.is_set():
+            since_ms = int(desk.clock() * 1_000) - LIVE_BACK_MS
+            recent = await _recent(desk, structs.replace(filters, since_ms=since_ms))
+            if sent is None:
+                sent = _sent_before(recent, after)
+            new = [record for record in recent if record.id not in sent]
+            # What has left the window cannot come again.
+            sent = {record.id for record in recent}
+            if new:
+                rows = await render("_rows.html", records=new, is_new=True)
+                lines = "\n".join(f"data: {line}" for line in rows.splitlines() if line.strip())
+                yield f"id: {new[0].id}\nevent: rows\n{lines}\n\n"
+            quiet = 0 if new else quiet + 1
+            if quiet % LIVE_BEAT == 1:
+                yield ": quiet\n\n"
+            try:
+                async with asyncio.timeout(LIVE_POLL_S):
+                    await ending.wait()
+            except TimeoutError:
+                continue
+    finally:
+        viewers.discard(me)
+
+
+async def _recent(desk: Desk, filters: RecordFilter) -> tuple[DecisionRecord, ...]:
+    try:
+        return await desk.store.list(filters, limit=LIVE_ROWS)
+    except WaypostError:
+        return ()  # the store is down; the page stays, and goes on when it is back
+
+
+def _sent_before(recent: Sequence[DecisionRecord], after: str) -> set[str]:
+    """Return what the page has: ``after`` and all before it; all there is if that is too old."""
+    ids = [record.id for record in recent]
+    return set(ids[ids.index(after) :]) if after in ids else set(ids)
+
+
+# ── one ────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def one(request: Request) -> Response:
+    """One decision: the sentence, the picture, where its time went, the trace, the record."""
+    desk = desk_of(request)
+    wanted = request.path_params["id"]
+    record = await desk.records.get(wanted) if _ID.fullmatch(wanted) else None
+    if record is None:
+        raise InvalidRequestError(
+            "No decision has this id, or it is no longer kept. It is the X-Request-ID of the"
+            " response, as 0199f000-0000-7000-8000-000000000000.",
+            code="decision_not_found",
+        )
+    policy = await desk.explained(record)
+    explanation = explain_record(record, policy)
+    text = msgspec.json.format(msgspec.json.encode(record), indent=2).decode()
+    return await page(
+        request,
+        "decision.html",
+        record=record,
+        explanation=explanation,
+        wide=flow_of(record, is_tall=False),
+        tall=flow_of(record, is_tall=True),
+        steps=steps_of(record),
+        record_json=text,
+    )
+
+
+# ── as CSV ─────────────────────────────────────────────────────────────────────────────────────
+
+_COLUMNS = (
+    "time_utc",
+    "id",
+    "verdict",
+    "reason",
+    "http_status",
+    "tier",
+    "tenant",
+    "account",
+    "route",
+    "proposed",
+    "model",
+    "attempts",
+    "input_tokens",
+    "output_tokens",
+    "cost_nusd",
+    "cost_without_routing_nusd",
+    "first_token_ms",
+    "duration_ms",
+)
+
+
+def _cells(record: DecisionRecord) -> tuple[object, ...]:
+    """Return one row, in the order of ``_COLUMNS``."""
+    usage = record.usage
+    return (
+        datetime.fromtimestamp(record.at_ms / 1_000, UTC).isoformat(),
+        record.id,
+        record.verdict,
+        record.reason,
+        record.http_status,
+        record.tier,
+        record.tenant,
+        record.account,
+        record.route,
+        None if record.proposal is None else record.proposal.model,
+        record.model,
+        len(record.attempts),
+        None if usage is None else usage.input_tokens,
+        None if usage is None else usage.output_tokens,
+        record.cost_nusd,
+        record.baseline_cost_nusd,
+        record.ttft_ms,
+        record.duration_ms,
+    )
+
+
+async def export(request: Request) -> Response:
+    """The newest 10,000 decisions that the filters let pass, as CSV."""
+    desk = desk_of(request)
+    asked = _asked(request, desk.clock())
+
+    async def rows() -> AsyncGenerator[str]:
+        yield _csv(_COLUMNS)
+        before: str | None = None
+        for _ in range(CSV_ROWS // CSV_PAGE):
+            records = await desk.store.list(asked.filters, limit=CSV_PAGE, before=before)
+            if not records:
+                return
+            yield await asyncio.to_thread(_csv_of, records)
+            before = records[-1].id
+
+    name = f"decisions-{when(desk.clock())[:10]}.csv"
+    return StreamingResponse(
+        rows(),
+        media_type="text/csv; charset=utf-8",
+        headers={"content-disposition": f'attachment; filename="{name}"'},
+    )
+
+
+def _csv_of(records: Sequence[DecisionRecord]) -> str:
+    return "".join(_csv(_cells(record)) for record in records)
+
+
+def _csv(cells: Sequence[object]) -> str:
+    line = io.StringIO()
+    csv.writer(line).writerow([csv_cell(cell) for cell in cells])
+    return line.getvalue()

@@ -1,0 +1,113 @@
+"""What every page of the console shares: its frame, its window of time, its desk."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+
+from waypost.shared.errors import InvalidRequestError
+from waypost.validator.console.render import render
+from waypost.validator.console.words import when
+from waypost.validator.desk import Desk
+from waypost.validator.problems import OK
+
+__all__ = ["HOUR_MS", "WINDOWS", "Window", "desk_of", "form_of", "page", "window_of"]
+
+MAX_FORM_BYTES = 524_288
+MAX_FIELDS = 64
+
+MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
+
+
+class Window(NamedTuple):
+    """A stretch of time up to now, and the steps a chart of it has."""
+
+    name: str
+    title: str
+    steps: int
+    step_ms: int
+
+    def starts_ms(self, now: float) -> range:
+        """Return the start of each step, the last one being under way; whole steps from 1970."""
+        last = int(now * 1_000) // self.step_ms * self.step_ms
+        return range(last - (self.steps - 1) * self.step_ms, last + self.step_ms, self.step_ms)
+
+    def label(self, at_ms: int) -> str:
+        """Return what the axis says of the step that begins at ``at_ms``."""
+        text = when(at_ms / 1_000)
+        return text[11:16] if self.step_ms <= HOUR_MS else text[5:10]
+
+
+# Steps are whole hours where they can be: those are added up already.
+WINDOWS: Mapping[str, Window] = {
+    window.name: window
+    for window in (
+        Window("1h", "hour", 30, 2 * MINUTE_MS),
+        Window("24h", "24 hours", 24, HOUR_MS),
+        Window("7d", "7 days", 28, 6 * HOUR_MS),
+        Window("30d", "30 days", 30, DAY_MS),
+    )
+}
+
+
+def window_of(request: Request) -> Window:
+    """Return the window that the query names; a day if it names none.
+
+    Raises:
+        InvalidRequestError: there is no such window.
+    """
+    name = request.query_params.get("window") or "24h"
+    window = WINDOWS.get(name)
+    if window is None:
+        raise InvalidRequestError(f"A window is one of {', '.join(WINDOWS)}.", code="invalid_query")
+    return window
+
+
+def desk_of(request: Request) -> Desk:
+    """Return what the validator serves with."""
+    desk: Desk = request.scope["desk"]
+    return desk
+
+
+async def form_of(request: Request) -> dict[str, list[str]]:
+    """Return the fields of a form that a browser sent.
+
+    Raises:
+        InvalidRequestError: it is not one, or too large.
+    """
+    length = request.headers.get("content-length", "")
+    if not length.isdigit() or int(length) > MAX_FORM_BYTES:
+        raise InvalidRequestError(f"A form may have {MAX_FORM_BYTES} bytes.", code="body_too_large")
+    try:
+        # The server holds the body to its length.
+        text = (await request.body()).decode("ascii")
+        return parse_qs(text, keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS)
+    except ValueError:
+        raise InvalidRequestError("This is not a form of ours.", code="invalid_body") from None
+
+
+async def page(
+    request: Request,
+    template: str,
+    *,
+    status: int = OK,
+    **context: Any,  # noqa: ANN401 - what templates use
+) -> HTMLResponse:
+    """Return a page in its frame."""
+    desk = desk_of(request)
+    is_operator: bool = request.scope["is_operator"]
+    trusted = desk.keeper.current if is_operator else None
+    body = await render(
+        template,
+        path=request.scope["path"],
+        is_operator=is_operator,
+        channel=desk.config.channel,
+        version=None if trusted is None else trusted.policy.version,
+        is_simulated=any(one.simulated for one in desk.config.providers.values()),
+        now=desk.clock(),
+        status=status,
+        **context,
+    )
+    return HTMLResponse(body, status)

@@ -1,0 +1,298 @@
+"""How everything fares: routes compared, budgets, providers, and the manifest with its keys."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Struct
+from starlette.requests import Request
+from starlette.responses import Response
+
+from waypost.shared.contracts import Model, Policy, SpendLimit
+from waypost.shared.records import DecisionRecord
+from waypost.shared.rules import describe
+from waypost.validator.console.charts import Chart, lines
+from waypost.validator.console.pages import WINDOWS, Window, desk_of, page, window_of
+from waypost.validator.console.words import decimal_ms
+from waypost.validator.desk import Desk
+from waypost.validator.ledger import Balance
+from waypost.validator.records import RecordFilter, RecordStats, StatsRow
+
+__all__ = ["budgets", "manifest", "providers", "routes"]
+
+MAX_ACCOUNTS = 200
+RECENT = 500
+NO_LIMIT_NUSD = 2**53 - 1
+
+
+# ── routes ─────────────────────────────────────────────────────────────────────────────────────
+
+
+class Compared(NamedTuple):
+    """One route's share of a window: its totals, and how many of its requests were overridden."""
+
+    name: str | None
+    row: StatsRow
+    overridden: int
+    refused: int
+
+
+async def routes(request: Request) -> Response:
+    """Routes beside each other: traffic, cost, savings, times, overrides, quality."""
+    desk = desk_of(request)
+    window = window_of(request)
+    filters = RecordFilter(since_ms=window.starts_ms(desk.clock()).start)
+    whole, verdicts, steps = await asyncio.gather(
+        desk.store.stats(filters, by=("route",)),
+        desk.store.stats(filters, by=("route", "verdict")),
+        desk.store.stats(filters, by=(), step_ms=window.step_ms),
+    )
+    compared = [_compared(row, verdicts) for row in whole.rows]
+    trusted = desk.keeper.current
+    known = {} if trusted is None else {route.name: route for route in trusted.policy.routes}
+    return await page(
+        request,
+        "routes.html",
+        compared=compared,
+        total=sum(row.requests for row in whole.rows),
+        dearest=max((_each_nusd(row) for row in whole.rows), default=0),
+        known=known,
+        describe=describe,
+        chart=_times(window, steps, desk.clock()),
+        window=window,
+        link="?window={}".format,
+        windows=WINDOWS.values(),
+    )
+
+
+def _compared(row: StatsRow, verdicts: RecordStats) -> Compared:
+    of = {v.verdict: v.requests for v in verdicts.rows if v.route == row.route}
+    return Compared(row.route, row, of.get("overridden", 0), of.get("refused", 0))
+
+
+def _each_nusd(row: StatsRow) -> int:
+    return row.cost_nusd // row.requests if row.requests else 0
+
+
+def _times(window: Window, steps: RecordStats, now: float) -> Chart:
+    starts = window.starts_ms(now)
+    p50: list[float | None] = [None] * len(starts)
+    p95 = list(p50)
+    for row in steps.rows:
+        if row.at_ms is not None and row.at_ms in starts:
+            place = starts.index(row.at_ms)
+            p50[place], p95[place] = row.ttft_p50_ms, row.ttft_p95_ms
+    labels = [window.label(at_ms) for at_ms in starts]
+    return lines(labels, {"p50": p50, "p95": p95}, say=_axis)
+
+
+def _axis(ms: float) -> str:
+    return decimal_ms(ms) if ms else "0"
+
+
+# ── budgets ────────────────────────────────────────────────────────────────────────────────────
+
+
+class Account(NamedTuple):
+    """One account's windows.
+
+    Attributes:
+        is_limited: whether ``validator.yaml`` limits it; a token may, all the same.
+    """
+
+    name: str
+    is_limited: bool
+    balances: tuple[Balance, ...]
+
+
+async def budgets(request: Request) -> Response:
+    """Accounts: what each has spent and reserved, and what it may spend."""
+    desk = desk_of(request)
+    wanted = request.query_params.get("account", "").strip()[:128]
+    config = desk.config.budgets
+    recent = await desk.store.list(RecordFilter(), limit=RECENT)
+    seen = {record.account for record in recent if record.account is not None}
+    names = [wanted] if wanted else sorted({*config.accounts, *seen})
+    accounts = [await _account(desk, name) for name in names[:MAX_ACCOUNTS]]
+    return await page(
+        request,
+        "budgets.html",
+        accounts=accounts,
+        more=max(0, len(names) - MAX_ACCOUNTS),
+        wanted=wanted,
+        recent=RECENT,
+        no_limit=NO_LIMIT_NUSD,
+    )
+
+
+async def _account(desk: Desk, name: str) -> Account:
+    limits = desk.config.budgets.limits(name)
+    asked = limits or tuple(
+        SpendLimit(window=window, limit_nusd=NO_LIMIT_NUSD) for window in ("day", "month", "total")
+    )
+    balances = await desk.ledger.balances(name, asked, now=int(desk.clock()))
+    return Account(name, bool(limits), tuple(b for b in balances if b.window != "request"))
+
+
+# ── providers ──────────────────────────────────────────────────────────────────────────────────
+
+
+class Health(NamedTuple):
+    """One model at its provider.
+
+    Attributes:
+        state: of its breaker: ``closed``, ``open``, ``half-open``; ``unserved`` without a provider.
+        attempts, failed: of late, over all validators that share the records.
+    """
+
+    model: Model
+    state: str
+    rests_s: float
+    attempts: int
+    failed: int
+    outcomes: dict[str, int]
+    row: StatsRow | None
+
+
+class Served(NamedTuple):
+    """One provider as this process sees it."""
+
+    name: str
+    host: str
+    is_simulated: bool
+    in_flight: int
+    models: list[Health]
+
+
+async def providers(request: Request) -> Response:
+    """Providers: breakers, failures of late, times."""
+    desk = desk_of(request)
+    window = WINDOWS["1h"]
+    filters = RecordFilter(since_ms=window.starts_ms(desk.clock()).start)
+    recent, stats = await asyncio.gather(
+        desk.store.list(filters, limit=RECENT), desk.store.stats(filters, by=("model",))
+    )
+    trusted = desk.keeper.current
+    models = () if trusted is None else trusted.policy.models
+    served = [
+        Served(
+            name,
+            config.base_url.partition("://")[2].partition("/")[0],
+            config.simulated,
+            desk.upstreams[name].limiter.in_flight,
+            [_health(desk, m, recent, stats) for m in models if m.provider == name],
+        )
+        for name, config in desk.config.providers.items()
+    ]
+    unserved = [m.id for m in models if m.provider not in desk.config.providers]
+    return await page(request, "providers.html", served=served, unserved=unserved, recent=RECENT)
+
+
+def _health(
+    desk: Desk, model: Model, recent: Sequence[DecisionRecord], stats: RecordStats
+) -> Health:
+    breaker = desk.upstreams[model.provider].breaker(model)
+    now = desk.monotonic()
+    state = "closed" if breaker.is_closed else "open" if breaker.rests_s(now) else "half-open"
+    outcomes: dict[str, int] = {}
+    for record in recent:
+        for attempt in record.attempts:
+            if attempt.model == model.id:
+                outcomes[attempt.outcome] = outcomes.get(attempt.outcome, 0) + 1
+    attempts = sum(outcomes.values())
+    innocent = sum(outcomes.pop(name, 0) for name in ("ok", "cancelled", "client_error"))
+    row = next((row for row in stats.rows if row.model == model.id), None)
+    return Health(model, state, breaker.rests_s(now), attempts, attempts - innocent, outcomes, row)
+
+
+# ── the manifest ───────────────────────────────────────────────────────────────────────────────
+
+
+class Role(NamedTuple):
+    """One role of the signed repository.
+
+    Attributes:
+        keys: how many of them, by their kind; ``threshold`` of them must sign.
+    """
+
+    name: str
+    version: int
+    expires_at: float
+    keys: tuple[str, ...]
+    threshold: int
+
+
+class _Keys(Struct):
+    keyids: list[str]
+    threshold: int
+
+
+class _Key(Struct):
+    keytype: str = ""
+
+
+class _DelegatedRole(Struct):
+    name: str
+    keyids: list[str]
+    threshold: int
+
+
+class _Delegations(Struct):
+    roles: list[_DelegatedRole] = []
+
+
+class _Signed(Struct):
+    version: int
+    expires: str
+    keys: dict[str, _Key] = {}
+    roles: dict[str, _Keys] = {}
+    delegations: _Delegations | None = None
+
+
+class _Metadata(Struct):
+    signed: _Signed
+
+
+def _roles(metadata: dict[str, str]) -> list[Role]:
+    """Return the roles of verified metadata, root first."""
+    read = {
+        name: msgspec.json.decode(text, type=_Metadata).signed for name, text in metadata.items()
+    }
+    holders = dict(read["root"].roles)
+    delegations = read["targets"].delegations if "targets" in read else None
+    for role in delegations.roles if delegations is not None else ():
+        holders[role.name] = _Keys(role.keyids, role.threshold)
+    order = ("root", "targets", "snapshot", "timestamp")
+    names = sorted(read, key=lambda name: (order.index(name) if name in order else 9, name))
+    return [
+        Role(
+            name,
+            read[name].version,
+            datetime.fromisoformat(read[name].expires).timestamp(),
+            tuple(keyid[:12] for keyid in holders[name].keyids) if name in holders else (),
+            holders[name].threshold if name in holders else 0,
+        )
+        for name in names
+    ]
+
+
+async def manifest(request: Request) -> Response:
+    """The manifest in use, what proves it and until when; who may issue tokens."""
+    desk = desk_of(request)
+    now = desk.clock()
+    trusted = desk.keeper.current
+    policy: Policy | None = None if trusted is None else trusted.policy
+    return await page(
+        request,
+        "manifest.html",
+        trusted=trusted,
+        policy=policy,
+        refuse_from=None if trusted is None else trusted.expires_at + desk.config.manifest.grace_s,
+        is_held_back=desk.keeper.is_held_back(now),
+        last_error=desk.keeper.last_error,
+        url=desk.config.manifest.url,
+        roles=_roles(desk.keeper.metadata()),
+        describe=describe,
+    )
