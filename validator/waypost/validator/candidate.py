@@ -148,12 +148,14 @@ class Candidate:
         *,
         keeper: ManifestKeeper,
         upstreams: Mapping[str, Upstream],
+        budgets: Budgets,
         audience: str,
         grace_s: int,
     ) -> None:
         self._config = config
         self._keeper = keeper
         self._upstreams = upstreams
+        self._budgets = budgets
         self._audience = audience
         self._grace_s = grace_s
         self.serving: Serving | None = None
@@ -176,7 +178,11 @@ class Candidate:
         is_new = self.serving is None or self.serving.digest != trusted.policy_digest
         try:
             self.serving = Serving(
-                trusted, self._upstreams, audience=self._audience, grace_s=self._grace_s
+                trusted,
+                self._upstreams,
+                budgets=self._budgets,
+                audience=self._audience,
+                grace_s=self._grace_s,
             )
         except PolicyError as exc:
             logger.error("candidate v%d refused: %s", trusted.policy.version, exc)

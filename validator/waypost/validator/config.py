@@ -412,6 +412,8 @@ class CandidateConfig(FileModel):
     @classmethod
     def _is_http(cls, url: str | None) -> str | None:
         return None if url is None else str(_http_url(url))
+
+
 class ConsoleConfig(FileModel):
     """The operator's pages at ``/console``; without a token there are none.
 

@@ -612,6 +612,7 @@ async def open_desk(
                     projection=config.manifest.projection,
                 ),
                 upstreams=upstreams,
+                budgets=config.budgets,
                 audience=config.audience,
                 grace_s=config.manifest.grace_s,
             )

@@ -10,7 +10,7 @@ from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from waypost.shared.contracts import Model, Policy, SpendLimit
+from waypost.shared.contracts import Model, Policy, SpendLimit, Window
 from waypost.shared.records import DecisionRecord
 from waypost.shared.rules import describe
 from waypost.validator.console.charts import Chart, lines
@@ -127,13 +127,15 @@ async def budgets(request: Request) -> Response:
     )
 
 
+_WINDOWS: tuple[Window, ...] = ("day", "month", "total")
+_NO_LIMITS = tuple(SpendLimit(window=window, limit_nusd=NO_LIMIT_NUSD) for window in _WINDOWS)
+
+
 async def _account(desk: Desk, name: str) -> Account:
-    limits = desk.config.budgets.limits(name)
-    asked = limits or tuple(
-        SpendLimit(window=window, limit_nusd=NO_LIMIT_NUSD) for window in ("day", "month", "total")
-    )
-    balances = await desk.ledger.balances(name, asked, now=int(desk.clock()))
-    return Account(name, bool(limits), tuple(b for b in balances if b.window != "request"))
+    limited = desk.config.budgets.account(name)
+    asked = limited if limited.limits else desk.config.budgets.account(name, _NO_LIMITS)
+    balances = await desk.ledger.balances((asked,), now=int(desk.clock()))
+    return Account(name, bool(limited.limits), tuple(b for b in balances if b.window != "request"))
 
 
 # ── providers ──────────────────────────────────────────────────────────────────────────────────
