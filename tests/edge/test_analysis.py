@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 import typer
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import given
 from msgspec import structs
 from typer.testing import CliRunner, Result
 
-from support.requests import random_facts
+from support.requests import few_policies, random_facts, seeds
 from support.worlds import NOW, a_model, a_policy, policies, some_facts
 from waypost.edge.analysis.findings import Problem, find_problems
 from waypost.edge.analysis.requests import as_curl
@@ -99,8 +98,8 @@ def test_rows_that_overlap_are_worth_a_note() -> None:
     assert found(policy, "overlap") == [("note", ("routes", "r1")), ("note", ("routes", "r2"))]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(policies(), st.integers(0, 2**32))
+@few_policies
+@given(policies(), seeds)
 def test_no_request_takes_a_row_or_uses_a_model_that_is_called_dead(
     policy: Policy, seed: int
 ) -> None:

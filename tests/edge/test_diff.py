@@ -3,20 +3,15 @@
 from random import Random
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import given
 from msgspec import structs
 
-from support.requests import random_facts
+from support.requests import few_policies, random_facts, seeds
 from support.worlds import MODELS, PROMISES, TIERS, a_model, a_policy, policies
 from waypost.edge.analysis.diff import Change, diff
 from waypost.shared.contracts import Facts, Model, NumberBetween, OneOf, Policy, Route, TextHas
 from waypost.shared.engine import CompiledPolicy, compile_policy, decide
 from waypost.shared.money import Price
-
-searching = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-seeds = st.integers(0, 2**32)
 
 
 def changed_at_random(policy: Policy, seed: int) -> Policy:
@@ -86,9 +81,11 @@ def outcome(policy: CompiledPolicy, facts: Facts) -> tuple[object, ...]:
     )
 
 
-@searching
+@few_policies
 @given(policies(), seeds)
-def test_where_no_change_is_found_no_request_gets_anything_else(policy: Policy, seed: int) -> None:
+def test_each_change_comes_with_a_request_that_shows_it_and_no_request_changes_without_one(
+    policy: Policy, seed: int
+) -> None:
     after = changed_at_random(policy, seed)
     changes = diff(policy, after)
     was, now = compile_policy(policy), compile_policy(after)
@@ -97,15 +94,7 @@ def test_where_no_change_is_found_no_request_gets_anything_else(policy: Policy, 
         for request in random_facts(300, seed=seed):
             if not (was.missing(request) or now.missing(request)):
                 assert outcome(was, request) == outcome(now, request)
-
-
-@searching
-@given(policies(), seeds)
-def test_each_change_comes_with_a_request_that_shows_it(policy: Policy, seed: int) -> None:
-    after = changed_at_random(policy, seed)
-    was, now = compile_policy(policy), compile_policy(after)
-
-    for change in diff(policy, after):
+    for change in changes:
         if change.example is None:
             assert change.message.endswith("may weigh some of its models otherwise")
             continue
@@ -116,7 +105,7 @@ def test_each_change_comes_with_a_request_that_shows_it(policy: Policy, seed: in
             assert outcome(was, facts) != outcome(now, facts)
 
 
-@searching
+@few_policies
 @given(policies())
 def test_a_policy_means_the_same_as_itself(policy: Policy) -> None:
     text_only = structs.replace(policy, version=policy.version + 1, models=policy.models[::-1])

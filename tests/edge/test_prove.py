@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from support.projects import a_project, publish_project
-from support.requests import random_facts
+from support.requests import few_policies, random_facts, seeds
 from support.worlds import (
     CLASSES,
     MODELS,
@@ -47,12 +47,7 @@ from waypost.shared.engine import (
 from waypost.shared.errors import PolicyError
 from waypost.shared.rules import holds, value_of
 
-searching = settings(
-    max_examples=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-seeds = st.integers(0, 2**32)
+searching = settings(few_policies, suppress_health_check=[HealthCheck.data_too_large])
 PHI = DataHas(any_of=("phi",))
 
 

@@ -1,10 +1,13 @@
-"""Requests at random, a thousand in the time in which hypothesis draws ten."""
+"""Requests at random, a thousand in the time in which hypothesis draws ten.
+
+Known to the policy or not, whole or not, with demands and sessions or without.
+"""
 
 from collections.abc import Sequence
 from random import Random
 from typing import TypeVar
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from support.worlds import CLASSES, MODELS, NOW, TAGS, TASKS, TIERS, WORD_SETS, WORDS
@@ -13,7 +16,9 @@ from waypost.shared.contracts import Declared, Demands, Facts, Measured, Session
 T = TypeVar("T")
 
 # Drawing a policy takes as long as deciding a thousand requests, so each is asked many.
-few_policies = settings(max_examples=settings().max_examples // 4)
+few_policies = settings(
+    max_examples=settings().max_examples // 4, suppress_health_check=[HealthCheck.too_slow]
+)
 seeds = st.integers(0, 2**32)
 
 

@@ -260,52 +260,6 @@ def _routes(
     )
 
 
-def most_often(strategy: st.SearchStrategy[T]) -> st.SearchStrategy[T | None]:
-    """Like ``strategy``, but now and then nobody looked."""
-    return st.integers(0, 19).flatmap(lambda n: strategy if n else st.none())
-
-
-@st.composite
-def facts(draw: st.DrawFn) -> Facts:
-    """Facts, some of them unknown to any policy."""
-    classes = _some((*CLASSES, "unheard_of"))
-    return Facts(
-        now=draw(st.integers(NOW, NOW + 7 * 86_400)),
-        signed=Signed(
-            tier=draw(st.sampled_from((*TIERS, "root"))),
-            cohort=draw(st.integers(0, 2**20 - 1)),
-            tenant=draw(st.sampled_from((None, "acme", "other"))),
-            region=draw(st.sampled_from((None, "eu", "us"))),
-            data_classes=draw(st.just(()) | classes),
-            models=draw(st.none() | _some(MODELS)),
-        ),
-        measured=Measured(
-            endpoint=draw(st.sampled_from(("chat.completions", "embeddings"))),
-            input_tokens=draw(numbers),
-            max_input_tokens=draw(st.integers(300, 2_000)),
-            max_output_tokens=draw(st.none() | st.integers(1, 600)),
-            choices=draw(st.integers(1, 3)),
-            messages=draw(numbers),
-            needs=draw(st.just(()) | _some(NEEDS)),
-            keywords=draw(_some(WORDS)),
-            input_bytes=draw(numbers),
-            patterns=draw(most_often(_some(WORD_SETS["patterns"]))),
-            complexity=draw(most_often(numbers)),
-            semantic=draw(most_often(st.sampled_from(("", "billing", "returns")))),
-            language=draw(most_often(st.sampled_from(("", "de", "en")))),
-            data_classes=draw(st.just(()) | classes),
-            affordable_nusd=draw(st.none() | st.integers(0, 50_000_000)),
-            out_of_service=draw(st.just(()) | _some(MODELS)),
-        ),
-        declared=Declared(
-            interactive=draw(st.booleans()),
-            task=draw(st.none() | st.sampled_from(TASKS)),
-            tags=draw(_some(TAGS)),
-            data_classes=draw(st.just(()) | classes),
-        ),
-    )
-
-
 proposals = st.none() | st.sampled_from((*MODELS, "unheard-of")).map(
     lambda name: Proposal(model=name)
 )

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 from msgspec import structs
 from typer.testing import CliRunner
 
 from support.recorded import a_record, fill
+from support.requests import few_policies, random_facts, seeds
 from support.tokens import Wishes
 from support.upstream import Upstream, failing
 from support.validator import HELLO, running_validator
-from support.worlds import a_policy, facts, policies, some_facts
-from waypost.shared.contracts import Hint, Hints, Proposal, SpendLimit
+from support.worlds import a_policy, policies, proposals, some_facts
+from waypost.shared.contracts import Hint, Hints, Policy, Proposal, SpendLimit
 from waypost.shared.engine import compile_policy, decide
 from waypost.shared.records import DecisionRecord, decode_record, encode_record
 from waypost.shared.replay import decision_digest, downgraded, replay
@@ -24,23 +24,23 @@ from waypost.validator import decisions_cli
 from waypost.validator.records import SqliteRecordStore
 
 
-@given(st.data())
-def test_a_decision_is_made_again_to_the_byte(data: st.DataObject) -> None:
-    policy = data.draw(policies())
-    seen = data.draw(facts())
-    proposal = data.draw(
-        st.none() | st.builds(Proposal, model=st.sampled_from([m.id for m in policy.models]))
-    )
-    decision = decide(compile_policy(policy), seen, proposal)
-    record = a_record(
-        facts=seen,
-        proposal=proposal,
-        chosen=decision.model,
-        decision_digest=decision_digest(decision),
-    )
-    again = decode_record(encode_record(record))
-    assert again.facts is not None
-    assert replay(compile_policy(policy), again.facts, again).is_same
+@few_policies
+@given(policies(), seeds, proposals)
+def test_a_decision_is_made_again_to_the_byte(
+    policy: Policy, seed: int, proposal: Proposal | None
+) -> None:
+    compiled = compile_policy(policy)
+    for seen in random_facts(10, seed=seed):
+        decision = decide(compiled, seen, proposal)
+        record = a_record(
+            facts=seen,
+            proposal=proposal,
+            chosen=decision.model,
+            decision_digest=decision_digest(decision),
+        )
+        again = decode_record(encode_record(record))
+        assert again.facts is not None
+        assert replay(compiled, again.facts, again).is_same
 
 
 def test_hints_are_part_of_what_is_decided_again() -> None:
