@@ -51,7 +51,7 @@ def test_each_command_says_of_the_example_what_the_page_shows(
 def test_every_command_but_the_calibration_is_shown() -> None:
     names = {line.split()[1] for line, _ in shown()}
 
-    assert names == {"check", "test", "prove", "explain", "diff", "simulate", "train"}
+    assert names == {"check", "test", "prove", "explain", "diff", "prices", "simulate", "train"}
 
 
 def test_the_example_reaches_all_its_rules_and_warns_of_nothing(command: Command) -> None:

@@ -1,6 +1,7 @@
 """What ``policy check`` finds in policies that compile, and how the tools say it."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from support.worlds import NOW, a_model, a_policy, policies, some_facts
 from waypost.edge.analysis.findings import Problem, find_problems
 from waypost.edge.analysis.requests import as_curl
 from waypost.edge.analysis_cli import add_commands
-from waypost.edge.authoring import Authored
+from waypost.edge.authoring import Authored, load_policy
+from waypost.edge.init_project import template
 from waypost.shared.contracts import (
     ClockBetween,
     Condition,
@@ -365,3 +367,34 @@ def test_diff_tells_that_a_model_is_hidden_from_clients(tmp_path: Path) -> None:
     )
 
     assert run("diff", before, after).output == "model: large is now hidden from clients\n"
+
+
+# ── prices ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_imported_prices_are_a_file_that_a_policy_can_extend(tmp_path: Path) -> None:
+    own = template("policy.yaml")
+    bare = re.sub(
+        r"    price: \{.*\}\n(?=    tiers: \[free, pro, enterprise\]\n    tokens: \{context: 400)",
+        "",
+        own,
+    )
+    assert bare != own
+    (tmp_path / "policy.yaml").write_text("extends: prices.yaml\n" + bare)
+
+    done = run("prices", str(tmp_path / "policy.yaml"), "--out", str(tmp_path / "prices.yaml"))
+
+    assert done.exit_code == 0, done.output
+    written = (tmp_path / "prices.yaml").read_text()
+    assert "from genai-prices" in written
+    assert "# clinical: genai-prices" in written
+    policy = load_policy(tmp_path / "policy.yaml", channel="prod", version=1, issued_at=NOW).full
+    (medium,) = (model for model in policy.models if model.id == "medium")
+    assert medium.price.input_nusd_per_mtok == 250_000_000
+    assert not [p for p in problems(policy) if p.code == "stale_price"]
+
+
+def test_prices_of_nothing_are_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "policy.yaml").write_text("tiers: [free]")
+
+    assert run("prices", str(tmp_path / "policy.yaml")).exit_code == 1

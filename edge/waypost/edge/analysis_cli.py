@@ -1,4 +1,4 @@
-"""``waypost policy check``, ``prove`` and ``diff``: what a policy means, before it is signed.
+"""``waypost policy check``, ``prove``, ``diff`` and ``prices``: a policy before it is signed.
 
 A thin shell: what takes long to import is imported by the command that needs it.
 """
@@ -6,11 +6,11 @@ A thin shell: what takes long to import is imported by the command that needs it
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from waypost.cli.output import print_json
+from waypost.cli.output import fail, print_json
 from waypost.edge.asking import JSON, load_unsigned, say
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def add_commands(policy: typer.Typer) -> None:
     policy.command("check")(_check)
     policy.command("prove")(_prove)
     policy.command("diff")(_diff)
+    policy.command("prices")(_prices)
 
 
 def _check(
@@ -109,6 +110,29 @@ def _located(file: "YAMLFile", authored: "Authored", problem: "Problem") -> dict
         "message": found.message,
         "facts": problem.facts,
     }
+
+
+def _prices(
+    policy: PolicyFile = POLICY,
+    out: Annotated[Path | None, typer.Option(help="Write the file here, to be extended.")] = None,
+) -> None:
+    """Look up what the policy's models cost by genai-prices, as a file that it can extend."""
+    from datetime import UTC, datetime
+
+    from waypost.cli.yamlfile import read_yaml
+    from waypost.edge.analysis.prices import imported
+    from waypost.edge.files import write_file
+
+    models = read_yaml(policy).value.get("models")
+    if not isinstance(models, dict):
+        fail(f"{policy} has no models to look up")
+    named = cast("dict[str, object]", models)
+    text = imported(named, at=datetime.fromtimestamp(time.time(), UTC))
+    if out is None:
+        print(text, end="")
+        return
+    write_file(out, text.encode())
+    say(f"wrote {out}; lay {policy} over it: extends: {out.name}")
 
 
 def _prove(policy: PolicyFile = POLICY, as_json: JSON = False) -> None:

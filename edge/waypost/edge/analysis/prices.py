@@ -1,9 +1,10 @@
-"""The operator's prices and windows beside those that genai-prices has collected."""
+"""The operator's prices and windows beside those that genai-prices has collected. Pure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from decimal import Decimal
 from importlib.metadata import version
+from typing import cast
 
 from genai_prices.data import providers
 from genai_prices.types import ModelInfo, Provider, TieredPrices
@@ -11,7 +12,7 @@ from genai_prices.types import ModelInfo, Provider, TieredPrices
 from waypost.shared.contracts import Model
 from waypost.shared.money import NUSD_PER_USD, format_usd
 
-__all__ = ["SOURCE", "differences", "is_known"]
+__all__ = ["SOURCE", "differences", "imported", "is_known"]
 
 SOURCE = f"genai-prices {version('genai-prices')}"
 
@@ -27,7 +28,56 @@ FIELDS = {
 
 def is_known(model: Model) -> bool:
     """Return whether the collection has this model at this provider."""
-    return _find(model) is not None
+    return _find(model.provider, model.name) is not None
+
+
+def imported(models: Mapping[str, object], *, at: datetime) -> str:
+    """Return a file of prices and context windows for a policy to extend.
+
+    Args:
+        models: as written under ``models``, right or wrong; of each its ``provider``, ``name``
+            and ``tokens.output`` are looked at.
+        at: the day that the prices are of; with a time zone.
+    """
+    lines = [
+        f"# Written by 'waypost policy prices' from {SOURCE}, prices of {at:%Y-%m-%d}.",
+        "# Lay your policy over it with 'extends', and write down what your contract says else.",
+        "models:",
+    ]
+    for name, written in models.items():
+        fields = cast("dict[str, object]", written) if isinstance(written, dict) else {}
+        provider, own = str(fields.get("provider")), str(fields.get("name", name))
+        found = _find(provider, own)
+        if found is None:
+            lines.append(f"  # {name}: {SOURCE} does not have {provider}'s '{own}'")
+            continue
+        lines += [f"  {name}:  # {_address(found[0])}", *_figures(found[1], fields, at)]
+    return "\n".join(lines) + "\n"
+
+
+def _figures(info: ModelInfo, written: Mapping[str, object], at: datetime) -> Iterator[str]:
+    listed = info.get_prices(at)
+    prices = {field: getattr(listed, theirs) for field, (theirs, _) in FIELDS.items()}
+    figures = [
+        f"{field}: {price:f}"
+        for field, each in prices.items()
+        if isinstance(price := _base(each), Decimal)
+    ]
+    yield f"    price: {{{', '.join(figures)}}}"
+    if any(isinstance(each, TieredPrices) for each in prices.values()):
+        yield "    # Long prompts cost more than this; write down the dearest that you will pay."
+    tokens = written.get("tokens")
+    output = cast("dict[str, object]", tokens).get("output") if isinstance(tokens, dict) else None
+    if info.context_window is not None and isinstance(output, int):
+        yield f"    tokens: {{context: {info.context_window}, output: {output}}}"
+
+
+def _base(price: object) -> object:
+    return price.base if isinstance(price, TieredPrices) else price
+
+
+def _address(provider: Provider) -> str:
+    return (provider.pricing_urls or [provider.name])[0]
 
 
 def differences(model: Model, *, at: datetime) -> Iterator[tuple[str, str]]:
@@ -36,15 +86,14 @@ def differences(model: Model, *, at: datetime) -> Iterator[tuple[str, str]]:
     Args:
         at: prices change, and may depend on the hour; with a time zone.
     """
-    found = _find(model)
+    found = _find(model.provider, model.name)
     if found is None:
         return
     provider, info = found
-    source = f"{SOURCE} ({(provider.pricing_urls or [provider.name])[0]})"
+    source = f"{SOURCE} ({_address(provider)})"
     listed = info.get_prices(at)
     for field, (theirs, ours) in FIELDS.items():
-        price: object = getattr(listed, theirs)
-        price = price.base if isinstance(price, TieredPrices) else price
+        price = _base(getattr(listed, theirs))
         paid = getattr(model.price, ours)
         if isinstance(price, Decimal) and paid is not None and price * NUSD_PER_USD != paid:
             yield f"price.{field}", f"{format_usd(paid)} here, ${price} in {source}"
@@ -53,11 +102,11 @@ def differences(model: Model, *, at: datetime) -> Iterator[tuple[str, str]]:
         yield "tokens.context", window
 
 
-def _find(model: Model) -> tuple[Provider, ModelInfo] | None:
-    name = model.provider.lower()
+def _find(provider_name: str, model: str) -> tuple[Provider, ModelInfo] | None:
+    name = provider_name.lower()
     for provider in providers:
         matches = provider.provider_match is not None and provider.provider_match.is_match(name)
         if provider.id == name or matches:
-            info = provider.find_model(model.name, all_providers=providers)
+            info = provider.find_model(model, all_providers=providers)
             return None if info is None else (provider, info)
     return None
