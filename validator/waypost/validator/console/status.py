@@ -10,7 +10,7 @@ from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from waypost.shared.contracts import Model, Policy, SpendLimit, Window
+from waypost.shared.contracts import Model, Policy, SpendLimit
 from waypost.shared.records import DecisionRecord
 from waypost.shared.rules import describe
 from waypost.validator.console.charts import Chart, lines
@@ -127,8 +127,11 @@ async def budgets(request: Request) -> Response:
     )
 
 
-_WINDOWS: tuple[Window, ...] = ("day", "month", "total")
-_NO_LIMITS = tuple(SpendLimit(window=window, limit_nusd=NO_LIMIT_NUSD) for window in _WINDOWS)
+_NO_LIMITS = (
+    SpendLimit(window="day", limit_nusd=NO_LIMIT_NUSD),
+    SpendLimit(window="month", limit_nusd=NO_LIMIT_NUSD),
+    SpendLimit(window="total", limit_nusd=NO_LIMIT_NUSD),
+)
 
 
 async def _account(desk: Desk, name: str) -> Account:
