@@ -4,6 +4,7 @@ What they emit is built as the SDKs' own types and dumped as JSON, so that a fie
 does not have cannot be emitted by mistake; what they are sent is kept for the test to look at.
 """
 
+import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -139,13 +140,14 @@ def messaging(whole: dict[str, Any] | None = None) -> Behaviour:
     return behave
 
 
-def streaming(events: Sequence[bytes]) -> Behaviour:
-    """Streams these events, each in a chunk of its own."""
+def streaming(events: Sequence[bytes], *, pause_s: float = 0.0) -> Behaviour:
+    """Streams these events, each in a chunk of its own, some time after the one before."""
 
     async def behave(exchange: Exchange) -> None:
         await exchange.start_stream()
         for event in events:
             await exchange.chunk(event)
+            await asyncio.sleep(pause_s)
         await exchange.end_stream()
 
     return behave

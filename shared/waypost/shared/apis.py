@@ -158,7 +158,7 @@ class MessagesRequest(Demanding, kw_only=True):
     """What is read of a request to Anthropic's Messages API."""
 
     messages: Annotated[list[_Message], Meta(min_length=1, max_length=10_000)]
-    max_tokens: Count
+    max_tokens: Count | None = None
     system: str | list[Part] | None = None
     stream: bool | None = None
     tools: list[Raw] | None = None

@@ -52,6 +52,7 @@ def create_app(opening: Callable[[], AbstractAsyncContextManager[Desk]]) -> Vali
     rest = Starlette(
         routes=[
             *(Route(path, _starting, methods=["POST"]) for path in ENDPOINT_BY_PATH),
+            Route("/v1/messages/count_tokens", _count_tokens, methods=["POST"]),
             Route("/v1/models", _models, methods=["GET"]),
             Route("/v1/models/{id:path}", _model, methods=["GET"]),
             Route("/v1/decide", _decide, methods=["POST"]),
@@ -87,7 +88,7 @@ def _desk(request: Request) -> Desk:
 
 def _speaks_anthropic(request: Request) -> bool:
     """Whether the caller's SDK is Anthropic's: only that names a version."""
-    return request.url.path == "/v1/messages" or "anthropic-version" in request.headers
+    return request.url.path.startswith("/v1/messages") or "anthropic-version" in request.headers
 
 
 async def _problem(request: Request, error: Exception) -> Response:
@@ -172,6 +173,17 @@ async def _model(request: Request) -> Response:
         if model["id"] == request.path_params["id"]:
             return _json(model)
     raise InvalidRequestError("You may use no such model.", code="model_not_found", param="id")
+
+
+async def _count_tokens(request: Request) -> Response:
+    """An estimate of a prompt's tokens, for whom the prompt would be served.
+
+    Made here: to have a provider count would be to send it the prompt.
+    """
+    desk = _desk(request)
+    call = new_call(desk, request.scope, request.receive, _no_send, "messages")
+    considered = await consider(desk, call)
+    return _json({"input_tokens": considered.facts.measured.input_tokens})
 
 
 async def _decide(request: Request) -> Response:
