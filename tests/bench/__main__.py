@@ -20,6 +20,7 @@ from bench import (
     routing_quality,
     serving,
     simulating,
+    slow_readers,
     trusting,
     verifying,
 )
@@ -35,6 +36,7 @@ SECTIONS: dict[str, Callable[[Path], Rows]] = {
     "quality": lambda _: routing_quality.rows(),
     "serve": serving.rows,
     "simulate": lambda _: simulating.rows(),
+    "slow": slow_readers.rows,
     "stream": serving.stream_rows,
     "tokens": verifying.rows,
     "trust": trusting.rows,

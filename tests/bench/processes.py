@@ -82,6 +82,15 @@ def running(
             process.wait()
 
 
+def memory_mib(pid: int) -> float:
+    """Return the resident memory of a process and its children."""
+    listed = subprocess.run(
+        ["ps", "-o", "rss=", "--pid", str(pid), "--ppid", str(pid)],
+        capture_output=True, text=True, check=False,
+    ).stdout  # fmt: skip
+    return sum(map(int, listed.split())) / 1_024
+
+
 def nginx(folder: Path, port: int) -> tuple[list[str | Path], Path]:
     """Return the command of an nginx that answers every request with one static completion."""
     answer = (Path(__file__).parent / "answer.json").read_text()

@@ -27,6 +27,7 @@ from bench.processes import (
     Load,
     Unavailable,
     free_port,
+    memory_mib,
     need,
     nginx,
     running,
@@ -230,14 +231,6 @@ class Running:
     pid: int = 0
     path: str = CHAT
 
-    def memory_mib(self) -> float:
-        """Resident memory of the process and its children."""
-        listed = subprocess.run(
-            ["ps", "-o", "rss=", "--pid", str(self.pid), "--ppid", str(self.pid)],
-            capture_output=True, text=True, check=False,
-        ).stdout  # fmt: skip
-        return sum(map(int, listed.split())) / 1_024
-
 
 def _write(path: Path, *, model: str, stream: bool) -> None:
     fields = {**json.loads(BODY.read_bytes()), "model": model}
@@ -297,7 +290,7 @@ def rows(folder: Path) -> list[tuple[str, str, str]]:
     result: list[tuple[str, str, str]] = []
     with (
         running(command, port=upstream, core=LOAD_CORE, log=log),
-        a_validator(folder / "validator", url) as (ours, headers),
+        a_validator(folder / "validator", url) as (ours, headers, _),
     ):
         waypost = Running("waypost", ours, headers, BODY)
         direct = Running("direct", upstream, {}, BODY)
@@ -318,7 +311,7 @@ def _compared(
 ) -> Iterator[tuple[str, str, str]]:
     loads: dict[tuple[str, int], list[Load]] = {}
     everyone = (direct, theirs, waypost)
-    idle = theirs.memory_mib()
+    idle = memory_mib(theirs.pid)
     for one in everyone:
         _load(one, 32, 1, folder)
     for _ in range(ROUNDS):
@@ -351,7 +344,7 @@ def _compared(
     )
     yield (
         f"{theirs.name}, cold start and memory",
-        f"{theirs.cold_s:.1f} s; {idle:.0f} MiB idle, {theirs.memory_mib():.0f} after"
+        f"{theirs.cold_s:.1f} s; {idle:.0f} MiB idle, {memory_mib(theirs.pid):.0f} after"
         + (f"; {errors} errors" if errors else ""),
         "",
     )
@@ -371,7 +364,7 @@ def _stream_rows(folder: Path) -> Iterator[tuple[str, str, str]]:
     server = uvicorn("bench.sse_upstream:app", upstream)
     with (
         running(server, port=upstream, core=LOAD_CORE, log=folder / "sse.log"),
-        a_validator(folder / "streaming", url) as (ours, headers),
+        a_validator(folder / "streaming", url) as (ours, headers, _),
     ):
         body = folder / "stream.json"
         _write(body, model="auto", stream=True)

@@ -37,7 +37,7 @@ STREAMS = 150
 
 
 @contextmanager
-def a_validator(folder: Path, upstream: str) -> Iterator[tuple[int, dict[str, str]]]:
+def a_validator(folder: Path, upstream: str) -> Iterator[tuple[int, dict[str, str], int]]:
     """Run ``waypost validator serve`` on ``upstream``; give its port and a caller's headers."""
     folder.mkdir()
     app, publisher = App(), Publisher(policy=a_policy())
@@ -56,13 +56,13 @@ def a_validator(folder: Path, upstream: str) -> Iterator[tuple[int, dict[str, st
         Path(sys.executable).with_name("waypost"), "validator", "serve",
         "--config", folder / "validator.yaml", "--port", str(port),
     ]  # fmt: skip
-    with running(command, port=port, core=SERVER_CORE, log=folder / "log"):
+    with running(command, port=port, core=SERVER_CORE, log=folder / "log") as process:
         put = httpx.put(f"http://127.0.0.1:{port}/admin/bundle", content=bundle)
         if not put.is_success:
             raise RuntimeError(f"the validator refused the manifest: {put.text}")
         token = app.bearer(now=int(time.time()), tier="pro")
         headers = {"Authorization": token, "Waypost-Proposal": 'model="small", manifest=1'}
-        yield port, headers
+        yield port, headers, process.pid
 
 
 def _median(loads: list[Load]) -> Load:
@@ -87,7 +87,7 @@ def rows(folder: Path) -> list[tuple[str, str, str]]:
             env = {"BENCH_UPSTREAM": url}
             log = folder / f"{app}.log"
             stack.enter_context(running(server, port=port, core=SERVER_CORE, env=env, log=log))
-        ours, headers = stack.enter_context(a_validator(folder / "validator", url))
+        ours, headers, _ = stack.enter_context(a_validator(folder / "validator", url))
         ports = {"direct": upstream, "echo": echo, "pass-through": plain, "waypost": ours}
         loads: dict[tuple[str, int], list[Load]] = {}
         for port in ports.values():  # warm up: connections, caches, the token's signature
@@ -130,7 +130,7 @@ def stream_rows(folder: Path) -> list[tuple[str, str, str]]:
     server = uvicorn("bench.sse_upstream:app", upstream)
     with (
         running(server, port=upstream, core=LOAD_CORE, log=folder / "sse.log"),
-        a_validator(folder / "streaming", url) as (ours, headers),
+        a_validator(folder / "streaming", url) as (ours, headers, _),
     ):
         body = folder / "stream.json"
         body.write_bytes(json.dumps({**json.loads(BODY.read_bytes()), "stream": True}).encode())

@@ -39,3 +39,20 @@ async def app(
         await asyncio.sleep(GAP_S)
     await send({"type": "http.response.body", "body": _USAGE, "more_body": True})
     await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+
+async def flood(
+    scope: Message,
+    receive: Callable[[], Awaitable[Message]],
+    send: Callable[[Message], Awaitable[None]],
+) -> None:
+    """Answer any POST with ten thousand chunks, as fast as they are taken."""
+    if scope["type"] != "http":
+        return
+    while (await receive()).get("more_body"):
+        pass
+    headers = [(b"content-type", b"text/event-stream")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    for _ in range(10_000):
+        await send({"type": "http.response.body", "body": _TEXT, "more_body": True})
+    await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})

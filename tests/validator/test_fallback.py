@@ -151,6 +151,27 @@ async def test_what_one_provider_filters_another_is_asked_and_the_last_word_is_t
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "content_filter")
 
 
+async def test_a_route_says_for_what_the_next_is_tried(
+    tmp_path: Path, acme: Upstream, medcloud: Upstream
+) -> None:
+    async with running_validator(
+        tmp_path,
+        {"acme": acme, "medcloud": medcloud},
+        policy=small_then_second(fallback_on=("server_error",)),
+    ) as validator:
+        acme.behave = FILTERED
+        filtered = await validator.chat()
+        acme.behave = failing(429, extra="retry-after: 0\r\n")
+        limited = await validator.chat()
+        asked = len(medcloud.seen)
+        acme.behave = failing(500)
+        served = await validator.chat()
+
+    assert (filtered.status_code, filtered.json()["error"]["code"]) == (400, "content_filter")
+    assert (limited.status_code, limited.json()["error"]["code"]) == (503, "upstream_rate_limited")
+    assert (asked, served.status_code) == (0, 200)
+
+
 # ── never around what is allowed ───────────────────────────────────────────────────────────────
 
 

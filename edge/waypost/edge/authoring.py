@@ -47,6 +47,7 @@ from waypost.shared.contracts import (
     CAPABILITIES,
     CONVERSATIONS,
     Cascade,
+    Cause,
     Condition,
     Endpoint,
     Hedge,
@@ -239,6 +240,7 @@ class _Preference(FileModel):
     max_ttft_ms: Millis | None = None
     cascade: _Cascade | None = None
     hedge: _Hedge | None = None
+    fallback_on: list[Cause] | None = None
     timeout_ms: Annotated[int, Field(ge=1, le=3_600_000)] | None = None
 
     @field_validator("weights")
@@ -489,6 +491,7 @@ class PolicyFile(FileModel):
             max_cost_nusd=prefers.max_cost,
             max_ttft_ms=prefers.max_ttft_ms,
             enforce=made.enforce,
+            fallback_on=None if prefers.fallback_on is None else tuple(prefers.fallback_on),
             cascade=_cascade(prefers.cascade),
             hedge=_hedge(prefers.hedge),
             timeout_ms=prefers.timeout_ms,

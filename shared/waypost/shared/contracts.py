@@ -27,6 +27,7 @@ __all__ = [
     "SUPPORTED_FEATURES",
     "Algorithm",
     "Cascade",
+    "Cause",
     "Claims",
     "ClockBetween",
     "Condition",
@@ -209,6 +210,13 @@ class Weights(Struct, frozen=True, kw_only=True):
 Signal = Literal["answer_logprob", "confidence", "judge", "self_consistency", "sequence_logprob"]
 
 
+# What may go wrong with one model so that the next is tried.
+Cause = Literal[
+    "bad_response", "connect_error", "content_filter", "context_too_long", "key_refused",
+    "rate_limited", "server_error", "timeout",
+]  # fmt: skip
+
+
 class Cascade(Struct, frozen=True, kw_only=True):
     """Ask the route's models in their order, and keep the first answer that is sure enough.
 
@@ -257,6 +265,7 @@ class Route(Struct, frozen=True, kw_only=True):
         max_ttft_ms: candidates expected slower step back likewise.
         enforce: the models and fallback of this row are the whole set, not a preference. Its
             conditions may then use signed and measured facts only.
+        fallback_on: the causes for which the next of the chain is tried; ``None``: all.
         cascade: the candidates in the order written, each only if the one before is not sure.
         hedge: ask a second model when the first is late.
         timeout_ms: how long the answer may take, all attempts together; ``None``: as long as
@@ -273,6 +282,7 @@ class Route(Struct, frozen=True, kw_only=True):
     max_cost_nusd: Nusd | None = None
     max_ttft_ms: Millis | None = None
     enforce: bool = False
+    fallback_on: tuple[Cause, ...] | None = None
     cascade: Cascade | None = None
     hedge: Hedge | None = None
     timeout_ms: Annotated[int, Meta(ge=1, le=3_600_000)] | None = None

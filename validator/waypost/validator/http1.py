@@ -22,7 +22,7 @@ __all__ = ["ExchangeError", "Origin", "Response", "Stage"]
 Stage = Literal["connect", "timeout", "broken", "malformed"]
 
 MAX_HEAD_BYTES = 65_536
-HIGH_WATER_BYTES = 262_144  # read ahead of a slow reader; then the provider is held back
+HIGH_WATER_BYTES = 65_536  # read ahead of a slow reader; then the provider is held back
 # Servers close idle connections after some seconds and up. What has been idle for longer than
 # most of them wait is not worth the failure it might cause.
 MAX_IDLE_S = 30.0

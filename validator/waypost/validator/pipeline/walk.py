@@ -110,6 +110,8 @@ class Walk:
                 self._go_on_with_larger(target)
             elif one.outcome in ("client_error", "deadline_exceeded"):
                 return self._unsure or one
+            if self._route.fallback_on is not None and one.outcome not in self._route.fallback_on:
+                break
         told = self._unsure or await self._after_a_wait() or self._rejected
         if told is None:
             raise self._nobody_answered()
