@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from waypost.cli.output import fail
-from waypost.edge import issuers_cli, keys_cli, policy_cli, publish_cli
+from waypost.edge import advise_cli, issuers_cli, keys_cli, policy_cli, publish_cli
 from waypost.edge.asking import Directory, passphrase_for, say, secret
 from waypost.edge.project import Project
 from waypost.edge.publish_cli import To
@@ -37,6 +37,7 @@ def register(app: typer.Typer) -> None:
     edge.command("resign")(_resign)
     app.add_typer(edge, name="edge")
     policy_cli.register(app)
+    advise_cli.register(app)
 
 
 def _serve(

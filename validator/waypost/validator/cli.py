@@ -1,4 +1,4 @@
-"""The validator's commands: ``waypost validator …`` and ``waypost decisions …``."""
+"""The validator's commands: ``validator``, ``decisions``, ``receipts`` and ``report``."""
 
 import sys
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from waypost.validator import decisions_cli, receipts_cli
+from waypost.validator.report import report_cli
 
 __all__ = ["register"]
 
@@ -19,6 +20,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(validator, name="validator")
     decisions_cli.register(app)
     receipts_cli.register(app)
+    report_cli.register(app)
 
 
 def serve(

@@ -81,8 +81,8 @@ def when(at_s: float) -> str:
 
 
 def money(nusd: int) -> str:
-    """Return dollars to the cent from one dollar on, and else to two figures; with a real minus."""
-    if abs(nusd) >= NUSD_PER_USD:
+    """Return dollars to the cent from ten cents on, and else to two figures; with a real minus."""
+    if abs(nusd) >= NUSD_PER_USD // 10:
         text = f"${abs(nusd) / NUSD_PER_USD:,.2f}"
     else:
         head, _, digits = format_usd(abs(nusd)).partition(".")

@@ -1,0 +1,138 @@
+"""``waypost report``: the same story as text, HTML and PDF, in plain English."""
+
+import asyncio
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from support.recorded import DIGEST, POLICY, a_record, fill
+from waypost.shared.records import DecisionRecord
+from waypost.validator.records import SqliteRecordStore
+from waypost.validator.report import report_cli
+
+NOW_MS = int(time.time() * 1_000)
+DAY_MS = 86_400_000
+EVIL = "<script>alert(1)</script>\x1b[31m\u202e"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "records.sqlite"
+
+
+def keep(path: Path, *records: DecisionRecord, dropped: int = 0) -> None:
+    async def write() -> None:
+        store = SqliteRecordStore.open(path)
+        await store.put_policy(DIGEST, POLICY)
+        await fill(store, *records, dropped=dropped)
+        await store.close()
+
+    asyncio.run(write())
+
+
+def run(path: Path, *arguments: str) -> Result:
+    app = typer.Typer()
+    report_cli.register(app)
+    app.callback()(lambda: None)
+    return CliRunner().invoke(app, ["report", *arguments, "--db", str(path)])
+
+
+def a_week(path: Path) -> None:
+    at = [NOW_MS - day * DAY_MS for day in (0, 1, 2, 8)]
+    keep(
+        path,
+        a_record(1, at_ms=at[0], cost_nusd=10**9, baseline_cost_nusd=4 * 10**9),
+        a_record(2, at_ms=at[1], cost_nusd=10**9, baseline_cost_nusd=4 * 10**9, model="large"),
+        a_record(3, at_ms=at[1], verdict="overridden", reason="tier_not_allowed", cost_nusd=0),
+        a_record(4, at_ms=at[2], verdict="refused", reason="budget_exhausted", model=None,
+                 attempts=(), usage=None, cost_nusd=0, baseline_cost_nusd=None, route=None),
+        a_record(5, at_ms=at[3], cost_nusd=10**9),
+    )  # fmt: skip
+
+
+def test_it_says_what_was_spent_saved_overridden_and_refused(path: Path) -> None:
+    a_week(path)
+    told = json.loads(run(path, "--week", "--json").stdout)
+
+    assert told["headline"].startswith(
+        "4 requests cost $2.00. The best model alone would have cost"
+    )
+    assert "routing saved $6.00, 75 %" in told["headline"]
+    sentences = " ".join(told["sentences"])
+    assert "100 % more than the $1.00 of the same time before (1 request then)" in sentences
+    assert "the app asked for a model that the customer's plan does not include" in sentences
+    assert "the account's budget was used up" in sentences
+    assert len(told["days"]) == 7
+    assert sum(spent for _, spent, _ in told["days"]) == 2 * 10**9
+
+
+def test_text_html_and_pdf_tell_the_same(path: Path, tmp_path: Path) -> None:
+    a_week(path)
+    html, pdf = tmp_path / "r.html", tmp_path / "r.pdf"
+
+    text = run(path).stdout
+    result = run(path, "--html", str(html), "--pdf", str(pdf))
+
+    assert result.exit_code == 0
+    for said in ("$2.00", "Why proposals were overridden", "75 %"):
+        assert said in text.replace("\n", " ")
+        assert said in html.read_text()
+    assert pdf.read_bytes().startswith(b"%PDF-1.")
+
+
+def test_the_html_runs_nothing_and_fetches_nothing(path: Path, tmp_path: Path) -> None:
+    a_week(path)
+    html = tmp_path / "r.html"
+    run(path, "--html", str(html))
+    page = html.read_text()
+
+    assert "default-src 'none'" in page
+    assert not re.search(r"<script|https?://|src=|@import", page)
+
+
+def test_a_poisoned_record_harms_no_report(path: Path, tmp_path: Path) -> None:
+    keep(path, a_record(1, at_ms=NOW_MS, model=EVIL * 100, route=EVIL, reason=EVIL,
+                        verdict="overridden", cost_nusd=10**9))  # fmt: skip
+    html, pdf = tmp_path / "r.html", tmp_path / "r.pdf"
+
+    result = run(path, "--html", str(html), "--pdf", str(pdf))
+    text = run(path).stdout
+
+    assert result.exit_code == 0, result.output
+    for raw in ("<script>alert", "\x1b", "\u202e"):
+        assert raw not in html.read_text()
+        assert raw == "<script>alert" or raw not in text
+
+
+def test_a_week_without_requests_is_reported_too(path: Path, tmp_path: Path) -> None:
+    keep(path)
+    pdf = tmp_path / "r.pdf"
+
+    assert "Nothing was asked" in run(path).stdout
+    assert run(path, "--month", "--pdf", str(pdf)).exit_code == 0
+    assert run(path, "--week", "--until", "2020-02-29").exit_code == 0
+
+
+def test_lost_records_are_owned_up_to(path: Path) -> None:
+    keep(path, a_record(1, at_ms=NOW_MS), dropped=7)
+
+    assert "7 decisions could not be recorded" in run(path).stdout.replace("\n", " ")
+
+
+@pytest.mark.parametrize("wrong", [("--week", "--month"), ("--until", "yesterday")])
+def test_a_wrong_option_is_a_usage_error(path: Path, wrong: tuple[str, ...]) -> None:
+    keep(path)
+
+    assert run(path, *wrong).exit_code == 2
+
+
+def test_a_file_that_cannot_be_written_is_said(path: Path, tmp_path: Path) -> None:
+    keep(path)
+    result = run(path, "--html", str(tmp_path / "no" / "r.html"))
+
+    assert result.exit_code == 1

@@ -1,0 +1,1 @@
+"""A week or a month in plain English, for whoever pays: spent, saved, overridden, refused."""
