@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
 from typer.testing import CliRunner, Result
 
 from support.tokens import NOW, App
+from waypost.client.dpop import DPoPKey
 from waypost.edge.authoring import load_issuers, load_policy
 from waypost.edge.init_project import AUDIENCE, init_project
 from waypost.edge.issue import (
@@ -231,6 +232,24 @@ def test_a_key_the_issuers_do_not_list_mints_nothing(project: Path) -> None:
 
     assert isinstance(result.exception, WaypostError)
     assert result.exception.code == "key_unknown"
+
+
+def test_inspect_shows_what_a_narrowed_token_comes_down_to(project: Path) -> None:
+    key = DPoPKey.generate()
+    bound = mint_in(project, "--jkt", key.thumbprint, "--one-time", "--scope", "infer")
+    narrowed = key.narrow(bound, to=key.thumbprint, lifetime_s=60, models=["small"])
+
+    told = json.loads(
+        run(
+            "token", "inspect", narrowed, "--issuers", str(project / "issuers.yaml"), "--json"
+        ).output
+    )
+
+    assert told["signature_holds"]
+    assert told["claims"]["cnf"] == {"jkt": key.thumbprint}
+    assert (told["claims"]["one_time"], told["claims"]["scope"]) == (True, "infer")
+    assert told["narrowings"][0]["models"] == ["small"]
+    assert "narrowed by its holder" in run("token", "inspect", narrowed).output
 
 
 def test_inspect_warns_that_it_checked_nothing(project: Path) -> None:

@@ -165,9 +165,18 @@ def _mint(
     models: Annotated[list[str] | None, typer.Option(help="Only these; may repeat.")] = None,
     tenant: Annotated[str | None, typer.Option()] = None,
     region: Annotated[str | None, typer.Option()] = None,
+    scope: Annotated[str, typer.Option(help="Words with spaces between.")] = "",
+    epoch: Annotated[int, typer.Option(min=0, help="The subject's auth_epoch.")] = 0,
+    one_time: Annotated[bool, typer.Option("--one-time", help="Good for one request.")] = False,
+    jkt: Annotated[
+        str | None, typer.Option(help="Thumbprint of the key that alone may use it (DPoP).")
+    ] = None,
     lifetime: Annotated[int, typer.Option(min=1, max=86_400, help="Seconds.")] = 600,
 ) -> None:
-    """Write an access token to standard output. Whoever has it can spend from the account."""
+    """Write an access token to standard output. Whoever has it can spend from the account.
+
+    With --jkt, only who holds that key as well.
+    """
     from waypost.edge.issue import mint, new_claims
 
     signing_key = _signing_key(key)
@@ -188,6 +197,10 @@ def _mint(
         region=region,
         data_classes=tuple(data or ()),
         models=tuple(models) if models else None,
+        scope=scope,
+        auth_epoch=epoch,
+        one_time=one_time,
+        jkt=jkt,
     )
     sys.stdout.write(mint(claims, key=signing_key, kid=kid) + "\n")
 
@@ -241,16 +254,23 @@ def _inspect(
 ) -> None:
     """Show what a token says. Exit 1 if its signature is checked and does not hold."""
     from waypost.edge.issue import is_signed, read_unverified
+    from waypost.shared.narrowing import MAX_NARROWINGS
 
     if token == "-":  # noqa: S105 - the usual name of standard input
         token = sys.stdin.read()
     token = token.strip()
     header, claims = read_unverified(token)
+    narrowings: list[dict[str, object]] = []
+    while isinstance(parent := claims.get("parent"), str) and len(narrowings) < MAX_NARROWINGS:
+        narrowings.append(claims | {"parent": "below"})
+        token = parent
+        header, claims = read_unverified(token)
     signed: bool | None = None
     if issuers is not None:
         signed = is_signed(token, _issuers(issuers))
     if as_json:
-        print_json({"header": header, "claims": claims, "signature_holds": signed})
+        said = {"header": header, "claims": claims, "signature_holds": signed}
+        print_json({**said, "narrowings": narrowings} if narrowings else said)
     else:
         notice = {
             None: "THE SIGNATURE WAS NOT CHECKED: anyone can have written this. Try --issuers.",
@@ -258,6 +278,8 @@ def _inspect(
             False: "THE SIGNATURE DOES NOT HOLD by these issuers.",
         }
         console.print(notice[signed], style="bold green" if signed else "bold red")
+        for narrowing in narrowings:
+            console.print(table(("narrowed by its holder", "not checked here"), _rows(narrowing)))
         console.print(table(("field", "value"), [*_rows(header), *_rows(claims)]))
     if signed is False:
         raise typer.Exit(1)
