@@ -209,6 +209,14 @@ def test_a_proof_s_claims_have_their_types(claims: dict[str, object]) -> None:
     assert refusal(forged(EC, claims, jwk=JWK)) == "dpop_claims"
 
 
+def test_no_claim_of_a_proof_may_be_there_twice() -> None:
+    said = jwt.decode(proof(), options={"verify_signature": False})
+    text = b'{"htm":"GET",' + json.dumps(said).encode()[1:]
+    sent = jwt.PyJWS().encode(text, EC, "ES256", headers={"typ": "dpop+jwt", "jwk": JWK})
+
+    assert refusal(sent) == "dpop_claims"
+
+
 @pytest.mark.parametrize("missing", ["jti", "htm", "htu", "iat", "ath"])
 def test_no_claim_of_a_proof_may_be_missing(missing: str) -> None:
     said = jwt.decode(proof(), options={"verify_signature": False})

@@ -1,5 +1,6 @@
 """Which access tokens a validator takes. One test departs from the valid in one place."""
 
+import math
 from typing import cast
 
 import msgspec
@@ -9,10 +10,20 @@ from msgspec import structs
 from support.tokens import AUDIENCE, NOW, App
 from waypost.shared.contracts import Confirmation, Issuers, Limits, SpendLimit
 from waypost.shared.errors import ForbiddenError, PolicyError, TokenError
+from waypost.shared.issuer_keys import b64url
 from waypost.validator.jose import REFUSAL
 from waypost.validator.tokens import TokenVerifier
 
 RSA_2048 = App.with_rs256().public_key().n or ""
+SPARE = {"A": "B", "Q": "R", "g": "h", "w": "x"}  # differ in bits that say nothing
+
+
+def roca_modulus() -> str:
+    """Return a modulus as Infineon's library made them: a power of 65537 for each small prime."""
+    primes = [p for p in range(3, 168) if all(p % d for d in range(2, p))]
+    product = math.prod(primes)
+    modulus = pow(65_537, 12_345, product) + product * ((1 << 2_047) // product + 1)
+    return b64url((modulus if modulus % 2 else modulus + product).to_bytes(256))
 
 
 def verifier(issuers: Issuers, **options: int) -> TokenVerifier:
@@ -318,10 +329,14 @@ def test_two_keys_of_one_id_make_the_issuers_unusable(app: App) -> None:
         {"y": "A" * 43},
         {"alg": "RS256"},
         {"alg": "RS256", "x": None, "n": RSA_2048, "e": "AQ"},
+        {"alg": "RS256", "x": None, "n": RSA_2048, "e": "Aw"},
+        {"alg": "RS256", "x": None, "n": RSA_2048, "e": "AQAAAAE"},
         {"alg": "RS256", "x": None, "n": RSA_2048, "e": "AQAA"},
         {"alg": "RS256", "x": None, "n": RSA_2048, "e": "AAEAAQ"},
         {"alg": "RS256", "x": None, "n": RSA_2048[:-4], "e": "AQAB"},
         {"alg": "RS256", "x": None, "n": "AA" + RSA_2048, "e": "AQAB"},
+        {"alg": "RS256", "x": None, "n": RSA_2048[:-1] + SPARE[RSA_2048[-1]], "e": "AQAB"},
+        {"alg": "RS256", "x": None, "n": roca_modulus(), "e": "AQAB"},
         {"alg": "RS256", "x": None, "n": RSA_2048 * 3, "e": "AQAB"},
         {"alg": "RS256", "n": RSA_2048, "e": "AQAB"},
     ],
@@ -333,10 +348,14 @@ def test_two_keys_of_one_id_make_the_issuers_unusable(app: App) -> None:
         "y too many",
         "no n",
         "e is 1",
+        "e is 3",
+        "e has more than 32 bits",
         "e is even",
         "e has a zero in front",
         "1024 bits and some",
         "n has a zero in front",
+        "n in another spelling",
+        "n that can be factored (CVE-2017-15361)",
         "6144 bits",
         "x too many",
     ],
