@@ -189,6 +189,7 @@ def test_a_token_is_narrowed_and_used_as_the_dpop_page_says(
     verifier = TokenVerifier(issuer.issuers(), audience="waypost")
     claims = verifier.verify(f"DPoP {made['narrowed']}", now=int(time.time()))
     assert (claims.models, claims.data_classes) == (("small",), ("phi",))
+    assert [one.limits[0].limit_nusd for one in claims.allowances] == [50_000_000]
 
 
 # ── validator.md, budgets.md ───────────────────────────────────────────────────────────────────

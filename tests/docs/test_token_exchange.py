@@ -164,7 +164,7 @@ async def test_the_provider_is_asked_for_its_keys_once(
         {"aud": ["my-app", "another-app"]},
         {"iss": "https://evil.example"},
         {"exp": int(time.time()) - 60},
-        {"iat": int(time.time()) + 60},
+        {"iat": int(time.time()) + 3_600, "exp": int(time.time()) + 7_200},
         {"exp": ...},
         {"sub": ...},
         {"sub": 7},

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from anyio import to_thread
 
+from support.first_come import firsts
 from support.upstream import Upstream
 from support.validator import HELLO, Running, running_validator
 from waypost.client import AsyncWaypost, Waypost
@@ -262,6 +263,41 @@ async def test_a_narrowed_token_with_no_model_left_may_use_none(bound: Running) 
     assert told(await asked_by_a_child(bound, models=[])) == (403, "not_in_token")
 
 
+async def test_a_narrowed_token_s_budget_is_its_own_and_its_children_s(bound: Running) -> None:
+    checks_at(bound, requires_nonce=False)
+    child, grandchild = DPoPKey.generate(), DPoPKey.generate()
+    parent = bound.app.mint(jkt=KEY.thumbprint, now=int(time.time()))
+    budget_nusd = 150_000
+    narrowed = KEY.narrow(
+        parent, to=child.thumbprint, lifetime_s=60, models=["small"], budget_nusd=budget_nusd
+    )
+    narrower = child.narrow(narrowed, to=grandchild.thumbprint, lifetime_s=60)
+
+    async def ask(token: str, key: DPoPKey) -> httpx.Response:
+        url = f"{bound.url}{CHAT}"
+        proof = key.proof("POST", url, token=token, now=int(time.time()), jti=uuid4().hex)
+        headers = {"Authorization": f"DPoP {token}", "DPoP": proof}
+        return await bound.client.post(CHAT, json=HELLO, headers=headers)
+
+    spent_nusd, refused = 0, None
+    for turn in range(400):
+        who = (narrowed, child) if turn % 2 else (narrower, grandchild)
+        response = await ask(*who)
+        if response.status_code != 200:
+            refused = response
+            break
+        spent_nusd += (await bound.record(response)).cost_nusd
+
+    assert refused is not None
+    assert told(refused) == (402, "budget_exhausted")
+    assert "This narrowed token may spend $0.00015" in refused.json()["error"]["message"]
+    assert 0 < spent_nusd <= budget_nusd
+    # Neither is its parent's budget touched by that, nor that of a sibling.
+    assert (await ask(parent, KEY)).status_code == 200
+    sibling = KEY.narrow(parent, to=child.thumbprint, lifetime_s=60, budget_nusd=budget_nusd)
+    assert (await ask(sibling, child)).status_code == 200
+
+
 async def test_a_narrowed_token_is_not_its_parent_s_holder_s(bound: Running) -> None:
     assert told(await asked_by_a_child(bound, key=KEY)) == (401, "dpop_key")
 
@@ -309,23 +345,10 @@ async def test_where_nothing_can_be_remembered_nothing_is_let_in_and_no_token_ca
 # ── what is remembered ─────────────────────────────────────────────────────────────────────────
 
 
-def _claims(path: Path, marks: int) -> int:
-    """Return how many of ``marks`` this process was the first to see."""
-    import asyncio
-
-    async def claim() -> int:
-        seen = SqliteSeen.open(path)
-        firsts = [await seen.is_first(b"%d" % mark, until=100) for mark in range(marks)]
-        await seen.close()
-        return sum(firsts)
-
-    return asyncio.run(claim())
-
-
 def test_of_several_processes_one_sees_a_proof_first(tmp_path: Path) -> None:
     path = tmp_path / "replay.sqlite"
-    with multiprocessing.get_context("spawn").Pool(3) as pool:
-        counts = pool.starmap(_claims, [(path, 300)] * 3)
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        counts = pool.starmap(firsts, [(path, 300)] * 2)
 
     assert sum(counts) == 300
 

@@ -256,7 +256,7 @@ def _narrowed(parent: Claims, by: Narrowing) -> Claims:
         # Of its own, since what others spend from the account is not this token's; and named so
         # that nobody can spend from another's.
         mark = sha256(f"{parent.iss} {parent.sub} {parent.jti} {by.jti}".encode()).hexdigest()
-        allowances = (*allowances, Limits(account=f"narrowed/{mark[:40]}", limits=by.limits))
+        allowances = (*allowances, Limits(account=mark[:40], limits=by.limits))
     return structs.replace(
         restricted(parent, by), exp=min(parent.exp, by.exp), cnf=by.cnf, allowances=allowances
     )

@@ -11,6 +11,7 @@ from waypost.shared.errors import TokenError
 from waypost.shared.rules import cohort
 from waypost.validator.desk import Caller, Desk, Serving
 from waypost.validator.jose import refused
+from waypost.validator.ledger import scope_of
 from waypost.validator.tokens import LEEWAY_S
 
 __all__ = ["authenticate", "pseudonym"]
@@ -80,9 +81,6 @@ async def _prove(
 
 
 def _caller(desk: Desk, claims: Claims) -> Caller:
-    if claims.allowances:
-        # Limits that this ledger cannot hold must not be overlooked.
-        raise refused("token_claims")
     account = claims.budget.account
     budgets = desk.config.budgets
     subject = pseudonym(claims, key=desk.pseudonym_key)
@@ -101,6 +99,7 @@ def _caller(desk: Desk, claims: Claims) -> Caller:
         account=account,
         scopes=(
             pays,
+            *(scope_of(f"narrowed:{one.account}", one.limits) for one in claims.allowances),
             *budgets.caller(
                 subject=claims.sub, pseudonym=subject, tenant=claims.tenant, tier=claims.tier
             ),

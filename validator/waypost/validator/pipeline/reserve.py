@@ -386,7 +386,12 @@ def _decided(
 # ── refusals, in words ─────────────────────────────────────────────────────────────────────────
 
 # Whose limits a caller may know. What the operator has left for others is none of its business.
-_OWN = {"account": "Account {name}", "user": "This user", "tenant": "Tenant {name}"}
+_OWN = {
+    "account": "Account {name}",
+    "narrowed": "This narrowed token",
+    "user": "This user",
+    "tenant": "Tenant {name}",
+}
 _SHARED = {
     "tier": "this tier",
     "provider": "this provider",
