@@ -12,12 +12,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import msgspec
 import openai
 import pytest
 import yaml
 from anyio import to_thread
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec import structs
 
 from support.command import Command
 from support.ledgers import a_hold
@@ -26,10 +28,11 @@ from support.publisher import Publisher
 from support.tokens import App
 from support.upstream import running_upstream
 from support.validator import HELLO, running_validator
+from support.worlds import a_policy
 from waypost.edge.authoring import load_policy
 from waypost.edge.issue import issuer_key
 from waypost.edge.issuers_file import load_issuers
-from waypost.shared.contracts import Issuers
+from waypost.shared.contracts import CONVERSATIONS, Issuers
 from waypost.validator.config import ValidatorConfig, load_config
 from waypost.validator.ledger import open_sqlite
 from waypost.validator.tokens import TokenVerifier
@@ -228,33 +231,55 @@ async def test_the_query_of_the_budgets_page_finds_books_that_do_not_balance(
         assert len(books.execute(query).fetchall()) == 1
 
 
+def test_the_settings_of_the_providers_page_are_settings(tmp_path: Path) -> None:
+    path = tmp_path / "validator.yaml"
+    rest = {name: value for name, value in SETTINGS.items() if name != "providers"}
+    path.write_text(yaml.safe_dump(rest) + blocks("providers", "yaml")[0])
+
+    assert load_config(path).providers["gemini"].dialect == "gemini"
+
+
 # ── api.md ─────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_the_api_page_s_client_is_answered_and_its_json_is_what_comes(tmp_path: Path) -> None:
-    error, decision = (msgspec.json.decode(text) for text in blocks("api", "json"))
+    models = [structs.replace(m, endpoints=CONVERSATIONS) for m in a_policy().models]
+    policy = a_policy(models=tuple(models))
+    error, anthropics, decision = (msgspec.json.decode(text) for text in blocks("api", "json"))
     async with (
         running_upstream() as acme,
-        running_validator(tmp_path, {"acme": acme, "medcloud": acme}) as validator,
+        running_validator(tmp_path, {"acme": acme, "medcloud": acme}, policy=policy) as validator,
     ):
-        names = {"openai": openai, "token": validator.bearer().removeprefix("Bearer ")}
+        names = {
+            "anthropic": anthropic,
+            "openai": openai,
+            "token": validator.bearer().removeprefix("Bearer "),
+        }
         source = blocks("api", "python")[0].replace("http://127.0.0.1:8080", validator.url)
+        source += blocks("api", "python")[1].replace("http://127.0.0.1:8080", validator.url)
         await to_thread.run_sync(exec, source, names)
         names["client"].close()  # type: ignore[attr-defined]
+        names["claude"].close()  # type: ignore[attr-defined]
         told = await validator.client.post(
             "/v1/decide",
             json={**HELLO, "model": "frontier"},
             headers=validator.headers(tier="free"),
         )
         unknown = await validator.chat({**HELLO, "model": "gpt-99"})
+        unknown_too = await validator.client.post(
+            "/v1/messages", json={**HELLO, "model": "gpt-99"}, headers=validator.headers()
+        )
 
-    assert [seen.json["messages"][0]["content"] for seen in acme.seen] == ["2 + 2?"]
+    assert [seen.json["messages"][0]["content"] for seen in acme.seen] == ["2 + 2?"] * 2
     assert told.json().keys() == decision.keys()
     assert told.json()["explanation"].keys() == decision["explanation"].keys()
     assert (told.json()["verdict"], told.json()["reason"]) == (
         decision["verdict"],
         decision["reason"],
     )
+    told_claude = unknown_too.json()
+    assert told_claude.keys() == anthropics.keys()
+    assert told_claude["error"]["details"] == anthropics["error"]["details"]
     wrong = unknown.json()["error"]
     assert wrong.keys() == error["error"].keys()
     assert {**wrong, "message": ""} == {**error["error"], "message": ""}

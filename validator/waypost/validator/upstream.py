@@ -61,7 +61,6 @@ class Upstream:
     def __init__(self, name: str, config: ProviderConfig, *, api_keys: Sequence[str]) -> None:
         self.name = name
         dialect = DIALECTS[config.dialect]
-        self.dialect = config.dialect
         self.speeches = speeches(
             config.dialect,
             max_tokens_field=config.max_tokens_field,

@@ -160,7 +160,8 @@ class Try:
             model=self.target.model.name,
             output_tokens=self.booking.output_tokens,
         )
-        if self._wants_logprobs and self.target.upstream.dialect == "openai":
+        # Of what OpenAI's dialect has, chat completions alone take the order as it is given.
+        if self._wants_logprobs and outgoing.path == "/chat/completions":
             outgoing = structs.replace(outgoing, body=with_logprobs(outgoing.body))
         try:
             if self.call.streamed:
