@@ -101,6 +101,19 @@ def world(request: pytest.FixtureRequest) -> World:
     return World(*request.param)
 
 
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
 # ── what is added ──────────────────────────────────────────────────────────────────────────────
 
 
@@ -495,27 +508,59 @@ def test_a_gateway_without_a_validator_behind_it_counts_as_dead(world: World) ->
         return world.lib.Response(503 if request.url.host == "near.example" else 200)
 
     world.make(TWO, token=EU_TOKEN, base_url=None)
-    assert world.post(gateway).status_code == 503
     assert world.post(gateway).status_code == 200
-    assert asked == ["near.example", "far.example"]
+    assert world.post(gateway).status_code == 200
+    assert asked == ["near.example", "far.example", "far.example"]
+
+
+@pytest.mark.parametrize("status", [502, 504])
+def test_what_may_have_been_done_is_not_done_again(world: World, status: int) -> None:
+    asked: list[str] = []
+
+    def gateway(request: Any) -> Any:
+        asked.append(request.url.host)
+        return world.lib.Response(status)
+
+    assert world.make(TWO, token=EU_TOKEN, base_url=None).post(gateway).status_code == status
+    assert asked == ["near.example"]
+
+
+def test_when_nothing_can_be_reached_trying_again_ends(world: World) -> None:
+    asked: list[str] = []
+
+    def dead(request: Any) -> Any:
+        asked.append(request.url.host)
+        raise world.lib.ConnectError("refused")
+
+    world.make(TWO, token=EU_TOKEN, base_url=None)
+    for _ in range(20):
+        with pytest.raises(world.lib.ConnectError):
+            world.post(dead)
+    assert len(asked) == 20 + 5, "each once, and five times another"
+
+
+def test_of_endpoints_in_a_region_the_near_one_is_asked(world: World, clock: Clock) -> None:
+    """The round trip is what is left of the wait when the validator's own time is taken off."""
+    asked: list[str] = []
+
+    def far_and_near(request: Any) -> Any:
+        asked.append(request.url.host)
+        clock.now_s += 2.4 if request.url.host == "a.example" else 2.02
+        return world.lib.Response(
+            200, headers={"Server-Timing": "decide;dur=0.5, forward;dur=2000"}
+        )
+
+    endpoints = tuple(Endpoint(id=name, url=f"https://{name}.example/v1") for name in "ab")
+    world.make(a_policy(endpoints=endpoints), base_url=None)
+    world.wp._core.monotonic = clock
+    for _ in range(6):
+        world.post(far_and_near)
+    assert set(asked[2:]) == {"b.example"} if "a.example" in asked else set(asked) == {"b.example"}
 
 
 # ── what answers teach ─────────────────────────────────────────────────────────────────────────
 
 STREAM = "text/event-stream"
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 def a_race(world: World, clock: Clock) -> World:

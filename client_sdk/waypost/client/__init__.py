@@ -12,29 +12,44 @@ the rest may change.
 """
 
 from waypost.client._choose import Choice, Freshness
-from waypost.client._client import AsyncWaypost, Options, Waypost
+from waypost.client._client import AsyncWaypost, Options, Rating, Waypost, decision_id
 from waypost.client._core import Manifest, ManifestSource
+from waypost.client._events import Answered, Event, EventHook, FailedOver, Refreshed
 from waypost.client._token import AsyncTokenSource, TokenSource
 from waypost.shared.contracts import Measured
 from waypost.shared.engine import Exclusion
-from waypost.shared.errors import InvalidRequestError, StoreError, TrustError, WaypostError
+from waypost.shared.errors import (
+    InvalidRequestError,
+    StoreError,
+    TrustError,
+    UpstreamError,
+    WaypostError,
+)
 from waypost.shared.explain import Explanation
 
 __all__ = [
+    "Answered",
     "AsyncTokenSource",
     "AsyncWaypost",
     "Choice",
+    "Event",
+    "EventHook",
     "Exclusion",
     "Explanation",
+    "FailedOver",
     "Freshness",
     "InvalidRequestError",
     "Manifest",
     "ManifestSource",
     "Measured",
     "Options",
+    "Rating",
+    "Refreshed",
     "StoreError",
     "TokenSource",
     "TrustError",
+    "UpstreamError",
     "Waypost",
     "WaypostError",
+    "decision_id",
 ]

@@ -319,8 +319,8 @@ def base_of(url: str) -> str:
 
 def endpoint_order(
     endpoints: tuple[Endpoint, ...], *, region: str | None, seed: str
-) -> tuple[str, ...]:
-    """Return the endpoints' bases: the caller's region first, by ``seed`` within a region.
+) -> tuple[tuple[int, str], ...]:
+    """Return rank and base of each: 0 in the caller's region, else 1; by ``seed`` within a rank.
 
     A client keeps its seed, so its connections are reused; clients have different ones, so
     that they spread.
@@ -333,4 +333,7 @@ def endpoint_order(
         )
         for endpoint in endpoints
     )
-    return tuple(dict.fromkeys(base for _, _, base in ranked))
+    ranks: dict[str, int] = {}
+    for rank, _, base in ranked:
+        ranks.setdefault(base, rank)
+    return tuple((rank, base) for base, rank in ranks.items())

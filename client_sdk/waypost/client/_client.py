@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +12,9 @@ import msgspec
 
 from waypost.client._choose import Choice, Freshness
 from waypost.client._core import Core, ManifestSource
+from waypost.client._events import EventHook
 from waypost.client._facts import Names, said, saying
+from waypost.client._network import Network
 from waypost.client._paths import user_cache_dir
 from waypost.client._token import (
     AsyncTokens,
@@ -22,22 +24,28 @@ from waypost.client._token import (
 )
 from waypost.client._transport import in_thread
 from waypost.shared.contracts import AUTO, Measured
-from waypost.shared.errors import StoreError, TrustError
+from waypost.shared.errors import InvalidRequestError, StoreError, TrustError, UpstreamError
 from waypost.shared.explain import Explanation
+from waypost.shared.headers import DECISION, parse_decision
 from waypost.shared.measure import decode_chat
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx
     import httpx2
 
     from waypost.client.dpop import DPoPKey, Prover
 
-__all__ = ["AsyncWaypost", "Options", "Waypost"]
+__all__ = ["AsyncWaypost", "Options", "Rating", "Waypost", "decision_id"]
 
 REFRESH_INTERVAL_S = 30.0
 
 # As the official SDKs wait: long answers take minutes.
 TIMEOUT_S = 600.0
+FEEDBACK_TIMEOUT_S = 10.0
+
+Rating = Literal["good", "bad"]
 
 
 TokensT = TypeVar("TokensT", Tokens, AsyncTokens)
@@ -59,6 +67,10 @@ class Options(TypedDict):
         task: what the requests are for, as ``"classify"``.
         tags: anything else that the policy's rules look for.
         refresh_interval_s: ``None`` leaves refreshing to ``refresh()``.
+        proxy: URL of a proxy for all that is sent; else ``HTTPS_PROXY`` and its like hold.
+        verify: what to verify servers by, for a CA of one's own; else the public ones, or
+            ``SSL_CERT_FILE``.
+        on_event: called with what happens; see ``EventHook``.
         dpop: the key that the tokens of ``token`` are bound to; see ``waypost.client.dpop``.
     """
 
@@ -73,6 +85,9 @@ class Options(TypedDict):
     task: NotRequired[str | None]
     tags: NotRequired[Names]
     refresh_interval_s: NotRequired[float | None]
+    proxy: NotRequired[str | None]
+    verify: NotRequired["ssl.SSLContext | None"]
+    on_event: NotRequired[EventHook | None]
     dpop: NotRequired["DPoPKey | None"]
 
 
@@ -92,6 +107,8 @@ class _Client(Generic[TokensT]):
                 tags=options.get("tags", ()),
             ),
             refresh_interval_s=options.get("refresh_interval_s", REFRESH_INTERVAL_S),
+            network=Network(proxy=options.get("proxy"), verify=options.get("verify")),
+            on_event=options.get("on_event"),
         )
 
     def _token_at_hand(self) -> str | None:
@@ -208,6 +225,13 @@ class _Client(Generic[TokensT]):
             self._core.note_session(session, choice.model, messages.input_tokens)
         return choice
 
+    def network_changed(self) -> None:
+        """Say that the device is on another network, if the platform tells you.
+
+        Not needed: answers and failures show it too, a few requests later.
+        """
+        self._core.network_changed()
+
     def explain(self, choice: Choice) -> Explanation:
         """Return why ``choice`` came out as it did: sentence, trace, exclusions."""
         return choice.explain()
@@ -282,7 +306,7 @@ class Waypost(_Client[Tokens]):
         best endpoint; all others pass unchanged. Close it when done; the SDKs do.
 
         Args:
-            transport: sends the requests; give one for a proxy or a custom CA.
+            transport: sends the requests, instead of sockets with ``proxy`` and ``verify``.
         """
         import httpx
 
@@ -308,6 +332,28 @@ class Waypost(_Client[Tokens]):
             transport=_httpx2.transport(self._core, self._tokens, transport),
             timeout=_httpx2.timeout(timeout),
         )
+
+    def feedback(self, decision_id: str, rating: Rating, *, cause: str | None = None) -> None:
+        """Tell the validator what an answer was worth; the newest word counts.
+
+        Args:
+            decision_id: from the answer, by ``decision_id`` or an ``Answered`` event.
+            cause: a short code of your own, as ``incomplete``; no free text.
+
+        Raises:
+            InvalidRequestError: with the validator's code, as ``decision_not_found``.
+            UpstreamError: ``validator_unreachable``.
+        """
+        import httpx
+
+        with self.http_client(timeout=FEEDBACK_TIMEOUT_S) as http:
+            try:
+                answer = http.post(
+                    f"{self.base_url}/feedback", json=_feedback(decision_id, rating, cause)
+                )
+            except httpx.HTTPError as exc:
+                raise _unheard(exc) from exc
+        _check_heard(answer)
 
     def refresh(self) -> bool:
         """Fetch and verify the manifest now; whether that went well (else see ``last_error``).
@@ -385,6 +431,19 @@ class AsyncWaypost(_Client[AsyncTokens]):
             timeout=_httpx2.timeout(timeout),
         )
 
+    async def feedback(self, decision_id: str, rating: Rating, *, cause: str | None = None) -> None:
+        """Tell the validator what an answer was worth; see ``Waypost.feedback``."""
+        import httpx
+
+        async with self.http_client(timeout=FEEDBACK_TIMEOUT_S) as http:
+            try:
+                answer = await http.post(
+                    f"{self.base_url}/feedback", json=_feedback(decision_id, rating, cause)
+                )
+            except httpx.HTTPError as exc:
+                raise _unheard(exc) from exc
+        _check_heard(answer)
+
     async def refresh(self) -> bool:
         """Fetch and verify the manifest now; see ``Waypost.refresh``."""
         return await in_thread(self._core.refresh)
@@ -405,6 +464,42 @@ class AsyncWaypost(_Client[AsyncTokens]):
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+
+def decision_id(headers: Mapping[str, str]) -> str | None:
+    """Return the id of the decision behind an answer, from its headers; ``None`` if none is said.
+
+    With the ``openai`` SDK they are at ``client.chat.completions.with_raw_response.create(…)``.
+    """
+    text = headers.get(DECISION) or headers.get(DECISION.lower())
+    try:
+        said = None if text is None else parse_decision(text).get("id")
+    except InvalidRequestError:
+        return None
+    return said if isinstance(said, str) else None
+
+
+def _feedback(decision: str, rating: Rating, cause: str | None) -> dict[str, str]:
+    said = {"decision": decision, "rating": rating}
+    return said if cause is None else {**said, "cause": cause}
+
+
+def _unheard(exc: Exception) -> UpstreamError:
+    return UpstreamError(
+        f"The validator did not take the feedback: {type(exc).__name__}.",
+        code="validator_unreachable",
+    )
+
+
+def _check_heard(answer: "httpx.Response") -> None:
+    if answer.is_success:
+        return
+    try:
+        error = answer.json()["error"]
+        code, message = str(error["code"]), str(error["message"])
+    except (ValueError, KeyError, TypeError):
+        code, message = "feedback_refused", f"The validator answered {answer.status_code}."
+    raise InvalidRequestError(message, code=code)
 
 
 def _source(options: Options) -> ManifestSource:

@@ -1,19 +1,22 @@
 """What ``Waypost`` and ``AsyncWaypost`` share: everything but the line that awaits."""
 
+import logging
 import os
 import random
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
 from msgspec import structs
 
 from waypost.client._choose import Choice, Chooser, Freshness, base_of, endpoint_order
+from waypost.client._events import Event, EventHook, Refreshed
 from waypost.client._facts import Said, current_facts, current_session, merge
 from waypost.client._latency import Book
+from waypost.client._network import Network, RetryBudget
 from waypost.client._refresh import Refresher
 from waypost.client._sessions import Sessions
 from waypost.client._token import UnverifiedClaims
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Core", "Manifest", "ManifestSource"]
 
+_log = logging.getLogger("waypost")
+
 # Five gateway errors in a row, as Envoy ejects; a validator that cannot even be connected to
 # costs every request a connect timeout, so one is enough.
 EJECT_MODEL_AFTER, EJECT_ENDPOINT_AFTER = 5, 1
@@ -35,7 +40,12 @@ EJECT_MODEL_AFTER, EJECT_ENDPOINT_AFTER = 5, 1
 # A refresh is one small GET from a CDN; a slow answer is as bad as none.
 CONNECT_TIMEOUT_S, REFRESH_TIMEOUT_S = 1.0, 3.0
 
-ENDPOINT_MS = 50.0  # a round trip within a continent; only failures are compared with it
+ENDPOINT_MS = 50.0  # a round trip within a continent
+ENDPOINT_TAU_S = 600.0  # networks change by the hour, not by the second as load does
+# Within these an endpoint is as near as the nearest; what is farther steps back.
+NEAR_TIMES, NEAR_MS = 1.5, 20.0
+DOUBT_S = 300.0  # what was not heard of for this long is tried before it is relied on
+RACE_GAP_S = 1.0
 
 # Stands for "wherever the manifest says" while no endpoint is known. RFC 2606: never resolves.
 PLACEHOLDER = "https://validator.waypost.invalid"
@@ -79,7 +89,7 @@ class _Snapshot:
         self.freshness: Freshness = freshness
         self.expires_at = manifest.expires_at
         self.version = manifest.policy.version
-        self.endpoints: dict[str | None, tuple[str, ...]] = {}  # by the caller's region
+        self.endpoints: dict[str | None, tuple[tuple[int, str], ...]] = {}  # by the caller's region
 
 
 class Core:
@@ -92,6 +102,8 @@ class Core:
         base_url: str | None,
         declared: Said,
         refresh_interval_s: float | None,
+        network: Network | None = None,
+        on_event: EventHook | None = None,
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         draw: Callable[[], float] = random.random,
@@ -102,7 +114,11 @@ class Core:
         self._source = source
         self._declared = merge(Declared(), declared)
         self.models = Book(eject_after=EJECT_MODEL_AFTER, draw=draw)
-        self.endpoints = Book(eject_after=EJECT_ENDPOINT_AFTER, draw=draw)
+        self.endpoints = Book(eject_after=EJECT_ENDPOINT_AFTER, draw=draw, tau_s=ENDPOINT_TAU_S)
+        self.retries = RetryBudget()
+        self.network = network or Network()
+        self._on_event = on_event
+        self._raced_s = float("-inf")
         self.sessions = Sessions()
         self._base = None if base_url is None else base_of(base_url)
         self._seed = str(draw())
@@ -152,15 +168,27 @@ class Core:
 
             if self._http is None or self._http.is_closed:
                 self._http = httpx.Client(
-                    timeout=httpx.Timeout(REFRESH_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+                    timeout=httpx.Timeout(REFRESH_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+                    proxy=self.network.proxy,
+                    verify=self.network.verify or True,
                 )
+            error: str | None = None
             try:
                 self._source.refresh(self._http)
-            except TrustError:
-                self._swap("stale")
-                return False
-            self._swap("fresh")
-            return True
+            except TrustError as exc:
+                error = exc.code
+            self._swap("fresh" if error is None else "stale")
+        self.tell(Refreshed(manifest_version=self.manifest_version, error=error))
+        return error is None
+
+    def tell(self, event: Event) -> None:
+        """Let the app's hook know."""
+        if self._on_event is None:
+            return
+        try:
+            self._on_event(event)
+        except Exception:
+            _log.exception("a hook for events failed")
 
     def _swap(self, freshness: Freshness) -> None:
         manifest, before = self._source.current, self._snapshot
@@ -181,6 +209,12 @@ class Core:
         """Learn that a manifest of ``version`` exists."""
         if self._refresher is not None and version > (self.manifest_version or 0):
             self._refresher.wake()
+
+    def network_changed(self) -> None:
+        """Forget what was learned of endpoints, and ask for the manifest now."""
+        self.endpoints.forget(self.endpoints.tracks)
+        if self._refresher is not None:
+            self._refresher.wake(at_once=True)
 
     def close(self) -> None:
         if self._refresher is not None:
@@ -265,6 +299,37 @@ class Core:
                 retry_after_s=retry_after_s,
             )
 
+    def reached_endpoint(self, base: str, round_trip_ms: float | None) -> None:
+        """Learn that the validator at ``base`` answered, and how far it is."""
+        self.endpoints.succeed(base)
+        self.retries.earn()
+        if round_trip_ms is not None:
+            self.endpoints.observe(
+                base, round_trip_ms, expected_ms=ENDPOINT_MS, now_s=self.monotonic()
+            )
+        if self._refresher is not None and self.last_error is not None:
+            # The network is back, or has changed: no need to sit out the back-off.
+            self._refresher.wake()
+
+    def in_doubt(self, targets: Sequence[str]) -> bool:
+        """Whether to see who answers before sending: nobody has lately, and there is a choice."""
+        now_s = self.monotonic()
+        if len(targets) < 2 or now_s - self._raced_s < RACE_GAP_S:
+            return False
+        track = self.endpoints.tracks.get(targets[0])
+        if track is not None and now_s - track.at_s < DOUBT_S:
+            return False
+        self._raced_s = now_s
+        return True
+
+    def raced(self, found: Mapping[str, float | None]) -> None:
+        """Learn who was reached, and in how many ms."""
+        for base, ms in found.items():
+            if ms is None:
+                self.failed_endpoint(base, 0.0)
+            else:
+                self.endpoints.observe(base, ms, expected_ms=ENDPOINT_MS, now_s=self.monotonic())
+
     def failed_endpoint(self, base: str, elapsed_ms: float) -> None:
         """Learn that the validator at ``base`` cannot be reached."""
         self.endpoints.fail(
@@ -312,10 +377,10 @@ class Core:
             return Choice(
                 reason="no_manifest" if snapshot is None else "manifest_expired",
                 freshness="none",
-                endpoint=self._first_endpoint(region, now_s),
+                endpoint=self._first_endpoint(region),
                 manifest_version=None if snapshot is None else snapshot.version,
             )
-        endpoint = self._first_endpoint(region, now_s)
+        endpoint = self._first_endpoint(region)
         if claims is None:
             return Choice(
                 reason=without_claims,
@@ -361,16 +426,26 @@ class Core:
         return None
 
     def targets(self, region: str | None) -> tuple[str, ...]:
-        """Return the bases to try, best first: those that fail come last."""
+        """Return the bases to try, best first: the caller's region, the near ones, the failing."""
         ordered = self._ordered(region)
-        now_s = self.monotonic()
-        ejected = [base for base in ordered if self.endpoints.is_ejected(base, now_s)]
-        if not ejected:
-            return ordered
-        return (*(base for base in ordered if base not in ejected), *ejected)
+        if len(ordered) < 2 or not self.endpoints.tracks:
+            return tuple(base for _, base in ordered)
+        now_s, book = self.monotonic(), self.endpoints
+        waits = {base: book.wait_ms(base, ENDPOINT_MS, now_s) for _, base in ordered}
+        nearest: dict[int, float] = {}
+        for rank, base in ordered:
+            nearest[rank] = min(nearest.get(rank, waits[base]), waits[base])
 
-    def _ordered(self, region: str | None) -> tuple[str, ...]:
-        own = () if self._base is None else (self._base,)
+        def place(ranked: tuple[int, str]) -> tuple[bool, int, bool]:
+            rank, base = ranked
+            far = waits[base] > nearest[rank] * NEAR_TIMES + NEAR_MS
+            return book.is_ejected(base, now_s), rank, far
+
+        # Sorting is stable: of those that are as near, a client keeps to the one that it has.
+        return tuple(base for _, base in sorted(ordered, key=place))
+
+    def _ordered(self, region: str | None) -> tuple[tuple[int, str], ...]:
+        own = () if self._base is None else ((OWN_RANK, self._base),)
         snapshot = self._snapshot
         if snapshot is None:
             return own
@@ -379,19 +454,17 @@ class Core:
         if ordered is None:
             listed: tuple[Endpoint, ...] = snapshot.manifest.policy.endpoints
             ordered = endpoint_order(listed, region=region, seed=self._seed)
-            ordered = tuple(dict.fromkeys((*ordered, *own)))
+            if own and own[0][1] not in {base for _, base in ordered}:
+                ordered = (*ordered, *own)
             snapshot.endpoints[region] = ordered
         return ordered
 
-    def _first_endpoint(self, region: str | None, now_s: float) -> str | None:
-        first = None
-        for base in self._ordered(region):
-            if not self.endpoints.is_ejected(base, now_s):
-                return base + "/v1"
-            first = first or base + "/v1"
-        return first
+    def _first_endpoint(self, region: str | None) -> str | None:
+        first = next(iter(self.targets(region)), None)
+        return None if first is None else first + "/v1"
 
 
+OWN_RANK = 2  # the configured validator, as the last resort
 NOTHING_ASKED = TextReader(())
 
 _alive: "weakref.WeakSet[Core]" = weakref.WeakSet()

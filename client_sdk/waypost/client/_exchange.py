@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from waypost.client._core import Core
+from waypost.client._events import Answered, FailedOver
 from waypost.client._facts import current_session, from_header
 from waypost.client._token import AsyncTokens, Tokens, UnverifiedClaims
 from waypost.shared.contracts import AUTO, Measured, Proposal
@@ -31,7 +32,7 @@ from waypost.shared.headers import (
 )
 from waypost.shared.measure import decode_chat
 
-__all__ = ["Discard", "GetToken", "Refresh", "Send", "Step", "Watch", "exchange"]
+__all__ = ["Discard", "GetToken", "Race", "Refresh", "Send", "Step", "Watch", "exchange"]
 
 CHAT = "/v1/chat/completions"
 GATEWAY_ERRORS = (502, 503, 504)
@@ -77,7 +78,13 @@ class Discard(Struct, frozen=True):
     answer: Any
 
 
-Step = GetToken | Refresh | Send | Discard
+class Race(Struct, frozen=True):
+    """See which of these can be reached, and how fast; ``{}`` if that cannot be told."""
+
+    bases: tuple[str, ...]
+
+
+Step = GetToken | Refresh | Race | Send | Discard
 
 
 def exchange(
@@ -108,12 +115,16 @@ def exchange(
     if not targets:
         yield Refresh()
         targets = core.targets(region)
+    if core.in_doubt(targets):
+        found: dict[str, float | None] = yield Race(targets)
+        core.raced(found)
+        targets = core.targets(region)
     prepared, proposed, prompt = _prepare(core, path, headers, body, claims)
     failure: Exception = UpstreamError(
         "No validator is known yet: the manifest could not be fetched, and no base_url is set.",
         code="no_endpoint",
     )
-    for base in targets:
+    for left, base in zip(range(len(targets) - 1, -1, -1), targets, strict=True):
         watch = Watch(core, base, proposed, region=region, prompt=prompt)
         try:
             answer = yield from _send(tokens, method, base, path, prepared, own)
@@ -128,14 +139,23 @@ def exchange(
                     yield Discard(answer)
                     answer = yield from _send(tokens, method, base, path, prepared, own)
         except unreachable as exc:
-            watch.unreachable()
             failure = exc
+            retries = left > 0 and core.retries.spend()
+            watch.unreachable(retries=retries)
+            if not retries:
+                break
         except BaseException as exc:
             watch.end(failed=isinstance(exc, Exception))
             raise
         else:
             watch.answered(answer)
-            return answer, watch
+            # No validator was behind this gateway, so nothing was done yet. Of a 502 and a 504
+            # that cannot be known.
+            undecided = answer.status_code == 503 and answer.headers.get(DECISION) is None
+            if not (undecided and left > 0 and core.retries.spend()):
+                return answer, watch
+            watch.end()
+            yield Discard(answer)
     raise failure
 
 
@@ -281,9 +301,11 @@ class Watch:
             model, self._elapsed_ms(), region=self._region, retry_after_s=retry_after_s
         )
 
-    def unreachable(self) -> None:
+    def unreachable(self, *, retries: bool) -> None:
         """Nobody listens at the endpoint; nothing was sent."""
-        self._core.failed_endpoint(self._endpoint, self._elapsed_ms())
+        elapsed_ms = self._elapsed_ms()
+        self._core.failed_endpoint(self._endpoint, elapsed_ms)
+        self._core.tell(FailedOver(endpoint=self._endpoint, elapsed_ms=elapsed_ms, retries=retries))
         self.end()
 
     def answered(self, answer: Answer) -> None:
@@ -293,12 +315,19 @@ class Watch:
         if version.isdecimal() and version.isascii():
             core.heard_of(int(version[:10]))
         decision = _decision(headers.get(DECISION))
+        elapsed_ms = self._elapsed_ms()
+        core.tell(
+            _answered(self._endpoint, answer.status_code, elapsed_ms, self._proposed, decision)
+        )
         failed = answer.status_code in GATEWAY_ERRORS
         if failed and not decision:
             # A gateway in front of the validator: it decided nothing.
-            core.failed_endpoint(self._endpoint, self._elapsed_ms())
+            core.failed_endpoint(self._endpoint, elapsed_ms)
             return
-        core.endpoints.succeed(self._endpoint)
+        there_ms = _spent_ms(headers.get("server-timing"))
+        core.reached_endpoint(
+            self._endpoint, None if there_ms is None else max(0.0, elapsed_ms - there_ms)
+        )
         model = decision.get("model")
         if not isinstance(model, str):
             # An outage names none: everything it tried has failed, what we proposed first.
@@ -361,3 +390,31 @@ def _decision(header: str | None) -> dict[str, Any]:
         return {} if header is None else dict(parse_decision(header))
     except InvalidRequestError:
         return {}
+
+
+def _answered(
+    endpoint: str, status: int, elapsed_ms: float, proposed: str | None, decision: dict[str, Any]
+) -> Answered:
+    said = {
+        field: value
+        for field, key in (
+            ("decision_id", "id"),
+            ("verdict", "verdict"),
+            ("model", "model"),
+            ("reason", "reason"),
+        )
+        if isinstance(value := decision.get(key), str)
+    }
+    return Answered(
+        endpoint=endpoint, status=status, elapsed_ms=elapsed_ms, proposed=proposed, **said
+    )
+
+
+def _spent_ms(server_timing: str | None) -> float | None:
+    """Return how long the validator had the request; ``None`` if it does not say."""
+    if server_timing is None:
+        return None
+    return sum(float(ms) for ms in _DURATION.findall(server_timing[:1_000]))
+
+
+_DURATION = re.compile(r";\s*dur=(\d{1,9}(?:\.\d{1,9})?)")

@@ -3,6 +3,7 @@
 import httpx
 
 from waypost.client._core import Core
+from waypost.client._network import Network
 from waypost.client._token import AsyncTokens, Tokens
 from waypost.client._transport import AsyncDriver, SyncDriver, WatchedStream
 
@@ -72,16 +73,62 @@ class AsyncTransport(AsyncDriver[httpx.Request, httpx.Response], httpx.AsyncBase
         await self._inner.aclose()
 
 
+class Sockets(httpx.BaseTransport):
+    """Connects by itself, or by the proxy that is for the way."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._made: dict[str | None, httpx.HTTPTransport] = {}
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        proxy = self._network.proxy_for(str(request.url))
+        made = self._made.get(proxy)
+        if made is None:
+            made = self._made[proxy] = httpx.HTTPTransport(
+                verify=self._network.verify or True, proxy=proxy, limits=LIMITS
+            )
+        return made.handle_request(request)
+
+    def close(self) -> None:
+        for made in self._made.values():
+            made.close()
+
+
+class AsyncSockets(httpx.AsyncBaseTransport):
+    """Like ``Sockets``, for ``httpx.AsyncClient``."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._made: dict[str | None, httpx.AsyncHTTPTransport] = {}
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        proxy = self._network.proxy_for(str(request.url))
+        made = self._made.get(proxy)
+        if made is None:
+            made = self._made[proxy] = httpx.AsyncHTTPTransport(
+                verify=self._network.verify or True, proxy=proxy, limits=LIMITS
+            )
+        return await made.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        for made in self._made.values():
+            await made.aclose()
+
+
 def transport(core: Core, tokens: Tokens, inner: httpx.BaseTransport | None) -> Transport:
     """Return the transport over ``inner``, over sockets if there is none."""
-    return Transport(core, tokens, inner or httpx.HTTPTransport(limits=LIMITS))
+    made = Transport(core, tokens, inner or Sockets(core.network))
+    made.connects = inner is None
+    return made
 
 
 def async_transport(
     core: Core, tokens: AsyncTokens, inner: httpx.AsyncBaseTransport | None
 ) -> AsyncTransport:
     """Return the transport over ``inner``, over sockets if there is none."""
-    return AsyncTransport(core, tokens, inner or httpx.AsyncHTTPTransport(limits=LIMITS))
+    made = AsyncTransport(core, tokens, inner or AsyncSockets(core.network))
+    made.connects = inner is None
+    return made
 
 
 def timeout(given: httpx.Timeout | float | None) -> httpx.Timeout:

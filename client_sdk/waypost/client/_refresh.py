@@ -69,9 +69,9 @@ class Refresher:
         if self._thread is None and not self._stopped:
             self._start()
 
-    def wake(self) -> None:
-        """Refresh soon: somebody has seen a newer manifest."""
-        if self._monotonic() - self._refreshed_s >= WAKE_GAP_S:
+    def wake(self, *, at_once: bool = False) -> None:
+        """Refresh soon: somebody has seen a newer manifest, or that the network is back."""
+        if at_once or self._monotonic() - self._refreshed_s >= WAKE_GAP_S:
             self._wake.set()
 
     def stop(self) -> None:

@@ -5,6 +5,7 @@ mixins that ``_httpx`` and ``_httpx2`` complete, a few lines each.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from waypost.client._core import Core
@@ -12,6 +13,7 @@ from waypost.client._exchange import (
     Discard,
     GetToken,
     Headers,
+    Race,
     Refresh,
     Send,
     Step,
@@ -57,6 +59,7 @@ class SyncDriver(Generic[RequestT, ResponseT]):
 
     unreachable: tuple[type[Exception], ...]
     stream: "type[WatchedStream]"
+    connects = False  # by sockets of its own, so that others may be tried first
 
     def __init__(self, core: Core, tokens: Tokens) -> None:
         self._core = core
@@ -103,6 +106,8 @@ class SyncDriver(Generic[RequestT, ResponseT]):
                 return self._tokens.get(instead_of)
             case Refresh():
                 return self._core.refresh()
+            case Race(bases):
+                return self._core.network.race(bases) if self.connects else {}
             case Send(url, headers):
                 return self.send(request, url, headers, body)
             case Discard(answer):
@@ -114,6 +119,7 @@ class AsyncDriver(Generic[RequestT, ResponseT]):
 
     unreachable: tuple[type[Exception], ...]
     stream: "type[WatchedStream]"
+    connects = False  # by sockets of its own, so that others may be tried first
 
     def __init__(self, core: Core, tokens: AsyncTokens) -> None:
         self._core = core
@@ -160,6 +166,10 @@ class AsyncDriver(Generic[RequestT, ResponseT]):
                 return await self._tokens.get(instead_of)
             case Refresh():
                 return await in_thread(self._core.refresh)
+            case Race(bases):
+                if not self.connects:
+                    return {}
+                return await in_thread(partial(self._core.network.race, bases))
             case Send(url, headers):
                 return await self.send(request, url, headers, body)
             case Discard(answer):

@@ -197,6 +197,9 @@ class FakeValidator:
             headers: by lower-case name.
         """
         seen = SeenRequest(path=path, headers=headers, body=body)
+        if path == "/v1/feedback":
+            self.requests.append(seen)
+            return 200, {"Content-Type": JSON}, body
         if self.status != 200:
             self.requests.append(seen)
             return _error(self.status, "upstream_unavailable", "This validator is down.")
