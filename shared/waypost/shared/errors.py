@@ -149,7 +149,7 @@ class RateError(RefusalError):
 
     code = "rate_limited"
 
-    def __init__(self, message: str, *, retry_after_s: int | None) -> None:
+    def __init__(self, message: str, *, retry_after_s: int | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
 
