@@ -32,7 +32,7 @@ def used(model: str = "gpt-4o", *, day: int = 0, times: int = 1, **figures: int)
 
 
 def a_month(requests_a_day: int, **figures: int) -> Advice:
-    return advise(used(day=day, times=requests_a_day, **figures) for day in range(30))
+    return advise(used("gpt-4o", day=day, times=requests_a_day, **figures) for day in range(30))
 
 
 def write(path: Path, header: str, *rows: str) -> Path:

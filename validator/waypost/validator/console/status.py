@@ -13,11 +13,12 @@ from starlette.responses import Response
 from waypost.shared.contracts import Model, Policy, SpendLimit
 from waypost.shared.records import DecisionRecord
 from waypost.shared.rules import describe
+from waypost.validator.config import Budgets
 from waypost.validator.console.charts import Chart, lines
 from waypost.validator.console.pages import WINDOWS, Window, desk_of, page, window_of
 from waypost.validator.console.words import decimal_ms
 from waypost.validator.desk import Desk
-from waypost.validator.ledger import Balance
+from waypost.validator.ledger import Balance, Scope, scope_of
 from waypost.validator.records import RecordFilter, RecordStats, StatsRow
 
 __all__ = ["budgets", "manifest", "providers", "routes"]
@@ -95,31 +96,35 @@ def _axis(ms: float) -> str:
 # ── budgets ────────────────────────────────────────────────────────────────────────────────────
 
 
-class Account(NamedTuple):
-    """One account's windows.
+class Spender(NamedTuple):
+    """Something that spends, and its windows.
 
     Attributes:
+        kind: ``account``, ``tenant``, ``tier``, ``provider``, ``model``, ``overall``.
         is_limited: whether ``validator.yaml`` limits it; a token may, all the same.
     """
 
+    kind: str
     name: str
     is_limited: bool
     balances: tuple[Balance, ...]
 
 
 async def budgets(request: Request) -> Response:
-    """Accounts: what each has spent and reserved, and what it may spend."""
+    """Accounts and whatever else is limited: spent and reserved, and what may be spent."""
     desk = desk_of(request)
     wanted = request.query_params.get("account", "").strip()[:128]
     config = desk.config.budgets
     recent = await desk.store.list(RecordFilter(), limit=RECENT)
     seen = {record.account for record in recent if record.account is not None}
     names = [wanted] if wanted else sorted({*config.accounts, *seen})
-    accounts = [await _account(desk, name) for name in names[:MAX_ACCOUNTS]]
+    spenders = [await _account(desk, name) for name in names[:MAX_ACCOUNTS]]
+    if not wanted:
+        spenders += [await _spender(desk, scope) for scope in _limited(config)[:MAX_ACCOUNTS]]
     return await page(
         request,
         "budgets.html",
-        accounts=accounts,
+        spenders=spenders,
         more=max(0, len(names) - MAX_ACCOUNTS),
         wanted=wanted,
         recent=RECENT,
@@ -134,11 +139,34 @@ _NO_LIMITS = (
 )
 
 
-async def _account(desk: Desk, name: str) -> Account:
+async def _account(desk: Desk, name: str) -> Spender:
     limited = desk.config.budgets.account(name)
-    asked = limited if limited.limits else desk.config.budgets.account(name, _NO_LIMITS)
-    balances = await desk.ledger.balances((asked,), now=int(desk.clock()))
-    return Account(name, bool(limited.limits), tuple(b for b in balances if b.window != "request"))
+    if limited.limits:
+        return await _spender(desk, limited)
+    spender = await _spender(desk, desk.config.budgets.account(name, _NO_LIMITS))
+    return spender._replace(is_limited=False)
+
+
+async def _spender(desk: Desk, scope: Scope) -> Spender:
+    balances = await desk.ledger.balances((scope,), now=int(desk.clock()))
+    kind, _, name = scope.name.partition(":")
+    windows = tuple(balance for balance in balances if balance.window != "request")
+    return Spender("overall" if kind == "global" else kind, name, True, windows)
+
+
+def _limited(config: Budgets) -> list[Scope]:
+    """Return what is limited beside accounts. Users are not: records know their pseudonyms only."""
+    kinds = {
+        "tenant": config.tenants,
+        "tier": config.tiers,
+        "provider": config.providers,
+        "model": config.models,
+    }
+    rules = [("global", config.overall)] + [
+        (f"{kind}:{name}", of) for kind, named in kinds.items() for name, of in named.items()
+    ]
+    scopes = [scope_of(name, (limit for rule in of for limit in rule.limits)) for name, of in rules]
+    return [scope for scope in scopes if scope.limits]
 
 
 # ── providers ──────────────────────────────────────────────────────────────────────────────────
