@@ -53,6 +53,7 @@ async def test_a_validator_serves_nothing_on_it(tmp_path: Path) -> None:
             "updates": "ok",
             "ledger": "ok",
             "records": "ok",
+            "replay": "ok",
         }
         publisher = validator.publisher
         publisher.replace_key("targets")

@@ -30,7 +30,7 @@ Nusd = Annotated[int, Meta(ge=0, le=2**53 - 1)]
 Tokens = Annotated[int, Meta(ge=0, le=2**40)]
 
 
-class Price(Struct, frozen=True, kw_only=True):
+class Price(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a model costs, in nano-dollars per million tokens; ``request_nusd`` is a flat fee.
 
     Tokens of a kind whose price is ``None`` cost what the dearest of their side does that the
@@ -49,7 +49,7 @@ class Price(Struct, frozen=True, kw_only=True):
     request_nusd: Nusd = 0
 
 
-class Usage(Struct, frozen=True, kw_only=True):
+class Usage(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Tokens a provider says it used; the kinds are parts of ``input_tokens`` or of the output.
 
     Attributes:
