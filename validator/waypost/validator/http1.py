@@ -305,13 +305,16 @@ class Origin:
 
     async def _connect(self, until: float) -> Response:
         loop = asyncio.get_running_loop()
+        connected_by = loop.time() + self._connect_timeout_s
         try:
-            async with asyncio.timeout_at(min(until, loop.time() + self._connect_timeout_s)):
+            async with asyncio.timeout_at(min(until, connected_by)):
                 _, response = await loop.create_connection(
                     lambda: Response(loop), self._host, self._port, ssl=self._tls
                 )
         except TimeoutError:
-            raise ExchangeError("connect", "no connection in time") from None
+            # Whoever is in a hurry has no word on whether the provider can be reached.
+            stage: Stage = "connect" if connected_by <= until else "timeout"
+            raise ExchangeError(stage, "no connection in time") from None
         except (OSError, ssl.SSLError) as exc:
             raise ExchangeError("connect", str(exc)) from exc
         self._open.add(response)

@@ -24,6 +24,9 @@ from waypost.validator.resilience.keys import LONGEST_WAIT_S
 
 __all__ = ["Walk"]
 
+# The event loop's clock ticks in milliseconds, and so may wake us a little early.
+CLOCKS_APART_S = 0.002
+
 # What may pass when the same provider is asked again at once. A time-out may too, but whoever
 # has waited for one is better served elsewhere.
 _PASSING: frozenset[AttemptOutcome] = frozenset({"connect_error", "server_error"})
@@ -197,7 +200,7 @@ class Walk:
         """Return one try; ``None`` if ``target`` may be sent nothing now."""
         upstream, now = target.upstream, self._desk.monotonic()
         left_s = self._call.left_s()
-        if left_s is not None and left_s <= 0:
+        if left_s is not None and left_s <= CLOCKS_APART_S:
             self._chain.clear()
             return None
         key = upstream.keys.take(target.model.name, now)
@@ -345,7 +348,7 @@ class Walk:
 
     def _nobody_answered(self) -> UpstreamError:
         left_s = self._call.left_s()
-        is_late = left_s is not None and left_s <= 0
+        is_late = left_s is not None and left_s <= CLOCKS_APART_S
         if is_late and self._call.is_hurried:
             return deadline_exceeded()
         outcomes = {one.outcome for one in self.tries}
