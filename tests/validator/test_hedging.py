@@ -188,6 +188,29 @@ async def test_the_loser_of_a_stream_that_has_begun_is_not_heard_of(
     assert response.text.endswith("data: [DONE]\n\n")
 
 
+async def test_of_two_streams_that_begin_at_the_same_moment_one_is_let_go_of(
+    tmp_path: Path, acme: Upstream, medcloud: Upstream
+) -> None:
+    async with running_validator(
+        tmp_path, {"acme": acme, "medcloud": medcloud}, policy=hedging()
+    ) as validator:
+        await warmed_up(validator, 15)
+        for _ in range(3):
+            both = asyncio.Barrier(2)
+
+            async def behave(exchange: Exchange, both: asyncio.Barrier = both) -> None:
+                await both.wait()
+                await answering("At once.")(exchange)
+
+            acme.behave = medcloud.behave = behave
+            assert "once." in (await validator.chat(STREAM)).text
+        _, held = await validator.settled()
+        upstreams = validator.desk.upstreams.values()
+
+    assert held == 0
+    assert [one.limiter.in_flight for one in upstreams] == [0, 0]
+
+
 def test_late_is_later_than_95_of_100() -> None:
     limiter = Limiter(100)
     for took_s in range(ENOUGH - 1):

@@ -93,32 +93,36 @@ class Walk:
         kind: AttemptKind = "first"
         while self._chain:
             target = await self._next_target()
-            if target is None:
+            one = None if target is None else await self._ask(target, kind)
+            if one is None:
                 continue
-            one = await self._ask(target, kind)
             kind = "fallback"
-            if one is not None and one.outcome == "ok" and self._is_to_be_judged(target):
+            if one.outcome == "ok" and self._is_to_be_judged(one.target):
                 one, is_sure = await self._judge(one)
-                if not is_sure and one.outcome == "ok":
+                if one.outcome == "ok" and not is_sure:
                     await self._keep(one)
                     kind = "escalation"
                     continue
-            if one is None:
-                continue
             if one.outcome == "ok":
                 return one
-            if one.is_rejected:
-                self._rejected = one
-            if one.outcome == "context_too_long":
-                self._go_on_with_larger(target)
-            elif one.outcome in ("client_error", "deadline_exceeded"):
-                return self._unsure or one
-            if self._route.fallback_on is not None and one.outcome not in self._route.fallback_on:
+            if not self._goes_on_after(one):
                 break
         told = self._unsure or await self._after_a_wait() or self._rejected
         if told is None:
             raise self._nobody_answered()
         return told
+
+    def _goes_on_after(self, one: Try) -> bool:
+        """Whether the next of the chain may be tried after this failure."""
+        if one.is_rejected or one.outcome == "deadline_exceeded":
+            self._rejected = one
+        if one.outcome in ("client_error", "deadline_exceeded"):
+            self._limited.clear()  # nor is there anything to wait for
+            return False
+        if one.outcome == "context_too_long":
+            self._go_on_with_larger(one.target)
+        causes = self._route.fallback_on
+        return causes is None or one.outcome in causes
 
     # ── whom to ask ────────────────────────────────────────────────────────────────────────
 
