@@ -7,13 +7,14 @@ import anthropic
 import httpx2
 import openai
 import pytest
+from msgspec import structs
 from openai.types.chat import ChatCompletionMessageParam
 
 from support.loopback import asgi, dead_origin, serving
 from support.worlds import a_policy
 from waypost.client import AsyncWaypost, Waypost
 from waypost.client.testing import FakeValidator, StaticManifest, unsigned_token
-from waypost.shared.contracts import Endpoint
+from waypost.shared.contracts import ENDPOINTS, Endpoint
 
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
 PROVE: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Please prove it."}]
@@ -132,6 +133,29 @@ def test_openai_survives_a_dead_endpoint(validator: FakeValidator, library: str)
         ) as client:
             answer = client.chat.completions.create(model="auto", messages=MESSAGES)
     assert answer.choices[0].message.content == "This is small."
+
+
+def test_a_model_is_proposed_to_every_api(validator: FakeValidator) -> None:
+    models = tuple(structs.replace(m, endpoints=ENDPOINTS) for m in a_policy().models)
+    with serving(asgi(validator)) as origin:
+        policy = a_policy(models=models, endpoints=(Endpoint(id="here", url=origin + "/v1"),))
+        with (
+            Waypost(
+                token=unsigned_token(), manifest=StaticManifest(policy), refresh_interval_s=None
+            ) as wp,
+            wp.http_client() as client,
+        ):
+            for path, body in (
+                ("messages", {"messages": MESSAGES, "max_tokens": 9}),
+                ("responses", {"input": "Hello"}),
+                ("completions", {"prompt": "Hello"}),
+                ("embeddings", {"input": ["Hello", "again"]}),
+            ):
+                client.post(f"{wp.base_url}/{path}", json=body)
+
+    assert [seen.headers["waypost-proposal"] for seen in validator.requests] == [
+        'model="small", route="short-chat", manifest=42'
+    ] * 4
 
 
 def test_anthropic_is_routed_too(wp: Waypost, validator: FakeValidator) -> None:

@@ -20,10 +20,10 @@ from waypost.client._network import Network, RetryBudget
 from waypost.client._refresh import Refresher
 from waypost.client._sessions import Sessions
 from waypost.client._token import UnverifiedClaims
+from waypost.shared.apis import Request, measure
 from waypost.shared.contracts import Declared, Endpoint, Facts, Measured, Policy
 from waypost.shared.engine import CompiledPolicy, decide
 from waypost.shared.errors import TrustError
-from waypost.shared.measure import ChatRequest, measure_chat
 from waypost.shared.reading import TextReader
 
 if TYPE_CHECKING:
@@ -342,10 +342,12 @@ class Core:
 
     # ── choosing ───────────────────────────────────────────────────────────────────────────────
 
-    def measure(self, request: ChatRequest, body_bytes: int) -> Measured:
+    def measure(
+        self, request: Request, body_bytes: int, endpoint: str = "chat.completions"
+    ) -> Measured:
         snapshot = self._snapshot
         reader = NOTHING_ASKED if snapshot is None else snapshot.chooser.policy.reader
-        return measure_chat(request, body_bytes=body_bytes, reader=reader)
+        return measure(endpoint, request, body_bytes=body_bytes, reader=reader)
 
     def declared(self, more: Said | None = None, *, session: str | None = None) -> Declared:
         here = current_facts(self._declared)

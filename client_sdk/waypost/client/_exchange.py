@@ -18,6 +18,7 @@ from waypost.client._core import Core
 from waypost.client._events import Answered, FailedOver
 from waypost.client._facts import current_session, from_header
 from waypost.client._token import AsyncTokens, Tokens, UnverifiedClaims
+from waypost.shared.apis import ENDPOINT_BY_PATH, decode
 from waypost.shared.contracts import AUTO, Measured, Proposal
 from waypost.shared.errors import InvalidRequestError, UpstreamError
 from waypost.shared.headers import (
@@ -30,11 +31,9 @@ from waypost.shared.headers import (
     parse_decision,
     parse_facts,
 )
-from waypost.shared.measure import decode_chat
 
 __all__ = ["Discard", "GetToken", "Race", "Refresh", "Send", "Step", "Watch", "exchange"]
 
-CHAT = "/v1/chat/completions"
 GATEWAY_ERRORS = (502, 503, 504)
 
 # Where an answer says how long it is: at its end, in the names of both APIs.
@@ -219,15 +218,18 @@ def _prepare(
     if facts:
         prepared.append((FACTS, facts))
     written = headers.get(PROPOSAL)
-    if path.partition("?")[0] != CHAT or written is not None:
+    endpoint = ENDPOINT_BY_PATH.get(path.partition("?")[0])
+    if endpoint is None or written is not None:
         return prepared, None, None
+    session = current_session()
+    measured = Measured()
     try:
-        request = decode_chat(body)
+        request = decode(endpoint, body)
+        if session or request.model == AUTO:
+            measured = core.measure(request, len(body), endpoint)
     except InvalidRequestError:
         return prepared, None, None
     proposal: Proposal | None = None
-    session = current_session()
-    measured = core.measure(request, len(body)) if session or request.model == AUTO else Measured()
     prompt = None if session is None else Prompt(session, measured.input_tokens)
     if request.model == AUTO:
         choice = core.choose(measured, declared, claims, without_claims="no_token")
