@@ -594,9 +594,24 @@ class DPoPConfig(FileModel):
 
 
 class ReplayConfig(FileModel):
-    """Where proofs and one-time tokens are remembered, for all workers on this machine."""
+    """Where proofs and one-time tokens are remembered.
 
+    Attributes:
+        store: ``sqlite`` for all workers on this machine, ``redis`` for all machines.
+        dsn: name of the environment variable that holds Redis' address.
+        prefix: tells several deployments in one Redis apart.
+    """
+
+    store: Literal["sqlite", "redis"] = "sqlite"
     path: FilePath = Path("state/replay.sqlite")
+    dsn: EnvName | None = None
+    prefix: NameText = "waypost"
+
+    @model_validator(mode="after")
+    def _is_reachable(self) -> "ReplayConfig":
+        if (self.store == "redis") != (self.dsn is not None):
+            raise _wrong("store: redis and dsn, a variable with Redis' address, go together")
+        return self
 
 
 class LimitsConfig(FileModel):

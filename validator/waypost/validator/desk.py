@@ -32,7 +32,13 @@ from waypost.shared.errors import PolicyError, RefusalError, StoreError, TrustEr
 from waypost.shared.money import Price
 from waypost.shared.records import DecisionRecord
 from waypost.shared.trust import ManifestKeeper, Trusted
-from waypost.validator.config import Budgets, ConfigError, ValidatorConfig, load_pseudonym_key
+from waypost.validator.config import (
+    Budgets,
+    ConfigError,
+    ReplayConfig,
+    ValidatorConfig,
+    load_pseudonym_key,
+)
 from waypost.validator.detectors import Detectors, load_detectors
 from waypost.validator.dpop import ProofChecker
 from waypost.validator.ledger import Ledger, Scope, open_sqlite
@@ -545,7 +551,7 @@ async def open_desk(
             calendar=config.budgets.calendar,
         )
         stack.push_async_callback(ledger.close)
-        seen = SqliteSeen.open(config.replay.path)
+        seen = _open_seen(config.replay, environment)
         stack.push_async_callback(seen.close)
         store = await open_store(config.records, environment, clock=clock)
         stack.push_async_callback(store.close)
@@ -629,6 +635,18 @@ async def open_desk(
             for task in tasks:
                 with suppress(asyncio.CancelledError):
                     await task
+
+
+def _open_seen(config: ReplayConfig, environment: Mapping[str, str]) -> SeenOnce:
+    if config.dsn is None:
+        return SqliteSeen.open(config.path)
+    try:
+        from waypost.validator.replay_redis import RedisSeen
+    except ImportError:
+        raise ConfigError(
+            "replay: store: redis needs the extra: pip install waypost[redis]"
+        ) from None
+    return RedisSeen(_secret("replay", config.dsn, environment), prefix=config.prefix)
 
 
 def _proof_checker(config: ValidatorConfig, pseudonym_key: bytes) -> ProofChecker | None:
