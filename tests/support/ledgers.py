@@ -65,6 +65,27 @@ async def until(is_so: Callable[[], bool], *, pause_s: float = 0.0) -> None:
             await asyncio.sleep(pause_s)
 
 
+async def journal(ledger: Ledger) -> dict[str, tuple[str, int]]:
+    """Return the state and cost of each hold in the books."""
+    return {
+        entry.id: (entry.state, entry.cost_nusd)
+        async for entry in ledger.journal(since=0, until=2**40)
+    }
+
+
+async def assert_accounts_balance(ledger: Ledger) -> None:
+    """What each account has spent and reserved in all is the sum of its holds, in any store."""
+    charged: Counter[str] = Counter()
+    reserved: Counter[str] = Counter()
+    async for entry in ledger.journal(since=0, until=2**40):
+        for scope in entry.scopes:
+            charged[scope] += entry.cost_nusd
+            reserved[scope] += entry.amount_nusd if entry.state == "held" else 0
+    async for used in ledger.sums("total", now=NOON):
+        assert used.spent_nusd + used.debt_nusd == charged[used.scope], used
+        assert used.reserved_nusd == reserved[used.scope], used
+
+
 def holds(path: Path) -> dict[str, tuple[str, int]]:
     """Return the state and cost of each hold in the file."""
     with closing(sqlite3.connect(path)) as db:

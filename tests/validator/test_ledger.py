@@ -1,12 +1,16 @@
-"""What a budget ledger does, one fact each; in both durabilities."""
+"""What a budget ledger does, one fact each, in every store.
+
+Stores are real servers; a machine that has none runs the rest, and says so.
+"""
 
 import asyncio
 import sqlite3
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
+from secrets import token_hex
 
 import pytest
 from msgspec import structs
@@ -16,16 +20,19 @@ from support.ledgers import (
     NOON,
     USD,
     a_hold,
+    assert_accounts_balance,
     assert_books_balance,
     holds,
+    journal,
     limit,
     spent_and_reserved,
     until,
 )
+from support.postgres import find_postgres, running_postgres
+from support.redis import find_redis, running_redis
 from waypost.shared.errors import StoreError
 from waypost.validator.ledger import (
     Calendar,
-    Durability,
     Held,
     Hold,
     Shortfall,
@@ -34,6 +41,8 @@ from waypost.validator.ledger import (
     scope_of,
 )
 from waypost.validator.ledger.grouped import GroupedLedger
+from waypost.validator.ledger.postgres import open_postgres
+from waypost.validator.ledger.redis import open_redis
 
 pytestmark = pytest.mark.anyio
 
@@ -46,10 +55,43 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "ledger.sqlite"
 
 
-@pytest.fixture(params=["normal", "full"])
+@pytest.fixture(scope="module")
+def redis_url() -> Iterator[str]:
+    if find_redis() is None:
+        pytest.skip("no redis-server here")
+    with running_redis() as server:
+        yield server.url
+
+
+@pytest.fixture(scope="module")
+def postgres_dsn() -> Iterator[str]:
+    if find_postgres() is None:
+        pytest.skip("no PostgreSQL here")
+    with running_postgres() as dsn:
+        yield dsn
+
+
+@pytest.fixture(params=["normal", "full", "redis", "postgres"])
 async def ledger(path: Path, request: pytest.FixtureRequest) -> AsyncIterator[GroupedLedger]:
-    durability: Durability = request.param
-    made = open_sqlite(path, durability=durability, patience_s=0.2)
+    match request.param:
+        case "redis":
+            url = request.getfixturevalue("redis_url")
+            made = open_redis(url, prefix=token_hex(4), patience_s=0.5)
+        case "postgres":
+            dsn = request.getfixturevalue("postgres_dsn")
+            made = open_postgres(dsn, schema=f"w{token_hex(4)}", patience_s=0.5)
+        case durability:
+            made = open_sqlite(path, durability=durability, patience_s=0.2)
+    yield made
+    await assert_accounts_balance(made)
+    await made.close()
+    if request.param in ("normal", "full"):
+        assert_books_balance(path)
+
+
+@pytest.fixture(params=["normal", "full"])
+async def file_ledger(path: Path, request: pytest.FixtureRequest) -> AsyncIterator[GroupedLedger]:
+    made = open_sqlite(path, durability=request.param, patience_s=0.2)
     yield made
     await made.close()
     assert_books_balance(path)
@@ -97,14 +139,14 @@ async def test_first_requests_of_an_unknown_account_share_one_budget(
 
 
 async def test_a_hold_needs_room_in_every_window_and_a_refusal_takes_from_none(
-    ledger: GroupedLedger, path: Path
+    ledger: GroupedLedger,
 ) -> None:
     limits = (limit("hour", 10 * USD), limit("month", USD), limit("total", 50 * USD))
     shortfall = await ledger.reserve(a_hold("a", USD + 1, *limits))
 
     assert isinstance(shortfall, Shortfall)
     assert shortfall.window == "month"
-    assert holds(path) == {}
+    assert await journal(ledger) == {}
     for window in ("hour", "month", "total"):
         assert await spent_and_reserved(ledger, window) == (0, 0)
 
@@ -203,13 +245,13 @@ async def test_an_id_cannot_stand_for_two_holds(ledger: GroupedLedger, other: Ho
 
 
 async def test_a_settled_hold_cannot_be_held_again_to_be_used_for_free(
-    ledger: GroupedLedger, path: Path
+    ledger: GroupedLedger,
 ) -> None:
     await ledger.reserve(a_hold("a", 7))
     await ledger.settle("a", 7)
     with pytest.raises(StoreError, match="settled"):
         await ledger.reserve(a_hold("a", 7))
-    assert holds(path) == {"a": ("settled", 7)}
+    assert await journal(ledger) == {"a": ("settled", 7)}
 
 
 async def test_one_conflict_does_not_spoil_what_comes_with_it(ledger: GroupedLedger) -> None:
@@ -297,19 +339,19 @@ async def test_a_release_after_the_bill_gives_nothing_back(ledger: GroupedLedger
 
 
 async def test_a_hold_that_nobody_settles_is_charged_in_full_when_it_expires(
-    ledger: GroupedLedger, path: Path
+    ledger: GroupedLedger,
 ) -> None:
     await ledger.reserve(a_hold("a", 10))
     assert await ledger.sweep(now=NOON + LEASE_S - 1) == 0
     assert await ledger.sweep(now=NOON + LEASE_S) == 1
     assert await ledger.sweep(now=NOON + LEASE_S) == 0
     assert await spent_and_reserved(ledger) == (10, 0)
-    assert holds(path) == {"a": ("expired", 10)}
+    assert await journal(ledger) == {"a": ("expired", 10)}
 
 
 @pytest.mark.parametrize("cost", [3, 10, 12])
 async def test_a_bill_that_comes_after_expiry_corrects_the_charge_once(
-    ledger: GroupedLedger, path: Path, cost: int
+    ledger: GroupedLedger, cost: int
 ) -> None:
     await ledger.reserve(a_hold("a", 10))
     await ledger.sweep(now=NOON + LEASE_S)
@@ -318,7 +360,7 @@ async def test_a_bill_that_comes_after_expiry_corrects_the_charge_once(
     await ledger.settle("a", 1)
 
     assert await spent_and_reserved(ledger) == (cost, 0)
-    assert holds(path) == {"a": ("corrected", cost)}
+    assert await journal(ledger) == {"a": ("corrected", cost)}
 
 
 async def test_many_expired_holds_are_charged_without_blocking_others(
@@ -392,29 +434,29 @@ def test_lowest_keeps_one_limit_per_window() -> None:
 
 
 async def test_a_caller_that_goes_away_before_the_commit_holds_nothing(
-    ledger: GroupedLedger, path: Path
+    file_ledger: GroupedLedger, path: Path
 ) -> None:
     with _locked(path):
-        waiting = asyncio.create_task(ledger.reserve(a_hold("a", USD)))
+        waiting = asyncio.create_task(file_ledger.reserve(a_hold("a", USD)))
         await asyncio.sleep(0.005)
         waiting.cancel()
         await asyncio.wait((waiting,))
-    assert await ledger.reserve(a_hold("b", USD)) == Held()
+    assert await file_ledger.reserve(a_hold("b", USD)) == Held()
 
 
 async def test_a_caller_that_goes_away_right_after_the_commit_holds_nothing(
-    ledger: GroupedLedger, path: Path
+    file_ledger: GroupedLedger, path: Path
 ) -> None:
-    going = asyncio.create_task(ledger.reserve(a_hold("a", USD)))
+    going = asyncio.create_task(file_ledger.reserve(a_hold("a", USD)))
     await until(lambda: bool(holds(path)))  # committed; its task has not run since
     going.cancel()
     await asyncio.wait((going,))
 
-    await ledger.release("ghost")  # after the release that the cancelled call left behind
+    await file_ledger.release("ghost")  # after the release that the cancelled call left behind
     if going.cancelled():
         assert holds(path) == {"a": ("released", 0)}
     else:  # a thread's answer may have been delivered first
-        assert await spent_and_reserved(ledger) == (0, USD)
+        assert await spent_and_reserved(file_ledger) == (0, USD)
 
 
 async def test_a_settlement_is_made_though_its_caller_goes_away(ledger: GroupedLedger) -> None:
@@ -431,34 +473,34 @@ async def test_a_settlement_is_made_though_its_caller_goes_away(ledger: GroupedL
 
 
 async def test_a_short_lock_by_another_process_is_waited_for_without_blocking_the_loop(
-    ledger: GroupedLedger, path: Path
+    file_ledger: GroupedLedger, path: Path
 ) -> None:
     with _locked(path):
-        holding = asyncio.create_task(ledger.reserve(a_hold("a", 1)))
+        holding = asyncio.create_task(file_ledger.reserve(a_hold("a", 1)))
         await asyncio.sleep(0.01)
         assert not holding.done()
     assert await holding == Held()
 
 
 async def test_a_store_that_does_not_answer_refuses_and_recovers_by_itself(
-    ledger: GroupedLedger, path: Path
+    file_ledger: GroupedLedger, path: Path
 ) -> None:
     with _locked(path):
         with pytest.raises(StoreError, match="does not answer") as caught:
-            await ledger.reserve(a_hold("a", 1))
+            await file_ledger.reserve(a_hold("a", 1))
         assert caught.value.code == "ledger_unavailable"
-    assert await ledger.reserve(a_hold("b", 1)) == Held()
+    assert await file_ledger.reserve(a_hold("b", 1)) == Held()
     assert set(holds(path)) == {"b"}
 
 
 async def test_a_bill_is_not_lost_while_the_store_does_not_answer(
-    ledger: GroupedLedger, path: Path
+    file_ledger: GroupedLedger, path: Path
 ) -> None:
-    await ledger.reserve(a_hold("a", 10))
+    await file_ledger.reserve(a_hold("a", 10))
     with _locked(path), pytest.raises(StoreError):
-        await ledger.settle("a", 4)
-    await ledger.release("ghost")
-    assert await spent_and_reserved(ledger) == (4, 0)
+        await file_ledger.settle("a", 4)
+    await file_ledger.release("ghost")
+    assert await spent_and_reserved(file_ledger) == (4, 0)
 
 
 async def test_closing_writes_what_is_still_to_be_written(path: Path) -> None:
@@ -524,7 +566,7 @@ async def test_the_log_is_written_back_without_the_event_loop(path: Path) -> Non
 # ── the file ───────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_the_file_is_its_owners_alone(ledger: GroupedLedger, path: Path) -> None:
+async def test_the_file_is_its_owners_alone(file_ledger: GroupedLedger, path: Path) -> None:
     assert _mode(path) == _mode(Path(f"{path}-wal")) == 0o600
 
 

@@ -41,7 +41,8 @@ from waypost.validator.config import (
 )
 from waypost.validator.detectors import Detectors, load_detectors
 from waypost.validator.dpop import ProofChecker
-from waypost.validator.ledger import Ledger, Scope, open_sqlite
+from waypost.validator.ledger import Ledger, Scope
+from waypost.validator.ledger.opening import open_ledger
 from waypost.validator.receipts.keys import ReceiptKeys, load_keys
 from waypost.validator.receipts.log import ReceiptLog
 from waypost.validator.records import RecordSink, RecordStore
@@ -544,12 +545,7 @@ async def open_desk(
         pseudonym_key = load_pseudonym_key(config.pseudonym, environment)
         for path in (config.ledger.path, config.records.path, config.manifest.cache):
             path.parent.mkdir(parents=True, exist_ok=True)
-        ledger = open_sqlite(
-            config.ledger.path,
-            durability=config.ledger.durability,
-            patience_s=config.ledger.patience_s,
-            calendar=config.budgets.calendar,
-        )
+        ledger = open_ledger(config.ledger, config.budgets, environment, monotonic=monotonic)
         stack.push_async_callback(ledger.close)
         seen = _open_seen(config.replay, environment)
         stack.push_async_callback(seen.close)

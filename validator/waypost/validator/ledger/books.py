@@ -165,6 +165,10 @@ class HoldRow:
         """Return each scope and the bits of its counted windows."""
         return _decode_masks(self.scopes)
 
+    def added(self) -> tuple[_Backlog, ...]:
+        """Return what its tokens added to which rate."""
+        return _decode_backlogs(self.backlogs) if self.backlogs else ()
+
     def entry(self) -> Entry:
         """Return the row as the journal shows it."""
         return Entry(
@@ -546,8 +550,8 @@ class Books:
                 window.spent_nusd += spent
                 window.debt_nusd += cost_nusd - spent
             self.touched.update(rows)
-        if row.backlogs and tokens is not None:
-            for scope, rate, added_us in _decode_backlogs(row.backlogs):
+        if tokens is not None:
+            for scope, rate, added_us in row.added():
                 self._give_back(scope, rate, added_us * (row.tokens - tokens) // row.tokens)
         row.state = state
         row.cost_nusd = cost_nusd
