@@ -271,7 +271,9 @@ class RedisStore:
                 case GrantOp(grant):
                     self._grant(pipeline, grant)
             spans.append(len(pipeline) - before)
-        replies = await pipeline.execute(raise_on_error=False) if len(pipeline) else []
+        replies: list[Any] = []
+        if len(pipeline):
+            replies = await pipeline.execute(raise_on_error=False)
         failed = next((reply for reply in replies if isinstance(reply, Exception)), None)
         if isinstance(failed, NoScriptError):  # the server was restarted: nothing has run
             self._is_ready = False
@@ -454,7 +456,7 @@ class RedisStore:
             pipeline = self._client.pipeline(transaction=False)
             for scope, window, start in wanted:
                 pipeline.hmget(self._window(scope, window, start), "s", "d", "r", "g")
-            rows = await pipeline.execute() if wanted else []
+            rows: list[Any] = await pipeline.execute() if wanted else []
             if not wanted:
                 await self._client.ping()
         except (RedisError, OSError, TimeoutError) as exc:
