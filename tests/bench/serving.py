@@ -37,7 +37,9 @@ STREAMS = 150
 
 
 @contextmanager
-def a_validator(folder: Path, upstream: str) -> Iterator[tuple[int, dict[str, str], int]]:
+def a_validator(
+    folder: Path, upstream: str, *, records: bool = True
+) -> Iterator[tuple[int, dict[str, str], int]]:
     """Run ``waypost validator serve`` on ``upstream``; give its port and a caller's headers."""
     folder.mkdir()
     app, publisher = App(), Publisher(policy=a_policy())
@@ -52,8 +54,13 @@ def a_validator(folder: Path, upstream: str) -> Iterator[tuple[int, dict[str, st
     }
     (folder / "validator.yaml").write_text(json.dumps(config))
     port = free_port()
+    waypost: list[str | Path] = (
+        [Path(sys.executable).with_name("waypost")]
+        if records
+        else [sys.executable, "-m", "bench.unrecorded"]
+    )
     command: list[str | Path] = [
-        Path(sys.executable).with_name("waypost"), "validator", "serve",
+        *waypost, "validator", "serve",
         "--config", folder / "validator.yaml", "--port", str(port),
     ]  # fmt: skip
     with running(command, port=port, core=SERVER_CORE, log=folder / "log") as process:

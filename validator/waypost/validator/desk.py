@@ -48,6 +48,7 @@ from waypost.validator.receipts.log import ReceiptLog
 from waypost.validator.records import RecordSink, RecordStore
 from waypost.validator.records.opening import open_store
 from waypost.validator.records.policies import policy_of
+from waypost.validator.records.prompts import newest_message, redacted, redactor
 from waypost.validator.records.repeats import Repeats
 from waypost.validator.records.spill import Spill
 from waypost.validator.replay import SeenOnce, SqliteSeen
@@ -262,6 +263,7 @@ class Desk:
         self.tracer = tracer
         self.receipts = receipts
         self.candidate: Candidate | None = None
+        self._redactor = redactor(config.detectors) if config.records.prompts else None
         self._client = client
         self._serving: Serving | None = None
         self._refreshing = asyncio.Lock()
@@ -412,6 +414,15 @@ class Desk:
             return record
         shadow = self.candidate.shadow(serving, asked, record)
         return structs.replace(record, shadow=shadow)
+
+    async def with_prompt(self, record: DecisionRecord, asked: Asked) -> DecisionRecord:
+        """Return the record with the newest user message, redacted, if the operator wants it."""
+        detectors = self._redactor
+        if detectors is None:
+            return record
+        # Off the loop: detectors take milliseconds for a long message.
+        prompt = await to_thread.run_sync(lambda: redacted(newest_message(asked), detectors))
+        return structs.replace(record, prompt=prompt)
 
     def begin_trace(self, header: bytes | None) -> TraceContext | None:
         """Return the trace of a request that has just come; ``None`` if it is not traced."""

@@ -52,6 +52,7 @@ async def serve(desk: Desk, call: Call) -> None:
     record = record_of(call)
     if considered is not None:
         record = desk.with_shadow(record, considered.asked, considered.caller)
+        record = await desk.with_prompt(record, considered.asked)
     desk.note(record)
 
 

@@ -60,6 +60,8 @@ SCHEMA = (
     "CREATE INDEX IF NOT EXISTS records_by_time ON records (at_ms, id)",
     "CREATE INDEX IF NOT EXISTS records_by_model ON records (model, at_ms)",
     "CREATE INDEX IF NOT EXISTS records_by_tenant ON records (tenant, at_ms)",
+    "CREATE INDEX IF NOT EXISTS records_by_reason ON records (reason, at_ms)",
+    "CREATE INDEX IF NOT EXISTS records_by_route ON records (route, at_ms)",
     "CREATE INDEX IF NOT EXISTS records_by_verdict ON records (verdict, at_ms)",
     "CREATE TABLE IF NOT EXISTS hours (at_ms bigint PRIMARY KEY, state integer NOT NULL)",
     f"CREATE TABLE IF NOT EXISTS totals (at_ms bigint NOT NULL, {_DIMENSIONS},"

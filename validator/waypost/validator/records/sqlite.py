@@ -66,6 +66,8 @@ CREATE TABLE records (
 CREATE INDEX records_by_time ON records (at_ms);
 CREATE INDEX records_by_model ON records (model, at_ms);
 CREATE INDEX records_by_tenant ON records (tenant, at_ms);
+CREATE INDEX records_by_reason ON records (reason, at_ms);
+CREATE INDEX records_by_route ON records (route, at_ms);
 CREATE INDEX records_by_verdict ON records (verdict, at_ms);
 CREATE TABLE bodies (seq INTEGER PRIMARY KEY, body BLOB NOT NULL);
 CREATE TABLE hours (at_ms INTEGER PRIMARY KEY, state INTEGER NOT NULL);
