@@ -10,7 +10,7 @@ import pytest
 
 from waypost.shared import apis, demands, engine, errors, headers, measure
 from waypost.shared.errors import RefusalError, StoreError, TrustCode, WaypostError
-from waypost.validator import app, desk, guarded_http, pipeline, problems, providers
+from waypost.validator import app, desk, guarded_http, pipeline, problems, providers, watching
 from waypost.validator.jose import TokenCode
 from waypost.validator.problems import describe
 
@@ -50,7 +50,7 @@ def test_the_table_of_folders_names_every_folder() -> None:
     rows = re.findall(r"^\| `(\w+)/` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
     parts = {path.parent.name for path in ROOT.glob("*/waypost")}
 
-    assert sorted(rows) == sorted({*parts, "docs", "tests"})
+    assert sorted(rows) == sorted({*parts, "deploy", "docs", "tests"})
 
 
 # ── error codes ────────────────────────────────────────────────────────────────────────────────
@@ -59,7 +59,7 @@ def test_the_table_of_folders_names_every_folder() -> None:
 def _raised() -> Iterator[tuple[type[WaypostError] | None, str]]:
     """The codes in the validator's source, each with the error that has it, if that is raised."""
     folders = (pipeline, providers)
-    modules = (apis, app, demands, desk, guarded_http, headers, measure, problems)
+    modules = (apis, app, demands, desk, guarded_http, headers, measure, problems, watching)
     files = [Path(module.__file__ or "") for module in modules]
     files += [file for folder in folders for file in Path(*folder.__path__).glob("*.py")]
     for file in files:

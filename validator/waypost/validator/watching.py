@@ -11,9 +11,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from waypost.shared.errors import InvalidRequestError, TokenError
+from waypost.shared.errors import InvalidRequestError
 from waypost.shared.records import Feedback
 from waypost.validator.desk import Caller, Desk
+from waypost.validator.jose import refused
 from waypost.validator.pipeline.authenticate import authenticate
 from waypost.validator.pipeline.call import pick_headers
 from waypost.validator.pipeline.understand import read_body
@@ -44,7 +45,7 @@ async def _metrics(request: Request) -> Response:
     if desk.metrics_token is not None:
         given = request.headers.get("authorization", "").encode("latin-1")
         if not hmac.compare_digest(given, b"Bearer " + desk.metrics_token.encode()):
-            raise TokenError("Send the metrics' own token as bearer.", code="token_missing")
+            raise refused("token_missing" if not given else "token_signature")
     # A copy: this loop goes on counting.
     families = await to_thread.run_sync(desk.siblings.total, added([desk.counts.families]))
     told = await gauges(desk, shows_budgets=desk.metrics_token is not None)
