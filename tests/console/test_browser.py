@@ -86,7 +86,7 @@ def test_everything_is_reached_by_keyboard(visit: Visit) -> None:
                 "document.activeElement.name || document.activeElement.textContent.trim()"
             )
         )
-    for wanted in ("id", "7d", "verdict", "account", "Apply", "Export CSV"):
+    for wanted in ("id", "7d", "verdict", "account", "Apply", "Export CSV", "Live"):
         assert wanted in reached, reached
     page.keyboard.press("Enter")
 

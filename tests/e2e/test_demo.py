@@ -11,6 +11,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 from rich.console import Console
@@ -208,6 +209,17 @@ def test_a_minted_token_opens_the_validator(kept: KeptDemo) -> None:
     )
 
     assert json.loads(done.stdout)["model"] == "small"
+
+
+def test_the_console_that_it_ends_with_explains_each_request(kept: KeptDemo) -> None:
+    console = kept.told["console"]
+    with httpx.Client(headers={"origin": console["url"].removesuffix("/console")}) as operator:
+        operator.post(f"{console['url']}/login", data={"token": console["token"]})
+        page = operator.get(f"{console['url']}/decisions").text
+        one = operator.get(f"{console['url']}/decisions/{kept.told['rows'][3]['decision_id']}").text
+
+    assert "Simulated providers" in page
+    assert "The client asked for frontier, but it is not open to tier free" in one
 
 
 def test_ctrl_c_ends_every_server_and_removes_every_file(tmp_path: Path) -> None:

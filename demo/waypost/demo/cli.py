@@ -98,6 +98,9 @@ def _tell(stage: "Stage", rows: "list[Row]", *, keep: bool, as_json: bool) -> No
                 "models": stage.models,
                 "rows": rows,
                 "totals": totals,
+                "console": {"url": stage.console_url, "token": stage.console_token}
+                if keep
+                else None,
                 "next": [{"what": what, "command": command} for what, command in steps],
             }
         )
@@ -109,7 +112,11 @@ def _tell(stage: "Stage", rows: "list[Row]", *, keep: bool, as_json: bool) -> No
             console.print(f"\n  # {what}", style="dim", markup=False, highlight=False)
             console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
         if keep:
-            console.print("\nEverything runs until Ctrl-C.", style="bold")
+            console.print(
+                "\nEverything runs until Ctrl-C. Every decision, explained:", style="bold"
+            )
+            console.print(f"\n  {stage.console_url}", markup=False, highlight=False)
+            console.print(f"  operator token: {stage.console_token}", markup=False, highlight=False)
     sys.stdout.flush()
 
 

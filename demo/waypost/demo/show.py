@@ -133,7 +133,8 @@ def next_steps(stage: Stage, *, waypost: str, token_file: Path | None) -> list[t
         mode = "" if stage.mode == "simulated" else f" --{stage.mode}"
         return [
             (
-                "leave it all running; prints WAYPOST_URL and WAYPOST_TOKEN for the next line",
+                "leave it all running, with a console to look around in; prints its address and"
+                " token, and WAYPOST_URL and WAYPOST_TOKEN for the next line",
                 f"{waypost} demo{mode} --keep",
             ),
             ("ask by hand, from another terminal; add -i to see what was decided", chat),

@@ -44,6 +44,7 @@ TOKEN_LIFETIME_S = 3_600  # what the project's issuers file allows
 TRIAL_ACCOUNT = "trial"
 TRIAL_LIMIT_USD = 0.000001  # less than the cheapest answer
 MANIFEST_REFRESH_S = 1.0
+CONSOLE_VARIABLE = "WAYPOST_DEMO_CONSOLE_TOKEN"
 READY_DEADLINE_S = 30.0
 
 CAPABLE_QUALITY = 85  # from here on, live mode takes the provider's better model
@@ -74,11 +75,17 @@ class Stage:
     validator: Server
     upstream_url: str
     key: Ed25519PrivateKey
+    console_token: str
 
     @property
     def validator_url(self) -> str:
         """Where requests go."""
         return self.validator.url()
+
+    @property
+    def console_url(self) -> str:
+        """Where an operator looks; ``console_token`` lets in."""
+        return f"{self.validator_url}/console"
 
     @property
     def manifest_url(self) -> str:
@@ -156,6 +163,7 @@ def set_stage(mode: Mode, *, say: Callable[[str], None]) -> Generator[Stage, Non
         edge_url, upstream_url = edge.url(), played.url()
 
         say("starting the validator")
+        console_token = secrets.token_urlsafe(24)
         _write_validator_settings(
             folder / "validator.yaml",
             manifest_url=f"{edge_url}/v1/{CHANNEL}/bundle.json",
@@ -177,7 +185,10 @@ def set_stage(mode: Mode, *, say: Callable[[str], None]) -> Generator[Stage, Non
                 ),
                 announcement="waypost validator listening on",
                 log=folder / "validator.log",
-                environment={_variable(name): secret for name, secret in api_keys.items()},
+                environment={
+                    **{_variable(name): secret for name, secret in api_keys.items()},
+                    CONSOLE_VARIABLE: console_token,
+                },
             )
         )
         validator_url = validator.url()
@@ -194,6 +205,7 @@ def set_stage(mode: Mode, *, say: Callable[[str], None]) -> Generator[Stage, Non
             validator=validator,
             upstream_url=upstream_url,
             key=key,
+            console_token=console_token,
         )
 
 
@@ -311,6 +323,7 @@ def _write_validator_settings(
             }
             for name in providers
         },
+        "console": {"token": CONSOLE_VARIABLE},
         "budgets": {
             "default": [{"window": "day", "limit_usd": 5}],
             "accounts": {TRIAL_ACCOUNT: [{"window": "day", "limit_usd": f"{TRIAL_LIMIT_USD:f}"}]},
