@@ -619,13 +619,6 @@ def test_a_mistake_in_issuers_is_named_with_its_line_path_and_mend(
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_the_smallest_policy_of_the_reference_is_one(load: Load) -> None:
-    page = (DOCS / "policy.md").read_text(encoding="utf-8")
-    _, _, rest = page.partition("The smallest complete policy:")[2].partition("```yaml\n")
-
-    assert load(rest.partition("```")[0]).full.routes[0].models == ("small",)
-
-
 @pytest.mark.parametrize(
     ("document", "model"), [("policy.md", PolicyFile), ("tokens.md", IssuersFile)]
 )

@@ -60,6 +60,7 @@ from waypost.shared.contracts import (
     decode_policy,
 )
 from waypost.shared.contracts import Share as ShareOfCallers
+from waypost.shared.embedding import EmbeddingModel
 from waypost.shared.engine import compile_policy
 from waypost.shared.errors import PolicyError
 from waypost.shared.judge import JudgeModel
@@ -118,7 +119,7 @@ def load_policy(path: Path, *, channel: str, version: int, issued_at: int) -> Au
     _check_rows(file)
     complexity = _complexity(file, path.parent)
     judge = _trained(file, path.parent, "judge_model", JudgeModel, by="calibrate")
-    semantic = None
+    semantic: SemanticModel | EmbeddingModel | None = None
     if written is not None:
         _check_sense(file, written)
         semantic = _semantic(file, written)
@@ -372,6 +373,7 @@ class PolicyFile(FileModel):
     models: dict[Annotated[Name, AfterValidator(_not_reserved)], _Model] = Field(min_length=1)
     extends: str | None = None
     complexity_model: str | None = None
+    semantic_model: Literal["words", "minilm"] = "words"
     judge_model: str | None = None
     groups: dict[Name, Some[Annotated[str, known("model")]]] = {}
     data_classes: dict[Name, Unique[Promise]] = {}
@@ -403,7 +405,7 @@ class PolicyFile(FileModel):
         version: int,
         issued_at: int,
         complexity: ComplexityModel | None,
-        semantic: SemanticModel | None,
+        semantic: SemanticModel | EmbeddingModel | None,
         judge: JudgeModel | None,
     ) -> Policy:
         """Return the policy as validators read it."""
@@ -424,7 +426,8 @@ class PolicyFile(FileModel):
             ),
             default_output_tokens=self.default_output_tokens,
             complexity=complexity,
-            semantic=semantic,
+            semantic=semantic if isinstance(semantic, SemanticModel) else None,
+            embedding=semantic if isinstance(semantic, EmbeddingModel) else None,
             judge=judge,
         )
 
@@ -712,7 +715,7 @@ def _trained(file: YAMLFile, folder: Path, field: str, kind: type[T], *, by: str
     return None
 
 
-def _semantic(file: YAMLFile, written: PolicyFile) -> SemanticModel | None:
+def _semantic(file: YAMLFile, written: PolicyFile) -> SemanticModel | EmbeddingModel | None:
     """Return what tells the routes with utterances apart, if there are any."""
     examples = {
         route.name: route.utterances for route in written.routes if route.utterances is not None
@@ -720,14 +723,19 @@ def _semantic(file: YAMLFile, written: PolicyFile) -> SemanticModel | None:
     if not examples:
         return None
     first = next(at for at, route in enumerate(written.routes) if route.utterances is not None)
+    by_meaning = written.semantic_model == "minilm"
     try:
+        if by_meaning:
+            from waypost.edge.training.embeddings import compile_embeddings
+
+            return compile_embeddings(examples, seed=0)
         from waypost.edge.training.utterances import compile_utterances
 
         return compile_utterances(examples, seed=0)
     except ModuleNotFoundError as exc:
         if exc.name is None or exc.name.startswith("waypost"):
             raise
-        problem = "need an extra: pip install 'waypost[train]'"
+        problem = f"need an extra: pip install 'waypost[{'semantic,' if by_meaning else ''}train]'"
     except PolicyError as exc:
         problem = exc.message
     file.find(("routes", first, "utterances"), problem)

@@ -14,6 +14,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec.json import Decoder
 
 from waypost.shared.complexity import ComplexityModel
+from waypost.shared.embedding import EmbeddingModel
 from waypost.shared.judge import JudgeModel
 from waypost.shared.money import Nusd, Price, Tokens
 from waypost.shared.semantic import SemanticModel
@@ -306,7 +307,8 @@ class Policy(Struct, frozen=True, kw_only=True):
         last_resort: ends each chain, as far as it is admissible.
         default_output_tokens: expected answer length where nobody says.
         complexity: what ``complexity`` conditions score by; ``None`` is the built-in heuristic.
-        semantic: what tells the routes apart that were given by example.
+        semantic, embedding: what tells the routes apart that were given by example, by their
+            words or by their meaning; one of the two.
         judge: what cascades by the signal ``judge`` ask how sure an answer sounds.
         projection: ``client`` leaves out what the operator marked private.
     """
@@ -323,6 +325,7 @@ class Policy(Struct, frozen=True, kw_only=True):
     default_output_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] = 300
     complexity: ComplexityModel | None = None
     semantic: SemanticModel | None = None
+    embedding: EmbeddingModel | None = None
     judge: JudgeModel | None = None
     projection: Literal["full", "client"] = "full"
     kind: Literal["policy"] = "policy"

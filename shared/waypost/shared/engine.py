@@ -215,7 +215,10 @@ class CompiledPolicy:
         self.policy = policy
         self.models = {model.id: model for model in policy.models}
         self.reader = TextReader(
-            policy.routes, complexity=policy.complexity, semantic=policy.semantic
+            policy.routes,
+            complexity=policy.complexity,
+            semantic=policy.semantic,
+            embedding=policy.embedding,
         )
         self.rules = RuleTable(policy.routes)
         self.bits = {model.id: 1 << place for place, model in enumerate(policy.models)}

@@ -2,7 +2,7 @@
 
 Only what some rule asks for is looked for. What cannot be looked for here is left ``None``, and
 whoever needs it refuses rather than guesses: regular expressions want RE2 (the extra ``regex``),
-whose time is linear in the text whatever the expression.
+whose time is linear in the text whatever the expression, and meaning wants the extra ``semantic``.
 """
 
 import re
@@ -12,9 +12,10 @@ from typing import Any, Protocol, TypedDict
 
 from waypost.shared.complexity import ComplexityModel, ComplexityScorer
 from waypost.shared.contracts import Route, TextHas
+from waypost.shared.embedding import EmbeddingModel, EmbeddingScorer, is_installed
 from waypost.shared.language import language_of
 from waypost.shared.rules import field_of
-from waypost.shared.semantic import SemanticModel, SemanticScorer
+from waypost.shared.semantic import Scorer, SemanticModel, SemanticScorer
 
 __all__ = ["SCAN_CHARS", "Findings", "TextReader", "Vocabulary"]
 
@@ -89,6 +90,7 @@ class TextReader:
         *,
         complexity: ComplexityModel | None = None,
         semantic: SemanticModel | None = None,
+        embedding: EmbeddingModel | None = None,
     ) -> None:
         conditions = [condition for route in routes for condition in route.when]
         asked = {field_of(condition) for condition in conditions}
@@ -107,9 +109,13 @@ class TextReader:
         self._patterns = _pattern_finder(words("patterns")) if "patterns" in asked else None
         self._complexity = ComplexityScorer(complexity).score if "complexity" in asked else None
         self._language = language_of if "language" in asked else None
-        self._semantic: SemanticScorer | None = None
+        self._semantic: Scorer | None = None
         if "semantic" in asked and semantic is not None:
             self._semantic = SemanticScorer(semantic)
+        elif "semantic" in asked and embedding is not None and is_installed():
+            self._semantic = EmbeddingScorer(embedding)
+        # Takes milliseconds, which a server spends beside its event loop.
+        self.is_slow = isinstance(self._semantic, EmbeddingScorer)
         # Most policies ask for little; nothing is joined or cut for those that ask for nothing.
         self.is_idle = not (
             self._keywords or self._patterns or self._complexity or self._language or self._semantic

@@ -16,7 +16,7 @@ from waypost.edge.training.packing import STEPS, knots_of, pack
 from waypost.shared.errors import PolicyError
 from waypost.shared.semantic import SemanticModel, SemanticScorer, hashes
 
-__all__ = ["compile_utterances"]
+__all__ = ["ACCEPT_AT", "FOLDS", "check_examples", "compile_utterances"]
 
 Floats = NDArray[np.float32]
 
@@ -42,6 +42,27 @@ def compile_utterances(examples: Mapping[str, Sequence[str]], *, seed: int) -> S
     Raises:
         PolicyError: fewer than two routes, or a route with too few examples.
     """
+    routes, texts, route = check_examples(examples)
+    hits = _hits(texts)
+    fold = np.random.default_rng(seed).permutation(len(texts)) % FOLDS
+    fits: list[int] = []
+    for held in range(FOLDS):
+        seen = fold != held
+        scorer = SemanticScorer(_fit(hits[seen], route[seen], routes))
+        fits += [
+            scorer.fit(text)[1] for text, is_seen in zip(texts, seen, strict=True) if not is_seen
+        ]
+    return structs.replace(_fit(hits, route, routes), knots=knots_of(np.maximum(fits, 0)))
+
+
+def check_examples(
+    examples: Mapping[str, Sequence[str]],
+) -> tuple[tuple[str, ...], list[str], NDArray[np.int64]]:
+    """Return the routes, their different examples, and the place of each one's route.
+
+    Raises:
+        PolicyError: as ``compile_utterances`` does.
+    """
     if len(examples) < 2:
         raise PolicyError("semantic routes are told apart from each other; give at least two")
     for name, utterances in examples.items():
@@ -60,16 +81,7 @@ def compile_utterances(examples: Mapping[str, Sequence[str]], *, seed: int) -> S
     route = np.repeat(
         np.arange(len(routes)), [len(set(utterances)) for utterances in examples.values()]
     )
-    hits = _hits(texts)
-    fold = np.random.default_rng(seed).permutation(len(texts)) % FOLDS
-    fits: list[int] = []
-    for held in range(FOLDS):
-        seen = fold != held
-        scorer = SemanticScorer(_fit(hits[seen], route[seen], routes))
-        fits += [
-            scorer.fit(text)[1] for text, is_seen in zip(texts, seen, strict=True) if not is_seen
-        ]
-    return structs.replace(_fit(hits, route, routes), knots=knots_of(np.maximum(fits, 0)))
+    return routes, texts, route
 
 
 def _hits(texts: Sequence[str]) -> Floats:

@@ -10,7 +10,7 @@ from anyio import to_thread
 from msgspec import structs
 
 from waypost.shared.apis import Request, decode, measure
-from waypost.shared.contracts import AUTO, Declared, Facts, Proposal
+from waypost.shared.contracts import AUTO, Declared, Facts, Measured, Proposal
 from waypost.shared.errors import InvalidRequestError
 from waypost.shared.headers import parse_facts, parse_proposal
 from waypost.validator.desk import Caller, Desk, Serving
@@ -41,7 +41,7 @@ async def understand(
     )
     endpoint = call.endpoint
     request = decode(endpoint, call.body)
-    measured = measure(endpoint, request, body_bytes=len(call.body), reader=serving.compiled.reader)
+    measured = await _measured(call, request, serving)
     asked = Asked(
         endpoint, request, call.body, id=call.id, now=call.now, version=_version(call.headers)
     )
@@ -105,6 +105,15 @@ def bound_time(call: Call) -> None:
             param="waypost-deadline-ms",
         )
     call.end_after(deadline_ms, says_caller=True)
+
+
+async def _measured(call: Call, request: Request, serving: Serving) -> Measured:
+    size, reader = len(call.body), serving.compiled.reader
+    if not reader.is_slow:
+        return measure(call.endpoint, request, body_bytes=size, reader=reader)
+    return await to_thread.run_sync(
+        lambda: measure(call.endpoint, request, body_bytes=size, reader=reader)
+    )
 
 
 async def _detect(desk: Desk, body: bytes) -> tuple[str, ...]:
