@@ -11,10 +11,10 @@ import pytest
 
 from waypost.client import Waypost
 from waypost.client._facts import from_header
-from waypost.client._token import UnverifiedClaims
 from waypost.client.testing import StaticManifest, unsigned_token
 from waypost.shared.contracts import AUTO, Declared, Facts, Policy, decode_policy
 from waypost.shared.measure import decode_chat
+from waypost.shared.unverified import UnverifiedClaims
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 

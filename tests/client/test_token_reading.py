@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.tokens import NOW, App
-from waypost.client._token import Tokens, unverified_claims
+from waypost.client._token import Tokens
 from waypost.client.testing import unsigned_token
+from waypost.shared.unverified import unverified_claims
 
 
 def test_a_real_token_says_tier_duties_and_lifetime() -> None:

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.tokens import AUDIENCE, NOW, App
-from waypost.client._token import unverified_claims
 from waypost.client.dpop import DPoPKey
 from waypost.shared.contracts import Claims, Issuers, SpendLimit
 from waypost.shared.errors import TokenError
 from waypost.shared.issuer_keys import jwk_of
 from waypost.shared.narrowing import MAX_NARROWINGS
+from waypost.shared.unverified import unverified_claims
 from waypost.validator.tokens import TokenVerifier
 
 APP = App()

@@ -17,7 +17,7 @@ from msgspec import Struct
 from waypost.client._core import Core
 from waypost.client._events import Answered, FailedOver
 from waypost.client._facts import current_session, from_header
-from waypost.client._token import AsyncTokens, Tokens, UnverifiedClaims
+from waypost.client._token import AsyncTokens, Tokens
 from waypost.shared.apis import ENDPOINT_BY_PATH, decode
 from waypost.shared.contracts import AUTO, Measured, Proposal
 from waypost.shared.errors import InvalidRequestError, UpstreamError
@@ -31,6 +31,7 @@ from waypost.shared.headers import (
     parse_decision,
     parse_facts,
 )
+from waypost.shared.unverified import UnverifiedClaims
 
 __all__ = ["Discard", "GetToken", "Race", "Refresh", "Send", "Step", "Watch", "exchange"]
 

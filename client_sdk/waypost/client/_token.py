@@ -1,21 +1,11 @@
-"""The access token: where it comes from, when to ask for the next, what it says.
+"""The access token: where it comes from, and when to ask for the next."""
 
-Nothing here checks a signature: the client holds no secret and decides nothing that counts. It
-reads its own token only to guess what the validator will find in it.
-"""
-
-import binascii
 import threading
 from collections.abc import Awaitable, Callable
 from inspect import isawaitable
 from typing import TYPE_CHECKING
 
-import msgspec
-from msgspec import Struct
-
-from waypost.shared.contracts import Signed
-from waypost.shared.narrowing import MAX_NARROWINGS, decode_narrowing, restricted
-from waypost.shared.rules import cohort
+from waypost.shared.unverified import UnverifiedClaims, unverified_claims
 
 if TYPE_CHECKING:
     import anyio
@@ -27,8 +17,6 @@ __all__ = [
     "AsyncTokens",
     "TokenSource",
     "Tokens",
-    "UnverifiedClaims",
-    "unverified_claims",
 ]
 
 TokenSource = str | Callable[[], str]
@@ -36,57 +24,6 @@ AsyncTokenSource = str | Callable[[], str] | Callable[[], Awaitable[str]]
 
 LEEWAY_S = 30  # a token is renewed this long before it lapses, short-lived ones later
 MEMO_ENTRIES = 256
-
-
-class UnverifiedClaims(Struct, frozen=True, kw_only=True):
-    """What a token says of itself: ``exp`` and ``iat`` in Unix seconds, and the rest as facts."""
-
-    exp: int
-    iat: int
-    signed: Signed
-
-
-class _Payload(Signed, frozen=True, kw_only=True):
-    exp: int = 2**40
-    iat: int = 0
-    iss: str = ""
-    sub: str = ""
-
-
-_decode = msgspec.json.Decoder(_Payload).decode
-
-
-def unverified_claims(token: str) -> UnverifiedClaims | None:
-    """Return what ``token`` says, unverified; ``None`` if it is not a JWT of ours."""
-    try:
-        return _read(token, narrowings=0)
-    except (IndexError, ValueError, RecursionError):
-        # msgspec's errors are ValueErrors, as are those of base64 and UTF-8.
-        return None
-
-
-def _read(token: str, *, narrowings: int) -> UnverifiedClaims:
-    part = token.split(".")[1]
-    payload = binascii.a2b_base64(part.translate(_URL_SAFE) + "=" * (-len(part) % 4))
-    if narrowings < MAX_NARROWINGS and b'"parent":' in payload:
-        by = decode_narrowing(payload)
-        parent = _read(by.parent, narrowings=narrowings + 1)
-        return UnverifiedClaims(
-            exp=min(parent.exp, by.exp), iat=by.iat, signed=restricted(parent.signed, by)
-        )
-    said = _decode(payload)
-    signed = Signed(
-        tier=said.tier,
-        cohort=cohort(said.iss, said.sub),
-        tenant=said.tenant,
-        region=said.region,
-        data_classes=said.data_classes,
-        models=said.models,
-    )
-    return UnverifiedClaims(exp=said.exp, iat=said.iat, signed=signed)
-
-
-_URL_SAFE = str.maketrans("-_", "+/")
 
 
 class _Tokens:

@@ -21,7 +21,6 @@ import msgspec
 from msgspec import Struct
 
 from waypost.client._client import AsyncWaypost, Options, Waypost
-from waypost.client._token import unverified_claims
 from waypost.shared.contracts import AUTO, Declared, Facts, Hints, Policy, Proposal
 from waypost.shared.engine import CompiledPolicy, Decision, compile_policy, decide
 from waypost.shared.errors import InvalidRequestError, TrustError
@@ -35,6 +34,7 @@ from waypost.shared.headers import (
     parse_proposal,
 )
 from waypost.shared.measure import decode_chat, measure_chat
+from waypost.shared.unverified import unverified_claims
 
 if TYPE_CHECKING:
     import httpx

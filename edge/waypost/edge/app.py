@@ -26,8 +26,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from waypost.edge.deciding import Decider
 from waypost.edge.names import CACHE_NO_ROOT_YET, CACHE_SHORT, CHANNEL, cache_control
-from waypost.shared.errors import WaypostError
+from waypost.shared.errors import (
+    ForbiddenError,
+    InvalidRequestError,
+    TokenError,
+    TrustError,
+    WaypostError,
+)
 
 __all__ = ["create_app"]
 
@@ -80,10 +87,11 @@ def create_app(
         routes=[
             Route("/livez", _live),
             Route("/v1/probe", _probe),
+            Route("/v1/decide", Decider(public).answer, methods=["POST"]),
             Route("/{path:path}", _Tree(public, private, private_token)),
         ],
         lifespan=lifespan,
-        exception_handlers={Exception: _failed},
+        exception_handlers={Exception: _failed, WaypostError: _refused},
     )
 
 
@@ -114,6 +122,24 @@ async def _probe(_request: Request) -> Response:
 async def _failed(_request: Request, _exc: Exception) -> Response:
     return _error(500, "internal", "The edge failed to answer. Its log says why.")
 
+
+async def _refused(_request: Request, exc: Exception) -> Response:
+    """Answer what ``/v1/decide`` does not decide."""
+    if not isinstance(exc, WaypostError):
+        raise exc
+    status = _STATUS_OF_CODE.get(exc.code) or next(
+        (status for kind, status in _STATUS if isinstance(exc, kind)), 500
+    )
+    return _error(status, exc.code, exc.message)
+
+
+_STATUS_OF_CODE = {"not_found": 404, "body_too_large": 413}
+_STATUS: tuple[tuple[type[WaypostError], int], ...] = (
+    (TokenError, 401),
+    (ForbiddenError, 403),
+    (InvalidRequestError, 400),
+    (TrustError, 503),
+)
 
 _PLAIN = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
