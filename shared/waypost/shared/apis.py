@@ -69,8 +69,8 @@ class EmbeddingRequest(Demanding, kw_only=True):
     stream: None = None
 
 
-def _add_texts(gist: Gist, texts: _Texts) -> int:
-    """Count texts in, written out or as tokens; return how many there are."""
+def _add_texts(gist: Gist, texts: _Texts, param: str) -> int:
+    """Count the texts of ``param`` in, written out or as tokens; return how many there are."""
     if isinstance(texts, str):
         gist.add_text(texts)
         gist.messages = 1
@@ -88,7 +88,7 @@ def _add_texts(gist: Gist, texts: _Texts) -> int:
         gist.newest_user = texts[-1]
     if gist.messages > MAX_BATCH:
         raise InvalidRequestError(
-            f"Send at most {MAX_BATCH} texts at a time.", code="invalid_body", param="input"
+            f"Send at most {MAX_BATCH} texts at a time.", code="invalid_body", param=param
         )
     return gist.messages
 
@@ -97,7 +97,7 @@ def _measure_completion(
     request: CompletionRequest, *, body_bytes: int, reader: TextReader
 ) -> Measured:
     gist = Gist()
-    prompts = _add_texts(gist, request.prompt)
+    prompts = _add_texts(gist, request.prompt, "prompt")
     return gist.measured(
         "completions",
         body_bytes=body_bytes,
@@ -112,7 +112,7 @@ def _measure_embeddings(
     request: EmbeddingRequest, *, body_bytes: int, reader: TextReader
 ) -> Measured:
     gist = Gist()
-    _add_texts(gist, request.input)
+    _add_texts(gist, request.input, "input")
     return gist.measured(
         "embeddings",
         body_bytes=body_bytes,
