@@ -82,6 +82,7 @@ def _told() -> set[str]:
     codes.update(engine.REFUSAL_CODES)
     stores = {"ledger_unavailable", "records_unavailable", "replay_unavailable"}
     codes.update(get_args(TrustCode), {"not_in_route", "scope_missing"}, stores)
+    codes.update({"idempotency_done", "idempotency_in_progress", "idempotency_key_reused"})
     # Where money is short, the ledger's word is told instead.
     return codes - {"unaffordable"}
 
