@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from msgspec import structs
 
-from bench.deciding import MONDAY, a_large_policy
+from bench.deciding import BERLIN, MONDAY, a_large_policy
 from waypost.edge.analysis.cells import DataHas
 from waypost.edge.analysis.diff import diff
 from waypost.edge.analysis.findings import find_problems
@@ -22,10 +22,7 @@ from waypost.shared.contracts import (
     Share,
     TextHas,
     YesNo,
-    Zone,
 )
-
-BERLIN = Zone("Europe/Berlin", ((0, 3_600), (MONDAY + 10**7, 7_200), (MONDAY + 2 * 10**7, 3_600)))
 
 # As ``a_large_policy`` has it.
 FREE = tuple(f"m{i}" for i in range(200) if i % 3)

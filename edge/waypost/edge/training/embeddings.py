@@ -1,7 +1,7 @@
 """Compiles example utterances of each route into an embedding model: softmax regression.
 
-On embeddings it does better than what words are compiled to: with ten examples a route 0.85
-against 0.81 (BANKING77) and 0.92 against 0.88 (CLINC150) of centroids and ridge heads, added.
+On embeddings it does better than what words are compiled to. On the same 600 prompts, with ten
+examples a route: 0.85 against 0.81 (BANKING77) and 0.92 against 0.88 (CLINC150).
 """
 
 from base64 import b64encode
