@@ -1,6 +1,8 @@
 """An identity provider's keys, from its JWKS to a token that a validator takes."""
 
 import json
+import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -98,6 +100,23 @@ def test_a_provider_s_tokens_hold_once_its_keys_are_imported_and_published(
     opened = open_bundle(bundle, root=project.root.read_bytes(), channel="prod", projection="full")
     verifier = TokenVerifier(opened.issuers, audience=AUDIENCE)
     assert verifier.verify(FIRST.bearer(), now=NOW).iss == ISS
+
+
+def test_the_example_of_the_tokens_page_works(command: Command, provider: Provider) -> None:
+    page = (Path(__file__).parents[2] / "docs/tokens.md").read_text()
+    section = page.split("## Keys of an identity provider")[1].split("\n## ")[0]
+    settings, lines = re.findall(r"^```\w*\n(.*?)^```", section, re.S | re.M)
+    Project(command.folder).issuers.write_text(settings)
+
+    for line in lines.splitlines():
+        words = shlex.split(line.replace("https://idp.example/jwks.json", provider.url))
+        assert command(*words[1:], *DRAFTS.get(words[1], ())).code == 0
+
+    assert kept(command) == ["2027-01"]
+
+
+# Publishing asks for signing keys, which this project has none of; a draft reads all that counts.
+DRAFTS = {"publish": ("--draft", "--out", "draft.json")}
 
 
 def test_a_planned_rotation_is_followed_without_a_word(
