@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from waypost.validator import decisions_cli, receipts_cli
+from waypost.validator import budget_cli, decisions_cli, receipts_cli
 from waypost.validator.report import report_cli
 
 __all__ = ["register"]
@@ -18,6 +18,7 @@ def register(app: typer.Typer) -> None:
     validator.command("serve")(serve)
     validator.callback()(lambda: None)
     app.add_typer(validator, name="validator")
+    budget_cli.register(app)
     decisions_cli.register(app)
     receipts_cli.register(app)
     report_cli.register(app)

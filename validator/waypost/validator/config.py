@@ -517,6 +517,20 @@ class Budgets(FileModel):
         """When the windows begin and end."""
         return Calendar(ZoneInfo(self.time_zone))
 
+    def scope(self, name: str) -> Scope:
+        """Return any scope by its name, with the limits set here; a user by the subject."""
+        kind, _, who = name.partition(":")
+        by_kind = {
+            "user": self.users,
+            "tenant": self.tenants,
+            "tier": self.tiers,
+            "provider": self.providers,
+            "model": self.models,
+        }
+        if kind == "account":
+            return self.account(who)
+        return _scope(name, self.overall if name == "global" else _rules(by_kind[kind], who))
+
     def account(self, name: str, ceilings: Iterable[SpendLimit] = ()) -> Scope:
         """Return the account ``name``, also within the ``ceilings`` of its token."""
         return _scope(f"account:{name}", self.accounts.get(name, self.default), ceilings)

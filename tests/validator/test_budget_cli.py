@@ -1,0 +1,114 @@
+"""``waypost budget``: the books, for people and scripts."""
+
+import csv
+import json
+import time
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from anyio import run as run_async
+
+from support.command import Command
+from support.ledgers import USD, a_hold, limit
+from waypost.validator.ledger import open_sqlite, scope_of
+
+SETTINGS = """
+audience: waypost
+manifest: {root: root.json}
+providers: {acme: {base_url: https://api.acme.example/v1}}
+budgets:
+  accounts: {acme: [{window: month, limit_usd: 1}]}
+"""
+
+
+async def spend(path: Path) -> None:
+    ledger = open_sqlite(path)
+    now = int(time.time())
+    for account, cost in (("acme", USD), ("bee", USD // 4)):
+        hold = a_hold(
+            account, cost, limit("total", 9 * USD), account=account, now=now,
+            also=(scope_of("provider:acme"), scope_of("model:small")),
+        )  # fmt: skip
+        await ledger.reserve(hold)
+        await ledger.settle(account, cost)
+    await ledger.close()
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    (tmp_path / "validator.yaml").write_text(SETTINGS)
+    (tmp_path / "state").mkdir()
+    run_async(spend, tmp_path / "state" / "ledger.sqlite")
+    monkeypatch.chdir(tmp_path)
+    return Command(tmp_path, monkeypatch, capsys)
+
+
+def shown(command: Command, window: str = "month") -> dict[str, int]:
+    balances = json.loads(command.good("budget", "show", "acme", "--json"))
+    return next(balance for balance in balances if balance["window"] == window)
+
+
+def test_a_balance_is_shown_with_what_is_left(command: Command) -> None:
+    assert shown(command)["spent_nusd"] == shown(command)["limit_nusd"] == USD
+    assert "$1.0000" in command.good("budget", "show", "account:acme")
+
+
+def test_a_grant_makes_room_and_a_reset_gives_the_whole_limit_back(command: Command) -> None:
+    command.good("budget", "grant", "acme", "--usd", "0.25", "--why", "a demo")
+    assert shown(command)["limit_nusd"] == USD + USD // 4
+
+    command.good("budget", "reset", "acme")
+
+    after = shown(command)
+    assert (after["limit_nusd"], after["spent_nusd"]) == (2 * USD, USD)  # and nothing is forgotten
+
+
+def test_who_spent_most_comes_first_also_by_what_has_no_budget(command: Command) -> None:
+    accounts = json.loads(command.good("budget", "top", "--json"))
+    models = json.loads(command.good("budget", "top", "--by", "model", "--json"))
+
+    assert [one["scope"] for one in accounts] == ["account:acme", "account:bee"]
+    assert models == [{"scope": "model:small", "spent_nusd": USD + USD // 4, "reserved_nusd": 0}]
+
+
+def test_the_journal_is_exported_as_csv(command: Command) -> None:
+    rows = list(csv.DictReader(StringIO(command.good("budget", "export"))))
+
+    assert [(row["account"], row["model"], int(row["cost_nusd"])) for row in rows] == [
+        ("acme", "small", USD),
+        ("bee", "small", USD // 4),
+    ]
+
+
+@pytest.mark.parametrize("is_json", [False, True])
+@pytest.mark.parametrize(("cost", "code"), [("1.25", 0), ("1.30", 1)])
+def test_a_provider_s_count_is_held_against_the_books(
+    command: Command, cost: str, code: int, is_json: bool
+) -> None:
+    day = time.strftime("%Y-%m-%d", time.gmtime())
+    export = command.folder / "usage"
+    export.write_text(
+        json.dumps({"data": [{"date": day, "model": "acme-small", "cost_usd": float(cost)}]})
+        if is_json
+        else f"date,model,cost_usd\n{day},acme-small,{cost}\n"
+    )
+
+    said = command(
+        "budget", "reconcile", str(export), "--provider", "acme", "--model", "small=acme-small"
+    )
+
+    assert said.code == code
+    assert "acme-small" in said.out
+
+
+def test_an_export_that_cannot_be_read_names_its_row(command: Command) -> None:
+    export = command.folder / "usage.csv"
+    export.write_text("date,model,cost_usd\ntomorrow,small,1\n")
+
+    said = command("budget", "reconcile", str(export), "--provider", "acme")
+
+    assert said.code == 1
+    assert "row 1" in said.err
