@@ -100,7 +100,6 @@ class Shadow(Struct, frozen=True, kw_only=True):
     model: str | None = None
     route: str | None = None
     cost_nusd: int | None = None
-    attempt: Attempt | None = None
 
 
 class DecisionRecord(Struct, frozen=True, kw_only=True):
