@@ -17,6 +17,7 @@ from bench import (
     deciding,
     detecting,
     latency_world,
+    ledgers,
     recording,
     rivals,
     routing_quality,
@@ -36,6 +37,7 @@ SECTIONS: dict[str, Callable[[Path], Rows]] = {
     "decide": lambda _: deciding.rows(),
     "detect": lambda _: detecting.rows(),
     "latency": lambda _: latency_world.rows(),
+    "ledger": ledgers.rows,
     "quality": lambda _: routing_quality.rows(),
     "records": recording.rows,
     "serve": serving.rows,
@@ -47,7 +49,8 @@ SECTIONS: dict[str, Callable[[Path], Rows]] = {
 }
 
 # Installs other people's gateways, so only when asked for: `make bench-rivals`.
-ASKED_FOR: dict[str, Callable[[Path], Rows]] = {"rivals": rivals.rows}
+# The race takes minutes: `python -m bench race`.
+ASKED_FOR: dict[str, Callable[[Path], Rows]] = {"race": ledgers.race_rows, "rivals": rivals.rows}
 
 
 def main() -> int:
