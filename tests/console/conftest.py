@@ -90,7 +90,8 @@ def start_console(folder: Path, *, records: int = RECORDS) -> Generator[Console]
         yield ready.result(30)
     finally:
         ended.set()
-        thread.join(30)
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 @pytest.fixture(scope="module")

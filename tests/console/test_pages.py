@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from console.conftest import RECORDS, Console
+from console.conftest import RECORDS, Console, start_console
 from support.recorded import a_record, fill
 from waypost.shared.contracts import Proposal
 from waypost.shared.errors import StoreError
@@ -165,6 +165,17 @@ def test_a_page_that_was_cut_off_gets_what_it_missed(
         event = _event(stream.iter_lines())
 
     assert ID.findall(event) == [records[2].id, records[1].id]
+
+
+def test_a_page_that_follows_does_not_hold_up_the_end_of_the_server(tmp_path: Path) -> None:
+    own = start_console(tmp_path, records=1)
+    console = next(own)
+    with console.operator() as operator, operator.stream("GET", "/console/decisions/live") as live:
+        lines = live.iter_lines()
+        next(lines)
+        own.close()
+
+        assert not [line for line in lines if line.startswith("data:")]
 
 
 def test_there_are_only_so_many_who_follow(

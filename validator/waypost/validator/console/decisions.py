@@ -20,13 +20,13 @@ from waypost.shared.explain import explain_record
 from waypost.shared.records import DecisionRecord, Verdict
 from waypost.validator.console.charts import Chart, stacked_bars
 from waypost.validator.console.flow import flow_of, steps_of
-from waypost.validator.console.pages import WINDOWS, Window, desk_of, page, window_of
+from waypost.validator.console.pages import DAY, WINDOWS, Window, desk_of, page, window_of
 from waypost.validator.console.render import render
 from waypost.validator.console.words import count, csv_cell, when
 from waypost.validator.desk import Desk
 from waypost.validator.guarded_http import end_with_server
 from waypost.validator.problems import SEE_OTHER
-from waypost.validator.records import RecordFilter, RecordStats
+from waypost.validator.records import RecordFilter, RecordStats, StatsRow
 
 __all__ = ["export", "listing", "live", "one"]
 
@@ -105,10 +105,7 @@ async def listing(request: Request) -> Response:
         return RedirectResponse(f"/console/decisions/{wanted[:64]}", SEE_OTHER)
     asked = _asked(request, desk.clock())
     before = _cursor(request)
-    verdicts, whole = await asyncio.gather(
-        desk.store.stats(asked.filters, by=("verdict",), step_ms=asked.window.step_ms),
-        desk.store.stats(asked.filters, by=()),
-    )
+    verdicts, quick = await _added_up(desk, asked)
     narrowed = _narrowed(asked, verdicts, before_ms=None if before is None else before[1])
     cursor = None if before is None else before[0]
     records = (
@@ -130,9 +127,10 @@ async def listing(request: Request) -> Response:
         records=records[:PAGE],
         older=asked.link(before=last.id, at=str(last.at_ms)) if last is not None else None,
         is_first=before is None,
-        chart=_chart(asked.window, verdicts, desk.clock()),
-        totals=_totals(whole, verdicts),
-        dropped=whole.dropped,
+        chart=_chart(asked.window, verdicts, desk.clock()) if verdicts is not None else None,
+        totals=_totals(verdicts, quick) if verdicts is not None else None,
+        timed=min(asked.window, DAY, key=lambda window: window.span_ms),
+        dropped=0 if verdicts is None else verdicts.dropped,
     )
 
 
@@ -146,12 +144,34 @@ def _cursor(request: Request) -> tuple[str, int] | None:
     return before, int(at)
 
 
-def _narrowed(asked: Asked, stats: RecordStats, *, before_ms: int | None) -> RecordFilter | None:
+async def _added_up(desk: Desk, asked: Asked) -> tuple[RecordStats | None, RecordStats]:
+    """Return requests by verdict and step, and times of a day at most.
+
+    Both come from totals by the hour, which know no accounts: for one, what is longer than a day
+    is not added up, as that would take as long as its records are many.
+    """
+    filters = asked.filters
+    if filters.account is not None and asked.window.span_ms > DAY.span_ms:
+        return None, RecordStats(rows=())
+    of_a_day = structs.replace(
+        filters, since_ms=max(filters.since_ms or 0, DAY.starts_ms(desk.clock()).start)
+    )
+    return await asyncio.gather(
+        desk.store.stats(filters, by=("verdict",), step_ms=asked.window.step_ms, times=False),
+        desk.store.stats(of_a_day, by=()),
+    )
+
+
+def _narrowed(
+    asked: Asked, stats: RecordStats | None, *, before_ms: int | None
+) -> RecordFilter | None:
     """Return the filter, beginning with the latest step that a whole page surely reaches back to.
 
     ``None`` if no record passes it. Without this, a filter that few records pass would have every
     other record of the window looked at.
     """
+    if stats is None:
+        return asked.filters
     by_step: dict[int, int] = {}
     for row in stats.rows:
         by_step[row.at_ms or 0] = by_step.get(row.at_ms or 0, 0) + row.requests
@@ -191,23 +211,18 @@ class Totals(NamedTuple):
     ttft_p95_ms: float | None = None
 
 
-def _totals(whole: RecordStats, verdicts: RecordStats) -> Totals:
-    if not whole.rows:
-        return Totals()
-    (row,) = whole.rows
-    of: dict[str, int] = dict.fromkeys(VERDICTS, 0)
-    for step in verdicts.rows:
-        if step.verdict is not None:
-            of[step.verdict] += step.requests
+def _totals(verdicts: RecordStats, times: RecordStats) -> Totals:
+    rows = verdicts.rows
+    timed = next(iter(times.rows), StatsRow())
     return Totals(
-        requests=row.requests,
-        cost_nusd=row.cost_nusd,
-        saved_nusd=row.saved_nusd,
-        overridden=of["overridden"],
-        refused=of["refused"],
-        failed=row.failed,
-        ttft_p50_ms=row.ttft_p50_ms,
-        ttft_p95_ms=row.ttft_p95_ms,
+        requests=sum(row.requests for row in rows),
+        cost_nusd=sum(row.cost_nusd for row in rows),
+        saved_nusd=sum(row.saved_nusd for row in rows),
+        overridden=sum(row.requests for row in rows if row.verdict == "overridden"),
+        refused=sum(row.requests for row in rows if row.verdict == "refused"),
+        failed=sum(row.failed for row in rows),
+        ttft_p50_ms=timed.ttft_p50_ms,
+        ttft_p95_ms=timed.ttft_p95_ms,
     )
 
 

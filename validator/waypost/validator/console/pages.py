@@ -13,7 +13,7 @@ from waypost.validator.console.words import when
 from waypost.validator.desk import Desk
 from waypost.validator.problems import OK
 
-__all__ = ["HOUR_MS", "WINDOWS", "Window", "desk_of", "form_of", "page", "window_of"]
+__all__ = ["DAY", "HOUR_MS", "WINDOWS", "Window", "desk_of", "form_of", "page", "window_of"]
 
 MAX_FORM_BYTES = 524_288
 MAX_FIELDS = 64
@@ -28,6 +28,11 @@ class Window(NamedTuple):
     title: str
     steps: int
     step_ms: int
+
+    @property
+    def span_ms(self) -> int:
+        """How long it is."""
+        return self.steps * self.step_ms
 
     def starts_ms(self, now: float) -> range:
         """Return the start of each step, the last one being under way; whole steps from 1970."""
@@ -50,6 +55,8 @@ WINDOWS: Mapping[str, Window] = {
         Window("30d", "30 days", 30, DAY_MS),
     )
 }
+
+DAY = WINDOWS["24h"]
 
 
 def window_of(request: Request) -> Window:

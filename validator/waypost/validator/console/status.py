@@ -15,7 +15,7 @@ from waypost.shared.records import DecisionRecord
 from waypost.shared.rules import describe
 from waypost.validator.config import Budgets
 from waypost.validator.console.charts import Chart, lines
-from waypost.validator.console.pages import WINDOWS, Window, desk_of, page, window_of
+from waypost.validator.console.pages import DAY, WINDOWS, Window, desk_of, page, window_of
 from waypost.validator.console.words import decimal_ms
 from waypost.validator.desk import Desk
 from waypost.validator.ledger import Balance, Scope, scope_of
@@ -32,49 +32,77 @@ NO_LIMIT_NUSD = 2**53 - 1
 
 
 class Compared(NamedTuple):
-    """One route's share of a window: its totals, and how many of its requests were overridden."""
+    """One route's share of a window. Money in nano-dollars.
+
+    Attributes:
+        times: of a day at most, since times take longest to add up.
+    """
 
     name: str | None
-    row: StatsRow
+    requests: int
+    cost_nusd: int
+    saved_nusd: int
     overridden: int
     refused: int
+    failed: int
+    repeated: int
+    good: int
+    bad: int
+    times: StatsRow
+
+    @property
+    def each_nusd(self) -> int:
+        """What one request cost."""
+        return self.cost_nusd // self.requests if self.requests else 0
 
 
 async def routes(request: Request) -> Response:
     """Routes beside each other: traffic, cost, savings, times, overrides, quality."""
     desk = desk_of(request)
     window = window_of(request)
+    timed = min(window, DAY, key=lambda one: one.span_ms)
     filters = RecordFilter(since_ms=window.starts_ms(desk.clock()).start)
-    whole, verdicts, steps = await asyncio.gather(
-        desk.store.stats(filters, by=("route",)),
-        desk.store.stats(filters, by=("route", "verdict")),
-        desk.store.stats(filters, by=(), step_ms=window.step_ms),
+    of_a_day = RecordFilter(since_ms=timed.starts_ms(desk.clock()).start)
+    sums, times, steps = await asyncio.gather(
+        desk.store.stats(filters, by=("route", "verdict"), times=False),
+        desk.store.stats(of_a_day, by=("route",)),
+        desk.store.stats(of_a_day, by=(), step_ms=timed.step_ms),
     )
-    compared = [_compared(row, verdicts) for row in whole.rows]
+    names = {row.route for row in sums.rows}
+    compared = [_compared(name, sums, times) for name in names]
     trusted = desk.keeper.current
     known = {} if trusted is None else {route.name: route for route in trusted.policy.routes}
     return await page(
         request,
         "routes.html",
-        compared=compared,
-        total=sum(row.requests for row in whole.rows),
-        dearest=max((_each_nusd(row) for row in whole.rows), default=0),
+        compared=sorted(compared, key=lambda one: -one.requests),
+        total=sum(one.requests for one in compared),
+        dearest=max((one.each_nusd for one in compared), default=0),
         known=known,
         describe=describe,
-        chart=_times(window, steps, desk.clock()),
+        chart=_times(timed, steps, desk.clock()),
+        timed=timed,
         window=window,
         link="?window={}".format,
         windows=WINDOWS.values(),
     )
 
 
-def _compared(row: StatsRow, verdicts: RecordStats) -> Compared:
-    of = {v.verdict: v.requests for v in verdicts.rows if v.route == row.route}
-    return Compared(row.route, row, of.get("overridden", 0), of.get("refused", 0))
-
-
-def _each_nusd(row: StatsRow) -> int:
-    return row.cost_nusd // row.requests if row.requests else 0
+def _compared(name: str | None, sums: RecordStats, times: RecordStats) -> Compared:
+    rows = [row for row in sums.rows if row.route == name]
+    return Compared(
+        name=name,
+        requests=sum(row.requests for row in rows),
+        cost_nusd=sum(row.cost_nusd for row in rows),
+        saved_nusd=sum(row.saved_nusd for row in rows),
+        overridden=sum(row.requests for row in rows if row.verdict == "overridden"),
+        refused=sum(row.requests for row in rows if row.verdict == "refused"),
+        failed=sum(row.failed for row in rows),
+        repeated=sum(row.repeated for row in rows),
+        good=sum(row.good for row in rows),
+        bad=sum(row.bad for row in rows),
+        times=next((row for row in times.rows if row.route == name), StatsRow()),
+    )
 
 
 def _times(window: Window, steps: RecordStats, now: float) -> Chart:

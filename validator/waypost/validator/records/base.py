@@ -77,6 +77,7 @@ class RecordStore(Protocol):
         *,
         by: Sequence[Dimension] = BY_DEFAULT,
         step_ms: int | None = None,
+        times: bool = True,
     ) -> RecordStats:
         """Return totals of the records that agree in ``by``.
 
@@ -85,6 +86,7 @@ class RecordStore(Protocol):
 
         Args:
             step_ms: also apart by steps of time of this length, counted from 1970.
+            times: whether rows tell times. Without, a month is added up in a tenth of the time.
         """
         ...
 

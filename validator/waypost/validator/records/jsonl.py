@@ -92,6 +92,7 @@ class JsonlRecordStore:
         *,
         by: Sequence[Dimension] = BY_DEFAULT,
         step_ms: int | None = None,
+        times: bool = True,
     ) -> RecordStats:
         """See ``RecordStore.stats``; totals reach as far back as the files."""
         return await asyncio.to_thread(self._stats, filters, by, step_ms)

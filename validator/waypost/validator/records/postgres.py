@@ -62,6 +62,7 @@ SCHEMA = (
     "CREATE INDEX IF NOT EXISTS records_by_tenant ON records (tenant, at_ms)",
     "CREATE INDEX IF NOT EXISTS records_by_reason ON records (reason, at_ms)",
     "CREATE INDEX IF NOT EXISTS records_by_route ON records (route, at_ms)",
+    "CREATE INDEX IF NOT EXISTS records_by_account ON records (account, at_ms)",
     "CREATE INDEX IF NOT EXISTS records_by_verdict ON records (verdict, at_ms)",
     "CREATE TABLE IF NOT EXISTS hours (at_ms bigint PRIMARY KEY, state integer NOT NULL)",
     f"CREATE TABLE IF NOT EXISTS totals (at_ms bigint NOT NULL, {_DIMENSIONS},"
@@ -178,11 +179,12 @@ class PostgresRecordStore:
         *,
         by: Sequence[Dimension] = BY_DEFAULT,
         step_ms: int | None = None,
+        times: bool = True,
     ) -> RecordStats:
         """See ``RecordStore.stats``."""
         async with self._transaction("read") as db:
             await db.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            return await _run(db, stats(filters, by, step_ms, "%s"))
+            return await _run(db, stats(filters, by, step_ms, "%s", times=times))
 
     async def put_feedback(self, record: DecisionRecord, feedback: Feedback) -> None:
         """See ``RecordStore.put_feedback``."""

@@ -6,7 +6,7 @@ totals where it can, and single records at the edges and for the hour that runs.
 """
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from msgspec import structs
@@ -145,7 +145,12 @@ def raw_ranges(
 
 
 def stats(
-    filters: RecordFilter, by: Sequence[Dimension], step_ms: int | None, mark: str
+    filters: RecordFilter,
+    by: Sequence[Dimension],
+    step_ms: int | None,
+    mark: str,
+    *,
+    times: bool = True,
 ) -> Steps[RecordStats]:
     """Return totals; to be asked within one transaction, so that hours and records agree."""
     whole = whole_hours(filters, step_ms)
@@ -155,11 +160,19 @@ def stats(
     hours = yield "SELECT at_ms, state FROM hours ORDER BY at_ms", ()
     if whole[0] < whole[1]:
         holding = f"{within} AND at_ms IN (SELECT at_ms FROM hours WHERE state != {VOID})"
-        rows = yield _totals_query(holding, by, step_ms), [*values, *whole]
-        parts += merged(_parts_of_totals(rows, by))
-    for times in raw_ranges([(at_ms, state) for at_ms, state in hours], filters, whole):
-        rows = yield _records_query(within, by, step_ms), [*values, *times]
-        parts += merged(_parts_of_records(rows, by))
+        if times:
+            rows = yield _totals_query(holding, by, step_ms), [*values, *whole]
+            parts += merged(_parts_of_totals(rows, by))
+        else:
+            rows = yield _sums_query("totals", holding, by, step_ms), [*values, *whole]
+            parts += _parts_of_sums(rows, by)
+    for span in raw_ranges([(at_ms, state) for at_ms, state in hours], filters, whole):
+        if times:
+            rows = yield _records_query(within, by, step_ms), [*values, *span]
+            parts += merged(_parts_of_records(rows, by))
+        else:
+            rows = yield _sums_query("records", within, by, step_ms), [*values, *span]
+            parts += _parts_of_sums(rows, by)
     where, values = conditions(filters, mark)
     keys = [_step(step_ms), *by]
     rows = yield (
@@ -253,6 +266,28 @@ def _parts_of_totals(rows: Iterable[Row], by: Sequence[Dimension]) -> Iterator[P
             _sketch(row[-2]),
             _sketch(row[-1]),
         )
+
+
+def _sums_query(
+    table: Literal["records", "totals"],
+    where: str,
+    by: Sequence[Dimension],
+    step_ms: int | None,
+) -> str:
+    """Add up in the database what needs no sketches merged."""
+    group = [_step(step_ms), *by]
+    requests = "count(*)" if table == "records" else "CAST(sum(requests) AS BIGINT)"
+    sums = [f"CAST(sum({name}) AS BIGINT)" for name in SUMS]
+    return (
+        f"SELECT {', '.join([*group, requests, *sums])} FROM {table} WHERE {where}"
+        f" GROUP BY {_places(group)}"
+    )
+
+
+def _parts_of_sums(rows: Iterable[Row], by: Sequence[Dimension]) -> Iterator[Part]:
+    end = 1 + len(by)
+    for row in rows:
+        yield row[0], row[1:end], row[end], row[end + 1 :], {}, {}
 
 
 def _total_values(part: Part) -> Row:

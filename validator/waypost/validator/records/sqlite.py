@@ -68,6 +68,7 @@ CREATE INDEX records_by_model ON records (model, at_ms);
 CREATE INDEX records_by_tenant ON records (tenant, at_ms);
 CREATE INDEX records_by_reason ON records (reason, at_ms);
 CREATE INDEX records_by_route ON records (route, at_ms);
+CREATE INDEX records_by_account ON records (account, at_ms);
 CREATE INDEX records_by_verdict ON records (verdict, at_ms);
 CREATE TABLE bodies (seq INTEGER PRIMARY KEY, body BLOB NOT NULL);
 CREATE TABLE hours (at_ms INTEGER PRIMARY KEY, state INTEGER NOT NULL);
@@ -184,9 +185,10 @@ class SqliteRecordStore:
         *,
         by: Sequence[Dimension] = BY_DEFAULT,
         step_ms: int | None = None,
+        times: bool = True,
     ) -> RecordStats:
         """See ``RecordStore.stats``."""
-        return await asyncio.to_thread(self._stats, stats(filters, by, step_ms, "?"))
+        return await asyncio.to_thread(self._stats, stats(filters, by, step_ms, "?", times=times))
 
     async def put_feedback(self, record: DecisionRecord, feedback: Feedback) -> None:
         """See ``RecordStore.put_feedback``."""
