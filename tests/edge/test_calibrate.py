@@ -1,5 +1,7 @@
 """Thresholds for cascades: what is promised is kept, and what cannot be promised is not."""
 
+import re
+import shlex
 from pathlib import Path
 
 import msgspec
@@ -146,6 +148,19 @@ def test_what_the_command_writes_a_policy_can_use(tmp_path: Path) -> None:
 
     written = msgspec.json.decode((tmp_path / "judge.json").read_bytes(), type=JudgeModel)
     assert loaded.full.judge == written
+
+
+def test_the_command_of_the_resilience_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/resilience.md").read_text()
+    (line,) = re.findall(r"^\$ waypost policy calibrate (.*)$", page, re.M)
+    write(tmp_path / "graded.jsonl", spoken(400))
+    monkeypatch.chdir(tmp_path)
+    code, _ = run(*shlex.split(line))
+
+    assert code == 0
+    assert (tmp_path / "judge.json").exists()
 
 
 def test_a_promise_that_cannot_be_made_is_a_finding(tmp_path: Path) -> None:

@@ -72,6 +72,14 @@ def test_dollars_become_nano_dollars_exactly(tmp_path: Path) -> None:
         ("ACME_KEY", "sk-live-abcdef", ["8: providers.acme.api_key", "environment variable"]),
         ("  root: trust/root.json\n", "", ["2: manifest.root: 'root' is missing"]),
         ("api_key: ACME_KEY", "timeout_s: 0", ["8: providers.acme.timeout_s"]),
+        (
+            "api_key: ACME_KEY",
+            "api_key: A\n    api_keys: [B]",
+            ["providers.acme: give api_key or api_keys, not both"],
+        ),
+        ("api_key: ACME_KEY", "api_keys: [A, A]", ["api_keys names a variable twice"]),
+        ("api_key: ACME_KEY", "retry_percent: 21", ["8: providers.acme.retry_percent"]),
+        ("api_key: ACME_KEY", "breaker: {failures: 0}", ["8: providers.acme.breaker.failures"]),
         ("    api_key: ACME_KEY", "  acme: {}", ["8: providers.acme: is here twice"]),
     ],
 )
