@@ -14,7 +14,7 @@ from console.conftest import RECORDS, Console, start_console
 from support.recorded import a_record, fill
 from waypost.shared.contracts import Proposal
 from waypost.shared.errors import StoreError
-from waypost.shared.records import DecisionRecord
+from waypost.shared.records import DecisionRecord, Feedback
 from waypost.validator.console import decisions
 from waypost.validator.console.charts import nice_top, stacked_bars
 from waypost.validator.console.flow import flow_of, steps_of
@@ -94,6 +94,31 @@ def test_a_request_id_leads_to_its_decision(operator: httpx.Client) -> None:
 
     assert answer.url.path == f"/console/decisions/{wanted}"
     assert "The client" in answer.text
+
+
+def test_by_account_a_day_is_added_up_and_a_month_is_listed(operator: httpx.Client) -> None:
+    day = operator.get("/console/decisions?account=alice").text
+    month = operator.get("/console/decisions?account=alice&window=30d").text
+
+    assert "<dt>Requests</dt>" in day
+    assert "a day at most is added up" in month
+    assert len(ID.findall(month)) == 50
+
+
+def test_a_decision_shows_how_it_was_rated_and_what_it_repeats(
+    operator: httpx.Client, console: Console
+) -> None:
+    first = a_record(9_301, at_ms=_now_ms())
+    again = a_record(9_302, at_ms=_now_ms(), repeats=first.id, trace_id="4bf92f35" * 4)
+    _write(console, first, again)
+    rating = Feedback(rating="bad", cause="incomplete", at_ms=_now_ms())
+    console.run(console.running.desk.store.put_feedback(again, rating))
+
+    page = operator.get(f"/console/decisions/{again.id}").text
+
+    assert "rated bad: incomplete" in page
+    assert f'href="/console/decisions/{first.id}"' in page
+    assert "4bf92f35" * 4 in page
 
 
 def test_what_passes_no_filter_is_said_to_be_none(operator: httpx.Client) -> None:
