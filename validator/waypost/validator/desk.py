@@ -32,6 +32,7 @@ from waypost.shared.errors import PolicyError, RefusalError, StoreError, TrustEr
 from waypost.shared.money import Price
 from waypost.shared.records import DecisionRecord
 from waypost.shared.trust import ManifestKeeper, Trusted
+from waypost.validator.budget_webhook import BudgetWebhook
 from waypost.validator.config import (
     Budgets,
     ConfigError,
@@ -263,6 +264,7 @@ class Desk:
         self.tracer = tracer
         self.receipts = receipts
         self.candidate: Candidate | None = None
+        self.webhook: BudgetWebhook | None = None
         self._redactor = redactor(config.detectors) if config.records.prompts else None
         self._client = client
         self._serving: Serving | None = None
@@ -610,6 +612,10 @@ async def open_desk(
             receipts=receipts if config.receipts and config.receipts.header else None,
             console_token=_console_token(config.console.token, environment),
         )
+        if config.budgets.webhook is not None:
+            url = _secret("the budgets' webhook", config.budgets.webhook, environment)
+            desk.webhook = BudgetWebhook(url)
+            stack.push_async_callback(desk.webhook.close)
         if config.candidate is not None:
             # Candidates are made of what is served, and so of this module.
             from waypost.validator.candidate import Candidate

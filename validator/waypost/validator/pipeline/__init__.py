@@ -38,6 +38,8 @@ async def serve(desk: Desk, call: Call) -> None:
         )
         booking = Booking(desk, call, considered)
         decision = await reserve(call, considered, booking)
+        if call.crossed and desk.webhook is not None:
+            desk.webhook.tell(call.crossed)
         delivered = await forward(desk, call, considered, decision, booking)
         await settle(call, considered.facts, delivered)
     except (RefusalError, StoreError) as refusal:
