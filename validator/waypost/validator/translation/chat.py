@@ -3,7 +3,6 @@
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from waypost.shared.money import Usage
 from waypost.validator.apis.chat import shows_usage
@@ -24,9 +23,15 @@ from waypost.validator.translation.neutral import (
     ToolCall,
     ToolResult,
     Turn,
-    untranslatable,
 )
-from waypost.validator.translation.strict import image_of, only, read
+from waypost.validator.translation.strict import (
+    Strict,
+    image_of,
+    late_instructions,
+    only,
+    openai_choice,
+    read,
+)
 
 __all__ = ["FINISH_REASONS", "PARAMS", "answer", "failure", "prompt", "usage_fields", "writer"]
 
@@ -43,55 +48,51 @@ FINISH_REASONS: dict[StopReason, str] = {
 # ── what a request says ────────────────────────────────────────────────────────────────────────
 
 
-class _Strict(Struct, forbid_unknown_fields=True):
-    pass
-
-
-class _TextPart(_Strict, tag_field="type", tag="text"):
+class _TextPart(Strict, tag_field="type", tag="text"):
     text: str
 
 
-class _ImageUrl(_Strict):
+class _ImageUrl(Strict):
     url: str
     detail: str | None = None  # how closely to look: the provider's own way if it has none
 
 
-class _ImagePart(_Strict, tag_field="type", tag="image_url"):
+class _ImagePart(Strict, tag_field="type", tag="image_url"):
     image_url: _ImageUrl
 
 
-class _RefusalPart(_Strict, tag_field="type", tag="refusal"):
+class _RefusalPart(Strict, tag_field="type", tag="refusal"):
     refusal: str
 
 
-class _System(_Strict, tag_field="role", tag="system"):
+class _System(Strict, tag_field="role", tag="system"):
     content: str | list[_TextPart]
     name: None = None
 
 
-class _Developer(_Strict, tag_field="role", tag="developer"):
+class _Developer(Strict, tag_field="role", tag="developer"):
     content: str | list[_TextPart]
     name: None = None
 
 
-class _User(_Strict, tag_field="role", tag="user"):
+class _User(Strict, tag_field="role", tag="user"):
     content: str | list[_TextPart | _ImagePart]
     name: None = None
 
 
-class _Function(_Strict):
+class _Function(Strict):
     name: str
     arguments: str
 
 
-class _Call(_Strict):
+class _Call(Strict):
     id: str
     function: _Function
     type: str = "function"
     index: int | None = None  # as in streams, which some send back as they came
 
 
-class _Assistant(_Strict, tag_field="role", tag="assistant"):
+class _Assistant(Strict, tag_field="role", tag="assistant"):
     content: str | list[_TextPart | _RefusalPart] | None = None
     refusal: str | None = None
     tool_calls: list[_Call] | None = None
@@ -104,51 +105,51 @@ class _Assistant(_Strict, tag_field="role", tag="assistant"):
     reasoning_content: Any = None
 
 
-class _ToolMessage(_Strict, tag_field="role", tag="tool"):
+class _ToolMessage(Strict, tag_field="role", tag="tool"):
     content: str | list[_TextPart]
     tool_call_id: str
     name: str | None = None
 
 
-class _FunctionTool(_Strict):
+class _FunctionTool(Strict):
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
 
-class _Tool(_Strict, tag_field="type", tag="function"):
+class _Tool(Strict, tag_field="type", tag="function"):
     function: _FunctionTool
 
 
-class _Named(_Strict):
+class _Named(Strict):
     name: str
 
 
-class _NamedTool(_Strict, tag_field="type", tag="function"):
+class _NamedTool(Strict, tag_field="type", tag="function"):
     function: _Named
 
 
-class _Schema(_Strict):
+class _Schema(Strict):
     name: str
     schema: dict[str, Any] | None = None
     description: str | None = None
     strict: bool | None = None
 
 
-class _TextFormat(_Strict, tag_field="type", tag="text"):
+class _TextFormat(Strict, tag_field="type", tag="text"):
     pass
 
 
-class _ObjectFormat(_Strict, tag_field="type", tag="json_object"):
+class _ObjectFormat(Strict, tag_field="type", tag="json_object"):
     pass
 
 
-class _SchemaFormat(_Strict, tag_field="type", tag="json_schema"):
+class _SchemaFormat(Strict, tag_field="type", tag="json_schema"):
     json_schema: _Schema
 
 
-class _Body(_Strict):
+class _Body(Strict):
     messages: list[_System | _Developer | _User | _Assistant | _ToolMessage]
     tools: list[_Tool] | None = None
     tool_choice: str | _NamedTool | None = None
@@ -212,10 +213,7 @@ def prompt(body: bytes) -> Prompt:
         match message:
             case _System() | _Developer():
                 if turns:
-                    raise untranslatable(
-                        f"messages[{place}].role",
-                        "The provider's API takes instructions only before the conversation.",
-                    )
+                    raise late_instructions(f"messages[{place}].role")
                 system += _texts(message.content)
             case _User():
                 turns.append(Turn("user", _user_parts(message.content)))
@@ -226,6 +224,7 @@ def prompt(body: bytes) -> Prompt:
                 texts = tuple(Text(text) for text in _texts(message.content))
                 name = names.get(message.tool_call_id, message.name or "")
                 turns.append(Turn("user", (ToolResult(message.tool_call_id, name, texts),)))
+    choice = asked.tool_choice
     return Prompt(
         turns=tuple(turns),
         system=tuple(system),
@@ -238,7 +237,9 @@ def prompt(body: bytes) -> Prompt:
             )
             for tool in asked.tools or ()
         ),
-        tool_choice=_choice(asked.tool_choice),
+        tool_choice=Choice("any", choice.function.name)
+        if isinstance(choice, _NamedTool)
+        else openai_choice(choice),
         parallel_tools=asked.parallel_tool_calls,
         json=_json(asked.response_format),
         stop=(asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ()),
@@ -275,20 +276,6 @@ def _assistant_parts(message: _Assistant) -> tuple[Text | ToolCall, ...]:
         *(Text(text) for text in texts if text),
         *(ToolCall(call.id, call.function.name, call.function.arguments) for call in calls),
     )
-
-
-def _choice(choice: str | _NamedTool | None) -> Choice | None:
-    match choice:
-        case None:
-            return None
-        case _NamedTool():
-            return Choice("any", choice.function.name)
-        case "auto" | "none":
-            return Choice(choice)
-        case "required":
-            return Choice("any")
-        case _:
-            raise untranslatable("tool_choice", "There is no such tool_choice.")
 
 
 def _json(wanted: _TextFormat | _ObjectFormat | _SchemaFormat | None) -> JsonFormat | None:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from waypost.shared.money import Usage
 from waypost.validator.apis.fields import encode
@@ -25,7 +24,7 @@ from waypost.validator.translation.neutral import (
     object_of,
     untranslatable,
 )
-from waypost.validator.translation.strict import only, read
+from waypost.validator.translation.strict import Strict, late_instructions, only, read
 
 __all__ = ["PARAMS", "STOP_REASONS", "answer", "failure", "prompt", "writer"]
 
@@ -47,34 +46,30 @@ STOP_REASONS: dict[StopReason, str] = {
 # ── what a request says ────────────────────────────────────────────────────────────────────────
 
 
-class _Strict(Struct, forbid_unknown_fields=True):
-    pass
-
-
 # ``cache_control`` says where to cache, without bearing on the answer.
 
 
-class _Text(_Strict, tag_field="type", tag="text"):
+class _Text(Strict, tag_field="type", tag="text"):
     text: str
     citations: Any = None  # as an answer had them, sent back
     cache_control: Any = None
 
 
-class _Base64(_Strict, tag_field="type", tag="base64"):
+class _Base64(Strict, tag_field="type", tag="base64"):
     media_type: str
     data: str
 
 
-class _Url(_Strict, tag_field="type", tag="url"):
+class _Url(Strict, tag_field="type", tag="url"):
     url: str
 
 
-class _Image(_Strict, tag_field="type", tag="image"):
+class _Image(Strict, tag_field="type", tag="image"):
     source: _Base64 | _Url
     cache_control: Any = None
 
 
-class _ToolUse(_Strict, tag_field="type", tag="tool_use"):
+class _ToolUse(Strict, tag_field="type", tag="tool_use"):
     id: str
     name: str
     input: dict[str, Any]
@@ -83,7 +78,7 @@ class _ToolUse(_Strict, tag_field="type", tag="tool_use"):
     cache_control: Any = None
 
 
-class _ToolResult(_Strict, tag_field="type", tag="tool_result"):
+class _ToolResult(Strict, tag_field="type", tag="tool_result"):
     tool_use_id: str
     content: str | list[_Text | _Image] | None = None
     is_error: bool | None = None
@@ -91,19 +86,19 @@ class _ToolResult(_Strict, tag_field="type", tag="tool_result"):
     cache_control: Any = None
 
 
-class _User(_Strict, tag_field="role", tag="user"):
+class _User(Strict, tag_field="role", tag="user"):
     content: str | list[_Text | _Image | _ToolResult]
 
 
-class _Assistant(_Strict, tag_field="role", tag="assistant"):
+class _Assistant(Strict, tag_field="role", tag="assistant"):
     content: str | list[_Text | _ToolUse]
 
 
-class _System(_Strict, tag_field="role", tag="system"):
+class _System(Strict, tag_field="role", tag="system"):
     content: str | list[_Text]
 
 
-class _Tool(_Strict):
+class _Tool(Strict):
     name: str
     input_schema: dict[str, Any]
     type: str | None = None
@@ -113,26 +108,26 @@ class _Tool(_Strict):
     cache_control: Any = None
 
 
-class _Choice(_Strict):
+class _Choice(Strict):
     type: str
     name: str = ""
     disable_parallel_tool_use: bool | None = None
 
 
-class _Format(_Strict, tag_field="type", tag="json_schema"):
+class _Format(Strict, tag_field="type", tag="json_schema"):
     schema: dict[str, Any]
 
 
-class _Output(_Strict):
+class _Output(Strict):
     format: _Format | None = None
     effort: None = None
 
 
-class _Thinking(_Strict, tag_field="type", tag="disabled"):
+class _Thinking(Strict, tag_field="type", tag="disabled"):
     pass
 
 
-class _Body(_Strict):
+class _Body(Strict):
     messages: list[_User | _Assistant | _System]
     system: str | list[_Text] | None = None
     tools: list[_Tool] | None = None
@@ -169,10 +164,7 @@ def prompt(body: bytes) -> Prompt:
         match message:
             case _System():
                 if turns:
-                    raise untranslatable(
-                        f"messages[{place}].role",
-                        "The provider's API takes instructions only before the conversation.",
-                    )
+                    raise late_instructions(f"messages[{place}].role")
                 system += _texts(message.content)
             case _User():
                 parts = tuple(_user_part(block, names) for block in _blocks(message.content))

@@ -3,7 +3,6 @@
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from waypost.shared.money import Usage
 from waypost.validator.apis.fields import encode
@@ -24,7 +23,14 @@ from waypost.validator.translation.neutral import (
     Turn,
     untranslatable,
 )
-from waypost.validator.translation.strict import image_of, only, read
+from waypost.validator.translation.strict import (
+    Strict,
+    image_of,
+    late_instructions,
+    only,
+    openai_choice,
+    read,
+)
 
 __all__ = ["PARAMS", "answer", "failure", "prompt", "writer"]
 
@@ -33,25 +39,21 @@ PARAMS = {"json": "text.format", "parallel_tools": "parallel_tool_calls", "turns
 # ── what a request says ────────────────────────────────────────────────────────────────────────
 
 
-class _Strict(Struct, forbid_unknown_fields=True):
-    pass
-
-
-class _InputText(_Strict, tag_field="type", tag="input_text"):
+class _InputText(Strict, tag_field="type", tag="input_text"):
     text: str
 
 
-class _OutputText(_Strict, tag_field="type", tag="output_text"):
+class _OutputText(Strict, tag_field="type", tag="output_text"):
     text: str
     annotations: Any = None  # as an answer had them, sent back
     logprobs: Any = None
 
 
-class _Refusal(_Strict, tag_field="type", tag="refusal"):
+class _Refusal(Strict, tag_field="type", tag="refusal"):
     refusal: str
 
 
-class _InputImage(_Strict, tag_field="type", tag="input_image"):
+class _InputImage(Strict, tag_field="type", tag="input_image"):
     image_url: str
     detail: str | None = None
     file_id: None = None
@@ -60,7 +62,7 @@ class _InputImage(_Strict, tag_field="type", tag="input_image"):
 _Part = _InputText | _OutputText | _Refusal | _InputImage
 
 
-class _Item(_Strict):
+class _Item(Strict):
     """Any item that can be translated: a message may leave out its type."""
 
     type: str = "message"
@@ -76,38 +78,38 @@ class _Item(_Strict):
     phase: Any = None
 
 
-class _Tool(_Strict, tag_field="type", tag="function"):
+class _Tool(Strict, tag_field="type", tag="function"):
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
 
-class _NamedTool(_Strict, tag_field="type", tag="function"):
+class _NamedTool(Strict, tag_field="type", tag="function"):
     name: str
 
 
-class _TextFormat(_Strict, tag_field="type", tag="text"):
+class _TextFormat(Strict, tag_field="type", tag="text"):
     pass
 
 
-class _ObjectFormat(_Strict, tag_field="type", tag="json_object"):
+class _ObjectFormat(Strict, tag_field="type", tag="json_object"):
     pass
 
 
-class _SchemaFormat(_Strict, tag_field="type", tag="json_schema"):
+class _SchemaFormat(Strict, tag_field="type", tag="json_schema"):
     name: str
     schema: dict[str, Any]
     description: str | None = None
     strict: bool | None = None
 
 
-class _TextConfig(_Strict):
+class _TextConfig(Strict):
     format: _TextFormat | _ObjectFormat | _SchemaFormat | None = None
     verbosity: str | None = None
 
 
-class _Body(_Strict):
+class _Body(Strict):
     input: str | list[_Item]
     instructions: str | None = None
     tools: list[_Tool] | None = None
@@ -172,6 +174,7 @@ def prompt(body: bytes) -> Prompt:
         _read_items(asked.input, system, turns)
     text = asked.text or _TextConfig()
     only(text, {"verbosity": ("medium",)})
+    choice = asked.tool_choice
     return Prompt(
         turns=tuple(turns),
         system=tuple(system),
@@ -179,7 +182,9 @@ def prompt(body: bytes) -> Prompt:
             Tool(tool.name, tool.description or "", tool.parameters, tool.strict)
             for tool in asked.tools or ()
         ),
-        tool_choice=_choice(asked.tool_choice),
+        tool_choice=Choice("any", choice.name)
+        if isinstance(choice, _NamedTool)
+        else openai_choice(choice),
         parallel_tools=asked.parallel_tool_calls,
         json=_json(text.format),
         temperature=asked.temperature,
@@ -197,10 +202,7 @@ def _read_items(items: list[_Item], system: list[str], turns: list[Turn]) -> Non
                 turns.append(Turn("assistant", _parts(item.content)))
             case "message", "system" | "developer":
                 if turns:
-                    raise untranslatable(
-                        f"input[{place}].role",
-                        "The provider's API takes instructions only before the conversation.",
-                    )
+                    raise late_instructions(f"input[{place}].role")
                 system += [part.text for part in _parts(item.content) if isinstance(part, Text)]
             case "function_call", _:
                 names[item.call_id] = item.name
@@ -234,20 +236,6 @@ def _part(part: _Part) -> Text | Image:
             return Text(part.refusal)
         case _:
             return Text(part.text)
-
-
-def _choice(choice: str | _NamedTool | None) -> Choice | None:
-    match choice:
-        case None:
-            return None
-        case _NamedTool():
-            return Choice("any", choice.name)
-        case "auto" | "none":
-            return Choice(choice)
-        case "required":
-            return Choice("any")
-        case _:
-            raise untranslatable("tool_choice", "There is no such tool_choice.")
 
 
 def _json(wanted: _TextFormat | _ObjectFormat | _SchemaFormat | None) -> JsonFormat | None:

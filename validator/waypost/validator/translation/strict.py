@@ -9,12 +9,18 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import Struct
 
-from waypost.validator.translation.neutral import Image, untranslatable
+from waypost.validator.speech import UntranslatableError
+from waypost.validator.translation.neutral import Choice, Image, untranslatable
 
-__all__ = ["image_of", "only", "read"]
+__all__ = ["Strict", "image_of", "late_instructions", "only", "openai_choice", "read"]
 
 T = TypeVar("T")
+
+
+class Strict(Struct, forbid_unknown_fields=True):
+    """Part of a body, all of whose fields are named."""
 
 
 def read(decode: Callable[[bytes], T], body: bytes) -> T:
@@ -60,3 +66,23 @@ def image_of(url: str) -> Image:
     if not base64 or rest or not data:
         raise untranslatable("image_url", "A picture's data URL must be in base64.")
     return Image(media_type=media_type, data=data)
+
+
+def openai_choice(choice: str | None) -> Choice | None:
+    """Return what OpenAI's ``tool_choice`` says where it names no tool."""
+    match choice:
+        case None:
+            return None
+        case "auto" | "none":
+            return Choice(choice)
+        case "required":
+            return Choice("any")
+        case _:
+            raise untranslatable("tool_choice", "There is no such tool_choice.")
+
+
+def late_instructions(param: str) -> UntranslatableError:
+    """Return the error for instructions in the midst of a conversation."""
+    return untranslatable(
+        param, "The provider's API takes instructions only before the conversation."
+    )
