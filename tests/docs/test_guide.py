@@ -215,6 +215,14 @@ def test_the_settings_of_the_budgets_page_are_settings(number: int, tmp_path: Pa
     assert isinstance(load_config(path), ValidatorConfig)
 
 
+async def test_the_commands_of_the_budgets_page_run(command: Command) -> None:
+    path = command.folder / "state" / "ledger.sqlite"
+    path.parent.mkdir(exist_ok=True)
+    await open_sqlite(path).close()
+    for line in commands_of(blocks("budgets", "")[0]):
+        await to_thread.run_sync(lambda line=line: command.good(*line))
+
+
 async def test_the_query_of_the_budgets_page_finds_books_that_do_not_balance(
     tmp_path: Path,
 ) -> None:

@@ -43,6 +43,8 @@ async def serve(folder: Path, ledger: dict[str, object], dsn: str, port: int, us
         folder,
         {"acme": acme},
         policy=dear_policy(),
+        # Hundreds at once on a busy machine: what is timed out here, the provider has served.
+        change=lambda providers: providers["acme"].update(timeout_s=300),
         environment={**ENVIRONMENT, "LEDGER_DSN": dsn},
         ledger=ledger,
         budgets={"default": [{"window": "total", "limit_usd": usd}]},

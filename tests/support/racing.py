@@ -83,7 +83,7 @@ async def race(
             for name in ("one", "two")
         ]
         http = await stack.enter_async_context(
-            httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=clients))
+            httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=clients))
         )
 
         async def spend(number: int) -> set[int]:
