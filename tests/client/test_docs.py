@@ -11,13 +11,12 @@ from support.publisher import Publisher
 from support.worlds import a_policy
 from waypost.client.testing import FakeValidator, unsigned_token
 
-PAGE = Path(__file__).parents[2] / "docs" / "sdk.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "sdk.md"
 
 
-@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
-def test_the_page_s_examples_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeValidator:
+    """Run a page's examples, one after the other, against an edge and a validator."""
     publisher = Publisher(policy=a_policy(projection="client"))
     bundle = publisher.publish()
     validator = FakeValidator(a_policy())
@@ -28,11 +27,19 @@ def test_the_page_s_examples_run(
     Path("token.txt").write_text(unsigned_token(tier="free") + "\n")
 
     with origin.serving(lambda _: origin.Reply(bundle)) as edge, serving(asgi(validator)) as here:
-        source = "\n".join(re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S))
+        source = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.S))
         source = source.replace("https://edge.example/v1/prod/bundle.json", edge.url)
         source = source.replace("https://gateway.example", here)
-        exec(compile(source, str(PAGE), "exec"), {"__name__": "__main__"})  # noqa: S102
+        exec(compile(source, str(page), "exec"), {"__name__": "__main__"})  # noqa: S102
 
+    return validator
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_the_page_s_examples_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    validator = run(PAGE, tmp_path, monkeypatch)
     printed = capsys.readouterr().out
     assert "small This is small." in printed
     assert "policy_order - The client left the choice open; rule 'short-chat'" in printed
@@ -40,3 +47,10 @@ def test_the_page_s_examples_run(
         "small",
         "clinical",
     }
+
+
+@pytest.mark.parametrize("page", ["migrating", "shipping"])
+def test_the_examples_of_the_other_pages_run(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(DOCS / f"{page}.md", tmp_path, monkeypatch)

@@ -1,5 +1,6 @@
 """The wheel as a user gets it: without extras, in an environment of its own."""
 
+import os
 import subprocess
 import sys
 import venv
@@ -67,3 +68,44 @@ def test_the_wheel_is_typed_and_holds_no_tests(wheel: Path) -> None:
     }
     assert "waypost/__init__.py" not in names
     assert not [name for name in names if name.startswith("tests")]
+
+
+def test_every_public_type_of_the_sdk_is_known(clean: Path, tmp_path: Path) -> None:
+    """Pyright looks where ``python`` on the path has its packages, hence the environment."""
+    environment = {
+        **os.environ,
+        "VIRTUAL_ENV": str(clean.parent),
+        "PATH": f"{clean}{os.pathsep}{os.environ['PATH']}",
+    }
+    pyright = Path(sys.executable).parent / "pyright"
+    result = subprocess.run(
+        [str(pyright), "--verifytypes", "waypost.client", "--ignoreexternal"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=environment,
+    )
+
+    assert "Type completeness score: 100%" in result.stdout, result.stdout[-3_000:]
+
+
+def test_what_the_sdk_adds_to_an_app_is_small(wheel: Path) -> None:
+    """One wheel holds all parts; of these the SDK loads two."""
+    sizes = {
+        part: sum(
+            entry.compress_size
+            for entry in zipfile.ZipFile(wheel).infolist()
+            if entry.filename.startswith(f"waypost/{part}/")
+        )
+        for part in ("client", "shared")
+    }
+
+    assert sum(sizes.values()) < 150_000, sizes
+    metadata = zipfile.ZipFile(wheel).read("waypost-0.1.0.dist-info/METADATA").decode()
+    direct = [
+        line
+        for line in metadata.splitlines()
+        if line.startswith("Requires-Dist:") and "extra ==" not in line
+    ]
+    assert len(direct) == 4

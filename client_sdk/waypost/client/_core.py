@@ -170,7 +170,7 @@ class Core:
                 self._http = httpx.Client(
                     timeout=httpx.Timeout(REFRESH_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
                     proxy=self.network.proxy,
-                    verify=self.network.verify or True,
+                    verify=self.network.verify,
                 )
             error: str | None = None
             try:

@@ -85,7 +85,7 @@ class Sockets(httpx.BaseTransport):
         made = self._made.get(proxy)
         if made is None:
             made = self._made[proxy] = httpx.HTTPTransport(
-                verify=self._network.verify or True, proxy=proxy, limits=LIMITS
+                verify=self._network.verify, proxy=proxy, limits=LIMITS
             )
         return made.handle_request(request)
 
@@ -106,7 +106,7 @@ class AsyncSockets(httpx.AsyncBaseTransport):
         made = self._made.get(proxy)
         if made is None:
             made = self._made[proxy] = httpx.AsyncHTTPTransport(
-                verify=self._network.verify or True, proxy=proxy, limits=LIMITS
+                verify=self._network.verify, proxy=proxy, limits=LIMITS
             )
         return await made.handle_async_request(request)
 

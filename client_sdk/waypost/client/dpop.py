@@ -132,7 +132,7 @@ class DPoPKey:
         """Raises ValueError: of another curve than P-256."""
         self._private = private
         jwk = jwk_of(private.public_key())
-        self.thumbprint = thumbprint(jwk)
+        self.thumbprint: str = thumbprint(jwk)
         """What the token's issuer puts into ``cnf.jkt``; no secret."""
         self._jwk = jwk
         self._header = _encoded({"alg": "ES256", "jwk": jwk, "typ": "dpop+jwt"})

@@ -213,23 +213,25 @@ class CompiledPolicy:
     def __init__(self, policy: Policy, hints: Hints | None = None) -> None:
         _check(policy)
         self.policy = policy
-        self.models = {model.id: model for model in policy.models}
-        self.reader = TextReader(
+        self.models: dict[str, Model] = {model.id: model for model in policy.models}
+        self.reader: TextReader = TextReader(
             policy.routes,
             complexity=policy.complexity,
             semantic=policy.semantic,
             embedding=policy.embedding,
         )
-        self.rules = RuleTable(policy.routes)
-        self.bits = {model.id: 1 << place for place, model in enumerate(policy.models)}
-        self.all = (1 << len(policy.models)) - 1
+        self.rules: RuleTable = RuleTable(policy.routes)
+        self.bits: dict[str, int] = {
+            model.id: 1 << place for place, model in enumerate(policy.models)
+        }
+        self.all: int = (1 << len(policy.models)) - 1
 
         hint_of = {hint.model: hint for hint in hints.models} if hints is not None else {}
         none = Hint(model="none")
-        self.ttft_ms = {
+        self.ttft_ms: dict[str, int] = {
             m.id: _clamped(hint_of.get(m.id, none).ttft_ms, m.ttft_prior_ms) for m in policy.models
         }
-        self.tokens_per_s = {
+        self.tokens_per_s: dict[str, int] = {
             m.id: _clamped(hint_of.get(m.id, none).tokens_per_s, m.tokens_per_s_prior)
             for m in policy.models
         }
@@ -237,24 +239,26 @@ class CompiledPolicy:
             hint.model for hint in hint_of.values() if hint.drain or hint.health == 0
         } & self.models.keys()
 
-        self.by_tier = {tier: self._mask(tier, "tiers") for tier in policy.tiers}
-        self.by_class = {
+        self.by_tier: dict[str, int] = {tier: self._mask(tier, "tiers") for tier in policy.tiers}
+        self.by_class: dict[str, int] = {
             name: self._all_of(self._mask(promise, "promises") for promise in promises)
             for name, promises in policy.data_classes.items()
         }
-        self.by_need = {
+        self.by_need: dict[str, int] = {
             need: self._mask(need, "capabilities")
             for need in {need for model in policy.models for need in model.capabilities}
         }
-        self.by_endpoint = {
+        self.by_endpoint: dict[str, int] = {
             endpoint: self._mask(endpoint, "endpoints")
             for endpoint in {endpoint for model in policy.models for endpoint in model.endpoints}
         }
         # Sorted by window: models from a place onwards are those whose window is large enough.
         windows = sorted((model.context_tokens, self.bits[model.id]) for model in policy.models)
-        self.windows = [window for window, _ in windows]
-        self.by_window = [*accumulate((bit for _, bit in reversed(windows)), initial=0)][::-1]
-        self.by_row = [
+        self.windows: list[int] = [window for window, _ in windows]
+        self.by_window: list[int] = [*accumulate((bit for _, bit in reversed(windows)), initial=0)][
+            ::-1
+        ]
+        self.by_row: list[int] = [
             sum(self.bits[name] for name in {*route.models, *route.fallback})
             for route in policy.routes
         ]

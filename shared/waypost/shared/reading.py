@@ -115,9 +115,9 @@ class TextReader:
         elif "semantic" in asked and embedding is not None and is_installed():
             self._semantic = EmbeddingScorer(embedding)
         # Takes milliseconds, which a server spends beside its event loop.
-        self.is_slow = isinstance(self._semantic, EmbeddingScorer)
+        self.is_slow: bool = isinstance(self._semantic, EmbeddingScorer)
         # Most policies ask for little; nothing is joined or cut for those that ask for nothing.
-        self.is_idle = not (
+        self.is_idle: bool = not (
             self._keywords or self._patterns or self._complexity or self._language or self._semantic
         )
 

@@ -240,7 +240,7 @@ class RuleTable:
         for row, route in enumerate(routes):
             for condition in route.when:
                 by_field.setdefault(field_of(condition), {}).setdefault(row, []).append(condition)
-        self.needs_facts = tuple(sorted(OPTIONAL_FIELDS & by_field.keys()))
+        self.needs_facts: tuple[str, ...] = tuple(sorted(OPTIONAL_FIELDS & by_field.keys()))
         for _, rows in sorted(by_field.items()):
             self._tabulate(_reader(next(iter(rows.values()))[0]), rows)
 
