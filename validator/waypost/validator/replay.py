@@ -68,11 +68,12 @@ class SqliteSeen:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             create(path, schema=SCHEMA, version=SCHEMA_VERSION)
-            # No patience here: waiting for another process would stop the event loop.
-            db = sqlite3.connect(path, timeout=0, isolation_level=None)
+            db = sqlite3.connect(path, timeout=PATIENCE_S, isolation_level=None)
             db.execute("PRAGMA synchronous=NORMAL")
             # A checkpoint waits for the disk, so it is left to the sweep's thread.
             db.execute("PRAGMA wal_autocheckpoint=0")
+            # From here on no patience: waiting for another process would stop the event loop.
+            db.execute("PRAGMA busy_timeout=0")
         except (sqlite3.Error, OSError) as exc:
             raise _unavailable(f"{path} cannot be used to remember proofs: {exc}") from exc
         return cls(path, db, max_marks=max_marks)
