@@ -2,15 +2,27 @@
 
 import asyncio
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from secrets import token_hex
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 from msgspec import structs
 
 from support.ledgers import NOON, assert_books_balance
+from support.postgres import find_postgres, running_postgres
+from support.redis import find_redis, running_redis
 from waypost.shared.contracts import SpendLimit, Window
 from waypost.validator.ledger import (
     Calendar,
@@ -24,6 +36,8 @@ from waypost.validator.ledger import (
 )
 from waypost.validator.ledger.calendar import CALENDAR
 from waypost.validator.ledger.grouped import GroupedLedger
+from waypost.validator.ledger.postgres import open_postgres
+from waypost.validator.ledger.redis import open_redis
 
 CLOCK = Calendar()
 ACCOUNTS = ("acme", "bee")
@@ -54,12 +68,17 @@ class Entry:
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    def __init__(self) -> None:
+    def __init__(self, opening: Callable[[], GroupedLedger] | None = None) -> None:
+        """Args:
+        opening: opens the ledger; ``None`` opens a file of its own.
+        """
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
         self.path = Path(self.folder.name) / "ledger.sqlite"
         self.runner = asyncio.Runner()
-        self.ledgers = [self.runner.run(_open(self.path)) for _ in range(2)]
+        self.is_file = opening is None
+        self.opening = opening or partial(open_sqlite, self.path)
+        self.ledgers = [self.runner.run(_open(self.opening)) for _ in range(2)]
         self.now = NOON
         self.entries: dict[str, Entry] = {}
         self.limits: dict[str, tuple[SpendLimit, ...]] = {}
@@ -178,11 +197,12 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(worker=workers)
     def a_worker_starts_again(self, worker: int) -> None:
         self.runner.run(self.ledgers[worker].close())
-        self.ledgers[worker] = self.runner.run(_open(self.path))
+        self.ledgers[worker] = self.runner.run(_open(self.opening))
 
     @invariant()
     def the_books_balance(self) -> None:
-        assert_books_balance(self.path)
+        if self.is_file:
+            assert_books_balance(self.path)
         for account in self.limits:
             balances = self.runner.run(
                 self.ledgers[0].balances((self.scope(account),), now=self.now)
@@ -201,8 +221,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.folder.cleanup()
 
 
-async def _open(path: Path) -> GroupedLedger:
-    return open_sqlite(path)
+async def _open(opening: Callable[[], GroupedLedger]) -> GroupedLedger:
+    return opening()
 
 
 async def _both(ledgers: list[GroupedLedger], holds: list[Hold]) -> list[Held | Refusal]:
@@ -213,3 +233,30 @@ async def _both(ledgers: list[GroupedLedger], holds: list[Hold]) -> list[Held | 
 
 TestLedgerMachine = LedgerMachine.TestCase
 TestLedgerMachine.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+
+
+SHORT = settings(max_examples=8, stateful_step_count=20, deadline=None)
+
+
+def test_any_history_in_redis_agrees_as_well() -> None:
+    if find_redis() is None:
+        pytest.skip("no redis-server here")
+    with running_redis("--appendfsync", "no") as server:
+
+        class InRedis(LedgerMachine):
+            def __init__(self) -> None:
+                super().__init__(partial(open_redis, server.url, prefix=token_hex(4)))
+
+        run_state_machine_as_test(InRedis, settings=SHORT)
+
+
+def test_any_history_in_postgres_agrees_as_well() -> None:
+    if find_postgres() is None:
+        pytest.skip("no PostgreSQL here")
+    with running_postgres() as dsn:
+
+        class InPostgres(LedgerMachine):
+            def __init__(self) -> None:
+                super().__init__(partial(open_postgres, dsn, schema=f"w{token_hex(4)}"))
+
+        run_state_machine_as_test(InPostgres, settings=SHORT)
