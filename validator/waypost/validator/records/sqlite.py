@@ -423,9 +423,11 @@ def _deflate(db: sqlite3.Connection) -> int:
     if not packing:
         dictionary = found[-1][1]
         db.execute("INSERT INTO packing VALUES (0, ?)", (dictionary,))
+    # Out and in again: rows that shrink in place leave their pages as large as they were.
+    db.execute("DELETE FROM bodies WHERE seq > ? AND seq <= ?", (done, found[-1][0]))
     db.executemany(
-        "UPDATE bodies SET body = ? WHERE seq = ?",
-        [(_deflated(body, dictionary), seq) for seq, body in found],
+        "INSERT INTO bodies (seq, body) VALUES (?, ?)",
+        [(seq, _deflated(body, dictionary)) for seq, body in found],
     )
     db.execute("UPDATE packing SET deflated_to = ?", (found[-1][0],))
     return 1
