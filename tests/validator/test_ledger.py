@@ -11,6 +11,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
+from zoneinfo import ZoneInfo
 
 import pytest
 from msgspec import structs
@@ -33,9 +34,14 @@ from support.redis import find_redis, running_redis
 from waypost.shared.errors import StoreError
 from waypost.validator.ledger import (
     Calendar,
+    Grant,
     Held,
     Hold,
+    IdempotencyKey,
+    RateLimit,
+    Repeat,
     Shortfall,
+    Throttled,
     lowest,
     open_sqlite,
     scope_of,
@@ -428,6 +434,113 @@ def test_lowest_keeps_one_limit_per_window() -> None:
         limit("day", 2),
         limit("hour", 1),
     )
+
+
+# ── scopes, rates, keys, grants ────────────────────────────────────────────────────────────────
+
+
+async def test_one_scope_that_refuses_leaves_nothing_in_the_others(ledger: GroupedLedger) -> None:
+    tier = scope_of("tier:pro", (limit("day", 5),))
+    refused = await ledger.reserve(a_hold("a", 6, also=(tier,)))
+
+    assert isinstance(refused, Shortfall)
+    assert (refused.scope, refused.available_nusd) == ("tier:pro", 5)
+    assert await ledger.reserve(a_hold("b", 5, also=(tier,))) == Held()
+    for scope in ("account:acme", "tier:pro"):
+        assert await spent_and_reserved(ledger, scope=scope) == (0, 5)
+
+
+async def test_a_rate_lets_a_window_s_worth_through_and_then_as_it_wears_off(
+    ledger: GroupedLedger,
+) -> None:
+    rates = (RateLimit(unit="requests", window="minute", limit=7),)
+    for n in range(7):
+        assert await ledger.reserve(a_hold(f"h{n}", 1, rates=rates)) == Held()
+
+    refused = await ledger.reserve(a_hold("late", 1, rates=rates))
+
+    assert refused == Throttled(scope="account:acme", rate=rates[0], retry_after_s=9)
+    assert await ledger.reserve(a_hold("later", 1, rates=rates, now=NOON + 9)) == Held()
+
+
+async def test_tokens_that_were_not_used_come_back_to_the_rate(ledger: GroupedLedger) -> None:
+    rates = (RateLimit(unit="tokens", window="minute", limit=1_000),)
+    await ledger.reserve(a_hold("a", 1, rates=rates, tokens=1_000))
+    assert isinstance(await ledger.reserve(a_hold("b", 1, rates=rates, tokens=900)), Throttled)
+
+    await ledger.settle("a", 1, tokens=100)
+
+    assert await ledger.reserve(a_hold("c", 1, rates=rates, tokens=900)) == Held()
+
+
+async def test_a_request_larger_than_its_rate_is_told_not_to_wait(ledger: GroupedLedger) -> None:
+    rates = (RateLimit(unit="tokens", window="hour", limit=1_000),)
+    refused = await ledger.reserve(a_hold("a", 1, rates=rates, tokens=1_001))
+    assert isinstance(refused, Throttled)
+    assert refused.retry_after_s is None
+
+
+async def test_an_idempotency_key_stands_for_one_request(ledger: GroupedLedger) -> None:
+    key = IdempotencyKey(digest="k", body="b", request_id="first")
+    again = IdempotencyKey(digest="k", body="b", request_id="second")
+    other = IdempotencyKey(digest="k", body="c", request_id="third")
+    await ledger.reserve(a_hold("first", 1, key=key))
+
+    assert await ledger.reserve(a_hold("second", 1, key=again)) == Repeat(
+        hold_id="first", state="in_progress"
+    )
+    await ledger.release("first")
+    assert await ledger.reserve(a_hold("first.1", 1, key=key)) == Held()
+    await ledger.settle("first.1", 1)
+    assert await ledger.reserve(a_hold("second", 1, key=again)) == Repeat(
+        hold_id="first.1", state="done"
+    )
+    assert await ledger.reserve(a_hold("third", 1, key=other)) == Repeat(
+        hold_id="first.1", state="other_body"
+    )
+    await ledger.free_key("k", "first")
+    assert await ledger.reserve(a_hold("second", 1, key=again)) == Held()
+
+
+async def test_a_grant_makes_room_once_and_a_reset_grants_what_is_spent(
+    ledger: GroupedLedger,
+) -> None:
+    await ledger.reserve(a_hold("a", USD))
+    await ledger.settle("a", USD)
+    more = Grant(id="g", scope="account:acme", window="day", at=NOON, amount_nusd=5, by="me")
+    for _ in range(2):
+        assert await ledger.grant(more) == 5
+    assert await ledger.reserve(a_hold("b", 5)) == Held()
+    assert isinstance(await ledger.reserve(a_hold("c", 1)), Shortfall)
+
+    reset = Grant(id="r", scope="account:acme", window="day", at=NOON, amount_nusd=None, by="me")
+    assert await ledger.grant(reset) == USD - 5
+    assert await ledger.reserve(a_hold("c", USD - 5)) == Held()
+
+
+async def test_a_soft_limit_is_told_and_refuses_nothing(ledger: GroupedLedger) -> None:
+    tier = scope_of("tier:pro", warnings=(limit("day", 10),))
+    assert await ledger.reserve(a_hold("a", 9, also=(tier,))) == Held()
+    held = await ledger.reserve(a_hold("b", 1, also=(tier,)))
+    assert isinstance(held, Held)
+    assert [(one.scope, one.used_nusd, one.is_new) for one in held.crossed] == [
+        ("tier:pro", 10, True)
+    ]
+
+
+def test_days_and_months_are_those_of_the_time_zone() -> None:
+    berlin = Calendar(ZoneInfo("Europe/Berlin"))
+    spring = _at("2026-03-29T12:00:00")  # clocks go forward: the day has 23 hours
+    assert berlin.starts(spring)[2] == _at("2026-03-28T23:00:00")
+    assert berlin.resets_at("day", spring) == _at("2026-03-29T22:00:00")
+    assert berlin.starts(spring)[4] == _at("2026-02-28T23:00:00")
+    assert berlin.resets_at("week", spring) == _at("2026-03-29T22:00:00")
+
+
+async def test_a_ledger_that_counts_in_another_zone_is_left_alone(path: Path) -> None:
+    await open_sqlite(path).close()
+    with pytest.raises(StoreError, match="those of UTC, not of Europe/Berlin"):
+        open_sqlite(path, calendar=Calendar(ZoneInfo("Europe/Berlin")))
 
 
 # ── a caller that goes away ────────────────────────────────────────────────────────────────────

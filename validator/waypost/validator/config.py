@@ -507,7 +507,8 @@ class Budgets(FileModel):
     @classmethod
     def _is_a_zone(cls, name: str) -> str:
         try:
-            ZoneInfo(name)
+            if name != "UTC":
+                ZoneInfo(name)
         except (ValueError, OSError):
             raise _wrong("should be a time zone, as in Europe/Berlin") from None
         return name
@@ -515,7 +516,8 @@ class Budgets(FileModel):
     @property
     def calendar(self) -> Calendar:
         """When the windows begin and end."""
-        return Calendar(ZoneInfo(self.time_zone))
+        # A small machine may lack the database of time zones.
+        return Calendar() if self.time_zone == "UTC" else Calendar(ZoneInfo(self.time_zone))
 
     def scope(self, name: str) -> Scope:
         """Return any scope by its name, with the limits set here; a user by the subject."""
