@@ -41,12 +41,12 @@ def _lines(process: "subprocess.Popen[str]") -> Iterator[str]:
 async def test_processes_that_race_for_the_last_dollar_spend_it_to_the_nano_dollar(
     tmp_path: Path,
 ) -> None:
-    # They also race to make the file, and the account's first row.
+    # 64 writers in 4 processes. They also race to make the file, and the account's first row.
     path = tmp_path / "ledger.sqlite"
     amount, limit = 1_000_003, 500 * 1_000_003 + 1_000_002
     with ExitStack() as stack:
         workers = [
-            stack.enter_context(_worker("race", path, f"w{n}", amount, limit)) for n in range(3)
+            stack.enter_context(_worker("race", path, f"w{n}", amount, limit)) for n in range(4)
         ]
         for worker in workers:
             assert next(_lines(worker)) == "ready\n"
