@@ -9,6 +9,7 @@ import sqlite3
 import textwrap
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,7 @@ async def test_the_commands_of_the_budgets_page_run(command: Command) -> None:
     path.parent.mkdir(exist_ok=True)
     await open_sqlite(path).close()
     for line in commands_of(blocks("budgets", "")[0]):
-        await to_thread.run_sync(lambda line=line: command.good(*line))
+        await to_thread.run_sync(partial(command.good, *line))
 
 
 async def test_the_query_of_the_budgets_page_finds_books_that_do_not_balance(
