@@ -15,7 +15,6 @@ from tuf.ngclient import Updater
 from support.command import Command
 from support.loopback import serving
 from support.projects import a_project, publish_project
-from waypost.cli import output
 from waypost.edge.app import create_app
 from waypost.edge.cli import _online_signers
 from waypost.edge.keys import load_keyring, load_signers
@@ -258,7 +257,7 @@ def test_one_key_serves_one_role(project: Project, waypost: Command) -> None:
 def test_the_list_says_who_holds_what_until_when_and_what_then_breaks(
     project: Project, waypost: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output.console, "width", 160)  # a row a line
+    monkeypatch.setenv("COLUMNS", "160")  # a row a line
     waypost.good("keys", "make", "alice", "--no-passphrase")
     waypost.good("keys", "add", "--role", "targets", "--key", "alice.pub")
     (project.keys / "root-3.pem").unlink()

@@ -37,7 +37,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr("waypost.cli.output.console.width", 200)
+    monkeypatch.setenv("COLUMNS", "200")
     app = typer.Typer()
     decisions_cli.register(app)
 
