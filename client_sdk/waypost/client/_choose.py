@@ -220,7 +220,8 @@ class Chooser:
         # Sizes as powers of two, as in the engine: few fields serve all requests.
         size_in = _roughly(facts.measured.input_tokens)
         size_out = _roughly(expected_output(self.policy.policy, facts))
-        ways_ms = self._ways_ms(facts.signed.region)
+        region, way_ms = facts.signed.region, self._book.way_ms
+        ways_ms = {there: way_ms(region, there) for there in self._regions}
         key = (route.name, names, size_in, size_out, *ways_ms.values())
         field = self._fields.get(key)
         if field is None:
@@ -229,9 +230,6 @@ class Chooser:
             usage = Usage(input_tokens=size_in, output_tokens=size_out)
             field = self._fields[key] = _Field(self.policy, route, names, usage, ways_ms)
         return field
-
-    def _ways_ms(self, region: str | None) -> dict[str, float]:
-        return {there: self._book.way_ms(region, there) for there in self._regions}
 
     # ── what to expect, and what came of it ────────────────────────────────────────────────────
 

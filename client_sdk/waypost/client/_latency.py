@@ -12,7 +12,9 @@ Clock and randomness are arguments; nothing here does I/O. One book is used from
 without a lock: each change is one assignment, and an update lost in a race is one sample lost.
 """
 
+from bisect import bisect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 from math import exp
 
 __all__ = ["Book", "Track", "two_choices"]
@@ -264,14 +266,15 @@ def two_choices(
     if len(places) == 1:
         return places[0], None
     # In what the best takes, as the power of a number of milliseconds would be next to nothing.
-    best = min(waits[place] for place in places)
-    weights = [(best / waits[place]) ** SHARPNESS for place in places]
+    near = [waits[place] for place in places]
+    best = min(near)
+    weights = [(best / wait) ** SHARPNESS for wait in near]
     first = _drawn(weights, draw)
-    kind = kinds[places[first]]
-    others = [
-        0.0 if kinds[place] == kind else weight
-        for place, weight in zip(places, weights, strict=True)
-    ]
+    own = kinds[places[first]]
+    others = weights.copy()
+    for at, place in enumerate(places):
+        if kinds[place] == own:
+            others[at] = 0.0
     if not any(others):
         others = weights
         others[first] = 0.0
@@ -281,10 +284,7 @@ def two_choices(
     return (other, one) if swap else (one, other)
 
 
-def _drawn(weights: Sequence[float], draw: Callable[[], float]) -> int:
-    left = draw() * sum(weights)
-    for place, weight in enumerate(weights):
-        left -= weight
-        if left < 0:
-            return place
-    return max(range(len(weights)), key=weights.__getitem__)  # rounding left nothing over
+def _drawn(weights: Iterable[float], draw: Callable[[], float]) -> int:
+    sums = list(accumulate(weights))
+    # The first sum above it, so that a weight of nothing is never drawn.
+    return bisect(sums, draw() * sums[-1])
