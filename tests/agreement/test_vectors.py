@@ -12,6 +12,7 @@ from support.tokens import Wishes
 from support.upstream import running_upstream
 from support.validator import Running, running_validator
 from support.worlds import NOW
+from waypost.shared.compiled import compile_policy
 from waypost.shared.contracts import (
     AUTO,
     Declared,
@@ -22,7 +23,7 @@ from waypost.shared.contracts import (
     Signed,
     decode_policy,
 )
-from waypost.shared.engine import REFUSAL_CODES, Decision, compile_policy, decide
+from waypost.shared.engine import REFUSAL_CODES, Decision, decide
 from waypost.shared.headers import FACTS, PROPOSAL, format_facts, format_proposal
 from waypost.shared.measure import decode_chat, measure_chat
 from waypost.shared.rules import cohort, place

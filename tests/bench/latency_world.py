@@ -21,6 +21,7 @@ from statistics import fmean
 from waypost.client._choose import Chooser
 from waypost.client._core import EJECT_MODEL_AFTER
 from waypost.client._latency import Book
+from waypost.shared.compiled import CompiledPolicy, compile_policy
 from waypost.shared.contracts import (
     Declared,
     Facts,
@@ -32,7 +33,7 @@ from waypost.shared.contracts import (
     Route,
     Signed,
 )
-from waypost.shared.engine import CompiledPolicy, Decision, compile_policy, decide
+from waypost.shared.engine import Decision, decide
 from waypost.shared.money import Price
 from waypost.validator.resilience.breaker import Breaker
 

@@ -18,6 +18,7 @@ from waypost.edge.analysis.requests import as_curl
 from waypost.edge.analysis_cli import add_commands
 from waypost.edge.authoring import Authored, load_policy
 from waypost.edge.init_project import template
+from waypost.shared.compiled import compile_policy
 from waypost.shared.contracts import (
     ClockBetween,
     Condition,
@@ -29,7 +30,7 @@ from waypost.shared.contracts import (
     Route,
     TextHas,
 )
-from waypost.shared.engine import compile_policy, decide
+from waypost.shared.engine import decide
 from waypost.shared.headers import parse_facts, parse_proposal
 from waypost.shared.measure import decode_chat, measure_chat
 from waypost.shared.money import Price

@@ -16,6 +16,7 @@ from waypost.cli.yamlfile import FileError, FileModel
 from waypost.edge.authoring import Authored, PolicyFile, load_issuers, load_policy
 from waypost.edge.init_project import template
 from waypost.edge.issuers_file import IssuersFile
+from waypost.shared.compiled import compile_policy
 from waypost.shared.contracts import (
     ClockBetween,
     Declared,
@@ -31,7 +32,7 @@ from waypost.shared.contracts import (
     Zone,
     decode_policy,
 )
-from waypost.shared.engine import compile_policy, decide
+from waypost.shared.engine import decide
 
 MINIMAL = """\
 tiers: [free, pro]

@@ -15,6 +15,7 @@ from support.tokens import NOW
 from waypost.cli.yamlfile import FileError
 from waypost.edge.authoring import Authored, load_policy
 from waypost.edge.zones import written_out, zone_names
+from waypost.shared.compiled import compile_policy
 from waypost.shared.complexity import BUILT_IN
 from waypost.shared.contracts import (
     Cascade,
@@ -26,7 +27,7 @@ from waypost.shared.contracts import (
     Share,
     Signed,
 )
-from waypost.shared.engine import compile_policy, decide
+from waypost.shared.engine import decide
 from waypost.shared.rules import cohort, holds
 
 HEAD = """\

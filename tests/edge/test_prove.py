@@ -25,6 +25,7 @@ from waypost.edge.analysis.invariants import Invariant, MaxCost
 from waypost.edge.analysis.prove import Broken, Proof, prove, refuse_broken
 from waypost.edge.analysis.solver import solve
 from waypost.edge.authoring import Authored, load_policy
+from waypost.shared.compiled import CompiledPolicy, compile_policy
 from waypost.shared.contracts import (
     ClockBetween,
     Facts,
@@ -36,14 +37,8 @@ from waypost.shared.contracts import (
     TextHas,
     Zone,
 )
-from waypost.shared.engine import (
-    CompiledPolicy,
-    compile_policy,
-    cost_estimate_nusd,
-    decide,
-    exclusion,
-    expected_output,
-)
+from waypost.shared.costs import cost_estimate_nusd, expected_output
+from waypost.shared.engine import decide, exclusion
 from waypost.shared.errors import PolicyError
 from waypost.shared.rules import holds, value_of
 

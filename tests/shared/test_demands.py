@@ -7,8 +7,9 @@ import pytest
 from msgspec import structs
 
 from support.worlds import a_model, a_policy, some_facts
+from waypost.shared.compiled import compile_policy
 from waypost.shared.contracts import Demands, Measured, Policy, Proposal, Route
-from waypost.shared.engine import Decision, compile_policy, decide
+from waypost.shared.engine import Decision, decide
 from waypost.shared.errors import InvalidRequestError
 from waypost.shared.explain import explain
 from waypost.shared.measure import decode_chat, measure_chat

@@ -11,9 +11,10 @@ from support.worlds import a_policy, some_facts
 from waypost.cli.yamlfile import FileError
 from waypost.edge.authoring import load_policy
 from waypost.shared import embedding
+from waypost.shared.compiled import compile_policy
 from waypost.shared.contracts import OneOf, Policy, Route, decode_policy
 from waypost.shared.embedding import DIMENSIONS, EmbeddingModel, EmbeddingScorer, embed
-from waypost.shared.engine import compile_policy, decide
+from waypost.shared.engine import decide
 from waypost.shared.errors import PolicyError
 
 pytestmark = pytest.mark.skipif(

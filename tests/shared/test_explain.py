@@ -4,8 +4,9 @@ from hypothesis import given
 
 from support.requests import few_policies, random_facts, seeds
 from support.worlds import NOW, a_policy, policies, proposals, some_facts
+from waypost.shared.compiled import compile_policy
 from waypost.shared.contracts import Declared, Facts, Policy, Proposal
-from waypost.shared.engine import compile_policy, decide
+from waypost.shared.engine import decide
 from waypost.shared.explain import explain, explain_record
 from waypost.shared.records import Attempt, DecisionRecord, decode_record, encode_record
 

@@ -19,6 +19,7 @@ from msgspec import Struct
 from support.requests import random_facts
 from support.worlds import CLASSES, MODELS, NOW, TAGS, TASKS, TIERS, a_policy, policies
 from waypost.edge.training.utterances import compile_utterances
+from waypost.shared.compiled import CompiledPolicy, compile_policy
 from waypost.shared.contracts import (
     AUTO,
     Declared,
@@ -32,7 +33,7 @@ from waypost.shared.contracts import (
     TextHas,
     decode_policy,
 )
-from waypost.shared.engine import CompiledPolicy, Decision, compile_policy, decide
+from waypost.shared.engine import Decision, decide
 from waypost.shared.measure import decode_chat, measure_chat
 from waypost.shared.rules import cohort, holds, place
 

@@ -11,13 +11,10 @@ from zlib import crc32
 from msgspec import Struct, structs
 
 from waypost.client._latency import EJECTED, Book, two_choices
+from waypost.shared.compiled import CompiledPolicy
 from waypost.shared.contracts import Endpoint, Facts, Route
-from waypost.shared.engine import (
-    CompiledPolicy,
-    Decision,
-    cost_estimate_nusd,
-    expected_output,
-)
+from waypost.shared.costs import cost_estimate_nusd, expected_output
+from waypost.shared.engine import Decision
 from waypost.shared.explain import Explanation, explain
 from waypost.shared.money import Usage, bill
 

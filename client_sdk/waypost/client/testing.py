@@ -21,8 +21,9 @@ import msgspec
 from msgspec import Struct
 
 from waypost.client._client import AsyncWaypost, Options, Waypost
+from waypost.shared.compiled import CompiledPolicy, compile_policy
 from waypost.shared.contracts import AUTO, Declared, Facts, Hints, Policy, Proposal
-from waypost.shared.engine import CompiledPolicy, Decision, compile_policy, decide
+from waypost.shared.engine import Decision, decide
 from waypost.shared.errors import InvalidRequestError, TrustError
 from waypost.shared.headers import (
     DECISION,

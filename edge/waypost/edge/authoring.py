@@ -41,6 +41,7 @@ from waypost.edge.fields import (
 )
 from waypost.edge.issuers_file import load_issuers
 from waypost.edge.layers import beside, read_layers
+from waypost.shared.compiled import compile_policy
 from waypost.shared.complexity import ComplexityModel, ComplexityScorer
 from waypost.shared.contracts import (
     AUTO,
@@ -61,7 +62,6 @@ from waypost.shared.contracts import (
 )
 from waypost.shared.contracts import Share as ShareOfCallers
 from waypost.shared.embedding import EmbeddingModel
-from waypost.shared.engine import compile_policy
 from waypost.shared.errors import PolicyError
 from waypost.shared.judge import JudgeModel
 from waypost.shared.money import Price

@@ -16,8 +16,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from waypost.edge.names import CHANNEL
+from waypost.shared.compiled import CompiledPolicy
 from waypost.shared.contracts import AUTO, Declared, Facts, Proposal
-from waypost.shared.engine import CompiledPolicy, Decision, cost_estimate_nusd, decide
+from waypost.shared.costs import cost_estimate_nusd
+from waypost.shared.engine import Decision, decide
 from waypost.shared.errors import ForbiddenError, InvalidRequestError, TokenError, TrustError
 from waypost.shared.explain import explain
 from waypost.shared.headers import FACTS, PROPOSAL, format_proposal, parse_facts, parse_proposal

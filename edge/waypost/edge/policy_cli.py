@@ -24,8 +24,8 @@ from waypost.edge.training import calibrate_cli, training_cli
 
 if TYPE_CHECKING:
     from waypost.edge.issue import SigningKey
+    from waypost.shared.compiled import CompiledPolicy
     from waypost.shared.contracts import Issuers, Measured, SpendLimit, Window
-    from waypost.shared.engine import CompiledPolicy
 
 __all__ = ["register"]
 
@@ -97,8 +97,10 @@ def _explain(
     """Say which model a request would get under a policy, and why not the others."""
     from msgspec import structs
 
+    from waypost.shared.compiled import compile_policy
     from waypost.shared.contracts import Declared, Facts, Proposal, Signed
-    from waypost.shared.engine import compile_policy, cost_estimate_nusd, decide
+    from waypost.shared.costs import cost_estimate_nusd
+    from waypost.shared.engine import decide
     from waypost.shared.explain import explain
     from waypost.shared.money import format_usd
 

@@ -6,15 +6,10 @@ explanation cannot tell another story than the decision.
 
 from msgspec import Struct, structs
 
+from waypost.shared.compiled import CompiledPolicy
 from waypost.shared.contracts import Demands, Facts
-from waypost.shared.engine import (
-    CompiledPolicy,
-    Decision,
-    Exclusion,
-    cost_estimate_nusd,
-    decide,
-    exclusion,
-)
+from waypost.shared.costs import cost_estimate_nusd
+from waypost.shared.engine import Decision, Exclusion, decide, exclusion
 from waypost.shared.money import format_usd
 from waypost.shared.records import Attempt, DecisionRecord
 from waypost.shared.rules import describe, holds

@@ -9,8 +9,9 @@ from hashlib import sha256
 from msgspec import Struct, structs
 from msgspec.json import Encoder
 
+from waypost.shared.compiled import CompiledPolicy
 from waypost.shared.contracts import Facts
-from waypost.shared.engine import CompiledPolicy, Decision, decide
+from waypost.shared.engine import Decision, decide
 from waypost.shared.records import DecisionRecord
 
 __all__ = ["DOWNGRADE", "Replayed", "decision_digest", "downgraded", "replay"]

@@ -16,7 +16,8 @@ from starlette.routing import Mount, Route
 
 from waypost.shared.apis import ENDPOINT_BY_PATH
 from waypost.shared.contracts import AUTO, ENDPOINTS, Facts, Measured, SpendLimit
-from waypost.shared.engine import cost_estimate_nusd, exclusion
+from waypost.shared.costs import cost_estimate_nusd
+from waypost.shared.engine import exclusion
 from waypost.shared.errors import InvalidRequestError, RefusalError, StoreError, WaypostError
 from waypost.shared.explain import explain, explain_record
 from waypost.validator import watching

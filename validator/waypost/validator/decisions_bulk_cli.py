@@ -24,7 +24,7 @@ from waypost.validator.decisions_options import (
 )
 
 if TYPE_CHECKING:
-    from waypost.shared.engine import CompiledPolicy
+    from waypost.shared.compiled import CompiledPolicy
     from waypost.shared.records import DecisionRecord
     from waypost.validator.records import RecordFilter, RecordStore
     from waypost.validator.records.compare import Arm

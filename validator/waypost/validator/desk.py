@@ -20,6 +20,7 @@ import msgspec
 from anyio import to_thread
 from msgspec import Struct, structs
 
+from waypost.shared.compiled import CompiledPolicy
 from waypost.shared.contracts import (
     Claims,
     Facts,
@@ -27,7 +28,6 @@ from waypost.shared.contracts import (
     Proposal,
     Signed,
 )
-from waypost.shared.engine import CompiledPolicy
 from waypost.shared.errors import PolicyError, RefusalError, StoreError, TrustError
 from waypost.shared.money import Price
 from waypost.shared.records import DecisionRecord

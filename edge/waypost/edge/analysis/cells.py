@@ -21,6 +21,7 @@ from typing import Any, cast
 from msgspec import Struct, structs
 
 from waypost.edge.analysis.solver import Atom, Clause, Domains, Literal
+from waypost.shared.compiled import compile_policy
 from waypost.shared.contracts import (
     CAPABILITIES,
     ENDPOINTS,
@@ -36,7 +37,7 @@ from waypost.shared.contracts import (
     Signed,
     TextHas,
 )
-from waypost.shared.engine import compile_policy, context_need
+from waypost.shared.costs import context_need
 from waypost.shared.rules import COHORT_BITS, OPTIONAL_FIELDS, SHARES, holds, place
 
 __all__ = ["DataHas", "Size", "Space", "View"]

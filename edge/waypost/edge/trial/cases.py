@@ -22,6 +22,7 @@ from waypost.edge.fields import (
     listed,
     wrong,
 )
+from waypost.shared.compiled import CompiledPolicy
 from waypost.shared.contracts import (
     CAPABILITIES,
     Declared,
@@ -32,7 +33,7 @@ from waypost.shared.contracts import (
     Signed,
     TextHas,
 )
-from waypost.shared.engine import CompiledPolicy, Decision, decide, exclusion
+from waypost.shared.engine import Decision, decide, exclusion
 from waypost.shared.explain import explain
 from waypost.shared.language import LANGUAGES
 from waypost.shared.measure import decode_chat, measure_chat

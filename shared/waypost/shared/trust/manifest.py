@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from waypost.shared.compiled import CompiledPolicy, compile_policy
 from waypost.shared.contracts import (
     SUPPORTED_FEATURES,
     Hints,
@@ -20,7 +21,6 @@ from waypost.shared.contracts import (
     decode_issuers,
     decode_policy,
 )
-from waypost.shared.engine import CompiledPolicy, compile_policy
 from waypost.shared.errors import PolicyError, TrustError
 from waypost.shared.trust.bundle import Projection, target_path, unpack_bundle
 

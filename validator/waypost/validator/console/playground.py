@@ -15,16 +15,10 @@ from msgspec import Struct, structs
 from starlette.requests import Request
 from starlette.responses import Response
 
+from waypost.shared.compiled import CompiledPolicy
 from waypost.shared.contracts import AUTO, Declared, Facts, Measured, Proposal, Signed
-from waypost.shared.engine import (
-    CompiledPolicy,
-    Decision,
-    Exclusion,
-    cost_estimate_nusd,
-    decide,
-    exclusion,
-    output_bound,
-)
+from waypost.shared.costs import cost_estimate_nusd, output_bound
+from waypost.shared.engine import Decision, Exclusion, decide, exclusion
 from waypost.shared.errors import InvalidRequestError, RefusalError
 from waypost.shared.explain import Explanation, explain
 from waypost.shared.measure import decode_chat, measure_chat

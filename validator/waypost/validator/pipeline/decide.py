@@ -1,7 +1,8 @@
 """What a decision that names no model means to the caller: a refusal that says why."""
 
+from waypost.shared.compiled import CompiledPolicy
 from waypost.shared.contracts import Facts
-from waypost.shared.engine import CompiledPolicy, Decision
+from waypost.shared.engine import Decision
 from waypost.shared.errors import (
     BudgetError,
     ForbiddenError,

@@ -10,13 +10,8 @@ from hashlib import sha256
 from msgspec import Struct, structs
 
 from waypost.shared.contracts import Facts, Model, Proposal
-from waypost.shared.engine import (
-    Decision,
-    affordable_output,
-    cost_bound_nusd,
-    decide,
-    output_bound,
-)
+from waypost.shared.costs import affordable_output, cost_bound_nusd, output_bound
+from waypost.shared.engine import Decision, decide
 from waypost.shared.errors import (
     BudgetError,
     InvalidRequestError,

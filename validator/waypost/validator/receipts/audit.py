@@ -10,7 +10,8 @@ from hashlib import sha256
 import msgspec
 from msgspec import Struct
 
-from waypost.shared.engine import CompiledPolicy, exclusion
+from waypost.shared.compiled import CompiledPolicy
+from waypost.shared.engine import exclusion
 from waypost.shared.records import DecisionRecord
 from waypost.shared.replay import replay
 from waypost.validator.receipts.log import FIRST, Entry
