@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from support.tokens import NOW, App
 from waypost.cli.yamlfile import FileError, FileModel
-from waypost.edge.authoring import Authored, PolicyFile, load_issuers, load_policy
+from waypost.edge.authoring import Authored, load_policy
 from waypost.edge.init_project import template
-from waypost.edge.issuers_file import IssuersFile
+from waypost.edge.issuers_file import IssuersFile, load_issuers
+from waypost.edge.policy_file import PolicyFile
 from waypost.shared.compiled import compile_policy
 from waypost.shared.contracts import (
     ClockBetween,

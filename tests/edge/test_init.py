@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 from support.tokens import NOW, App
 from waypost.client.dpop import DPoPKey
-from waypost.edge.authoring import load_issuers, load_policy
+from waypost.edge.authoring import load_policy
 from waypost.edge.init_project import AUDIENCE, init_project
 from waypost.edge.issue import (
     SigningKey,
@@ -27,6 +27,7 @@ from waypost.edge.issue import (
     mint,
     new_claims,
 )
+from waypost.edge.issuers_file import load_issuers
 from waypost.edge.policy_cli import register
 from waypost.shared.errors import PolicyError, StoreError, WaypostError
 from waypost.shared.issuer_keys import public_key

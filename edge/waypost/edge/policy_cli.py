@@ -302,7 +302,7 @@ def _when(value: object) -> str:
 
 
 def _issuers(path: Path) -> "Issuers":
-    from waypost.edge.authoring import load_issuers
+    from waypost.edge.issuers_file import load_issuers
 
     return load_issuers(path, channel="draft", version=1, issued_at=_now())
 

@@ -19,9 +19,10 @@ from msgspec import Struct
 from securesystemslib.signer import Key, Signer
 
 from waypost.edge.analysis.prove import refuse_broken
-from waypost.edge.authoring import load_issuers, load_policy
+from waypost.edge.authoring import load_policy
 from waypost.edge.draft import Draft, Result, make_draft, merge_drafts, sign_draft, signatures
 from waypost.edge.files import locked, write_file
+from waypost.edge.issuers_file import load_issuers
 from waypost.edge.keys import ONLINE_ROLES, Keyring, forget_keys, root_keys
 from waypost.edge.project import Project
 from waypost.edge.repository import (
