@@ -112,11 +112,14 @@ def test_no_request_takes_a_row_or_uses_a_model_that_is_called_dead(
     compiled = compile_policy(policy)
 
     for request in random_facts(200, seed=seed):
-        # An outage may bring anyone into a chain; the rest must hold without.
+        # An outage, or what a request demands, may bring anyone into a chain; the rest must hold
+        # without.
         request = structs.replace(
             request,
             signed=structs.replace(request.signed, models=None),
-            measured=structs.replace(request.measured, affordable_nusd=None, out_of_service=()),
+            measured=structs.replace(
+                request.measured, affordable_nusd=None, out_of_service=(), demands=None
+            ),
         )
         decision = decide(compiled, request)
         assert decision.route not in dead_rows
