@@ -17,7 +17,7 @@ from waypost.shared.headers import parse_decision
 from waypost.shared.rules import cohort, place
 from waypost.shared.trust import ManifestKeeper
 from waypost.validator.candidate import CANARY, Tally, worse
-from waypost.validator.config import CanaryConfig
+from waypost.validator.config.manifests import CanaryConfig
 
 pytestmark = pytest.mark.anyio
 

@@ -7,12 +7,8 @@ import pytest
 
 from waypost.shared.contracts import SpendLimit
 from waypost.shared.errors import StoreError
-from waypost.validator.config import (
-    ConfigError,
-    PseudonymConfig,
-    load_config,
-    load_pseudonym_key,
-)
+from waypost.validator.config import ConfigError, load_config
+from waypost.validator.config.callers import PseudonymConfig, load_pseudonym_key
 from waypost.validator.desk import open_desk
 
 GOOD = """\

@@ -22,7 +22,7 @@ from waypost.shared.contracts import SpendLimit, Window
 from waypost.shared.money import NUSD_PER_USD, format_usd
 
 if TYPE_CHECKING:
-    from waypost.validator.config import Budgets
+    from waypost.validator.config.budgets import Budgets
     from waypost.validator.ledger import Balance, Ledger, Scope
     from waypost.validator.ledger.base import Entry
 

@@ -28,7 +28,8 @@ from waypost.shared.money import bill
 from waypost.shared.records import DecisionRecord, Feedback, Shadow, fate_of
 from waypost.shared.rules import place
 from waypost.shared.trust import ManifestKeeper
-from waypost.validator.config import Budgets, CanaryConfig, CandidateConfig
+from waypost.validator.config.budgets import Budgets
+from waypost.validator.config.manifests import CanaryConfig, CandidateConfig
 from waypost.validator.desk import Serving
 from waypost.validator.records.compare import CONFIDENCE, share_difference
 from waypost.validator.speech import Asked

@@ -84,7 +84,8 @@ def filter_of(**wanted: Any) -> "RecordFilter":  # noqa: ANN401 - fields of Reco
 
 def read(db: Path | None, config: Path, ask: Callable[["RecordStore"], Awaitable[T]]) -> T:
     """Return what ``ask`` finds in the store that the options name."""
-    from waypost.validator.config import RecordsConfig, load_config
+    from waypost.validator.config import load_config
+    from waypost.validator.config.stores import RecordsConfig
     from waypost.validator.records.opening import open_store
 
     settings = RecordsConfig(path=db) if db is not None else load_config(config).records

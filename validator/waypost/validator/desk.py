@@ -33,13 +33,10 @@ from waypost.shared.money import Price
 from waypost.shared.records import DecisionRecord
 from waypost.shared.trust import ManifestKeeper, Trusted
 from waypost.validator.budget_webhook import BudgetWebhook
-from waypost.validator.config import (
-    Budgets,
-    ConfigError,
-    ReplayConfig,
-    ValidatorConfig,
-    load_pseudonym_key,
-)
+from waypost.validator.config import ConfigError, ValidatorConfig
+from waypost.validator.config.budgets import Budgets
+from waypost.validator.config.callers import load_pseudonym_key
+from waypost.validator.config.stores import ReplayConfig
 from waypost.validator.detectors import Detectors, load_detectors
 from waypost.validator.dpop import ProofChecker
 from waypost.validator.ledger import Ledger, Scope

@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from waypost.shared.contracts import Model
 from waypost.shared.records import AttemptOutcome
-from waypost.validator.config import ProviderConfig
+from waypost.validator.config.providers import ProviderConfig
 from waypost.validator.http1 import ExchangeError, Origin, Response, Stage
 from waypost.validator.providers import DIALECTS, speeches
 from waypost.validator.resilience.breaker import Breaker

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from waypost.shared.contracts import Model, Policy, SpendLimit
 from waypost.shared.records import DecisionRecord
 from waypost.shared.rules import describe
-from waypost.validator.config import Budgets
+from waypost.validator.config.budgets import Budgets
 from waypost.validator.console.charts import Chart, lines
 from waypost.validator.console.pages import DAY, WINDOWS, Window, desk_of, page, window_of
 from waypost.validator.console.words import decimal_ms

@@ -3,7 +3,9 @@
 import time
 from collections.abc import Callable, Mapping
 
-from waypost.validator.config import Budgets, ConfigError, LedgerConfig
+from waypost.validator.config import ConfigError
+from waypost.validator.config.budgets import Budgets
+from waypost.validator.config.stores import LedgerConfig
 from waypost.validator.ledger.base import Ledger
 from waypost.validator.ledger.leased import LeasedLedger
 from waypost.validator.ledger.sqlite import open_sqlite

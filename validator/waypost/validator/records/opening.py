@@ -4,7 +4,8 @@ import time
 from collections.abc import Callable, Mapping
 
 from waypost.shared.errors import StoreError
-from waypost.validator.config import ConfigError, RecordsConfig
+from waypost.validator.config import ConfigError
+from waypost.validator.config.stores import RecordsConfig
 from waypost.validator.records.base import RecordStore
 from waypost.validator.records.sqlite import SqliteRecordStore
 

@@ -1,0 +1,94 @@
+"""How callers are known: by the key of their token, and in records by a pseudonym."""
+
+import contextlib
+import os
+import secrets
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from waypost.cli.yamlfile import FileModel
+from waypost.shared.errors import StoreError
+from waypost.validator.config.fields import ConfigError, EnvName, FilePath, plain_http, wrong
+
+__all__ = ["DPoPConfig", "PseudonymConfig", "load_pseudonym_key"]
+
+PSEUDONYM_KEY_BYTES = 32
+
+
+class DPoPConfig(FileModel):
+    """How clients prove that they hold the key of their token. Absent: bound tokens are refused.
+
+    Attributes:
+        origins: what clients put before the path of a request: scheme, host and port as they
+            see them, and a prefix that a proxy takes off.
+        nonce: ``required``: a proof must hold a nonce of ours, which limits for how long one
+            can be made in advance; ``optional``: asked for when a client's clock is off.
+        max_age_s: how far a client's clock may be off, else.
+    """
+
+    origins: Annotated[list[str], Field(min_length=1)]
+    nonce: Literal["required", "optional"] = "optional"
+    max_age_s: Annotated[int, Field(ge=5, le=600)] = 60
+
+    @field_validator("origins")
+    @classmethod
+    def _are_plain(cls, origins: list[str]) -> list[str]:
+        return [plain_http(origin) for origin in origins]
+
+
+class PseudonymConfig(FileModel):
+    """The key that turns a token's subject into the pseudonym in records.
+
+    A file is generated when absent. Whoever holds the key can tell whether a record is about a
+    given subject; losing it only ends that.
+    """
+
+    path: FilePath | None = None
+    env: EnvName | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "PseudonymConfig":
+        if (self.path is None) == (self.env is None):
+            raise wrong("give exactly one of path and env")
+        return self
+
+
+def load_pseudonym_key(config: PseudonymConfig, environment: Mapping[str, str]) -> bytes:
+    """Return the key; a file that does not exist yet is made, readable by its owner alone.
+
+    Raises:
+        ConfigError: the variable is unset, or what was found is shorter than 32 bytes.
+        StoreError: the file cannot be read or written.
+    """
+    if config.env is not None:
+        key = environment.get(config.env, "").encode()
+        where = f"environment variable {config.env}"
+    else:
+        assert config.path is not None  # noqa: S101 - the model holds exactly one of the two
+        where = str(config.path)
+        try:
+            key = _made_once(config.path)
+        except OSError as exc:
+            raise StoreError(f"{where} cannot be used as the pseudonym key: {exc}") from exc
+    if len(key) < PSEUDONYM_KEY_BYTES:
+        raise ConfigError(f"the pseudonym key in {where} needs {PSEUDONYM_KEY_BYTES} bytes or more")
+    return key
+
+
+def _made_once(path: Path) -> bytes:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=path.name)  # mode 0600
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(secrets.token_hex(PSEUDONYM_KEY_BYTES).encode())
+            # Of several workers starting at once one link holds, and all read the same key.
+            with contextlib.suppress(FileExistsError):
+                os.link(draft, path)
+        finally:
+            os.unlink(draft)
+    return path.read_bytes().strip()

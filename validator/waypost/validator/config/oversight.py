@@ -1,0 +1,76 @@
+"""What operators and auditors see of a validator: metrics, traces, receipts, the console."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import field_validator
+
+from waypost.cli.yamlfile import FileModel
+from waypost.validator.config.fields import EnvName, FilePath, Fraction, http_url, matching
+
+__all__ = ["ConsoleConfig", "MetricsConfig", "ReceiptsConfig", "TracingConfig"]
+
+
+class MetricsConfig(FileModel):
+    """Whether ``GET /metrics`` is answered, and to whom.
+
+    Attributes:
+        token: name of the environment variable that holds what a scraper sends as bearer.
+            Without one anybody may read the counts; what accounts have left is told only with it.
+        path: folder in which workers that share a port tell each other their counts.
+    """
+
+    enabled: bool = True
+    token: EnvName | None = None
+    path: FilePath = Path("state/metrics")
+
+
+class TracingConfig(FileModel):
+    """Where traces are sent, as OTLP over HTTP.
+
+    Attributes:
+        endpoint: ``http://collector:4318/v1/traces``.
+        share: of the requests whose callers do not say whether to trace them.
+        headers: name → environment variable with its value, as a collector's key.
+    """
+
+    endpoint: str
+    share: Fraction = 0.1
+    headers: dict[str, EnvName] = {}
+
+    @field_validator("endpoint")
+    @classmethod
+    def _is_http(cls, endpoint: str) -> str:
+        return str(http_url(endpoint))
+
+
+class ReceiptsConfig(FileModel):
+    """Whether decisions are provable: a signed receipt per answer, a sealed log of the records.
+
+    Attributes:
+        origin: the log's name, unique to this machine: ``validator.example/decisions``.
+        key: file with the secret; made, readable by its owner alone, if it is not there.
+        log: folder of the log.
+        header: whether answers carry ``Waypost-Receipt``.
+    """
+
+    origin: Annotated[
+        str,
+        matching(
+            r"[A-Za-z0-9][A-Za-z0-9./_-]{2,127}",
+            "should be a name without a scheme, as validator.example/decisions",
+        ),
+    ]
+    key: FilePath = Path("state/receipts.key")
+    log: FilePath = Path("state/log")
+    header: bool = True
+
+
+class ConsoleConfig(FileModel):
+    """The operator's pages at ``/console``; without a token there are none.
+
+    Attributes:
+        token: name of the environment variable that holds what an operator logs in with.
+    """
+
+    token: EnvName | None = None

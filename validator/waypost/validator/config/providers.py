@@ -1,0 +1,88 @@
+"""Who is asked for answers, with which keys, and when one is given a rest."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from waypost.cli.yamlfile import FileModel
+from waypost.validator.config.fields import EnvName, Number, Seconds, plain_http, wrong
+from waypost.validator.resilience.breaker import BreakerRules
+
+__all__ = ["BreakerConfig", "ProviderConfig"]
+
+
+class BreakerConfig(FileModel):
+    """When a model at a provider is given a rest; see ``BreakerRules`` and docs/resilience.md."""
+
+    failures: Annotated[int, Field(ge=1, le=1_000)] = 5
+    window_s: Seconds = 30.0
+    min_calls: Annotated[int, Field(ge=1, le=100_000)] = 20
+    failed_percent: Annotated[int, Field(ge=1, le=100)] = 50
+    slow_percent: Annotated[int, Field(ge=1, le=100)] = 80
+    slow_after_s: Seconds = 30.0
+    first_rest_s: Seconds = 5.0
+    last_rest_s: Seconds = 300.0
+
+    @property
+    def rules(self) -> BreakerRules:
+        """The same as the breaker reads it."""
+        return BreakerRules(**self.model_dump())
+
+
+class ProviderConfig(FileModel):
+    """One upstream, by the name that the manifest's models give as ``provider``.
+
+    Attributes:
+        base_url: up to and including the version, as SDKs want it: ``https://…/v1``.
+        api_key: name of the environment variable that holds the key; absent: no key is sent.
+        api_keys: instead, the names of several, used in turn.
+        dialect: how it is spoken to.
+        apis: what it speaks itself of OpenAI's APIs, if not all four.
+        sampling: whether its models take ``temperature``, ``top_p`` and ``top_k``; ``None``: as
+            usual for its dialect.
+        max_tokens_field: what the provider calls the answer's limit.
+        timeout_s: longest silence of the provider; of an unstreamed answer, its whole time.
+        retries: how often one request may be sent here again after a failure.
+        retry_percent: how many requests more, in per cent, all retries together may make.
+        max_concurrency: never more requests at once; fewer when it gets slow.
+        simulated: a stand-in, which every table then says.
+    """
+
+    base_url: str
+    api_key: EnvName | None = None
+    api_keys: list[EnvName] = []
+    dialect: Literal["anthropic", "gemini", "openai"] = "openai"
+    apis: list[Literal["chat.completions", "completions", "embeddings", "responses"]] | None = None
+    sampling: bool | None = None
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    timeout_s: Seconds = 60.0
+    connect_timeout_s: Seconds = 3.0
+    retries: Annotated[int, Field(ge=0, le=5)] = 1
+    retry_percent: Annotated[Number, Field(ge=0, le=20)] = 20
+    max_concurrency: Annotated[int, Field(ge=1, le=100_000)] = 1_024
+    breaker: BreakerConfig = BreakerConfig()
+    simulated: bool = False
+
+    @property
+    def key_names(self) -> list[str]:
+        """The environment variables that hold its keys."""
+        return self.api_keys if self.api_key is None else [self.api_key]
+
+    @model_validator(mode="after")
+    def _one_way_to_name_keys(self) -> "ProviderConfig":
+        if self.api_key is not None and self.api_keys:
+            raise wrong("give api_key or api_keys, not both")
+        if len(set(self.api_keys)) < len(self.api_keys):
+            raise wrong("api_keys names a variable twice")
+        return self
+
+    @model_validator(mode="after")
+    def _apis_are_its_own(self) -> "ProviderConfig":
+        if self.apis is not None and self.dialect != "openai":
+            raise wrong(f"apis is for dialect openai; {self.dialect} has a fixed set")
+        return self
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_plain_http(cls, url: str) -> str:
+        return plain_http(url)
