@@ -21,9 +21,10 @@ from waypost.shared.records import DecisionRecord
 from waypost.shared.trust import ManifestKeeper
 from waypost.validator.app import create_app
 from waypost.validator.config import ValidatorConfig
-from waypost.validator.desk import Desk, open_desk
+from waypost.validator.desk import Desk
 from waypost.validator.guarded_http import GuardedProtocol
 from waypost.validator.ledger import scope_of
+from waypost.validator.opening import open_desk
 
 OPERATOR_TOKEN = "operator-0123456789abcdef"
 ENVIRONMENT = {"ACME_KEY": "sk-acme-secret", "CONSOLE_TOKEN": OPERATOR_TOKEN}

@@ -23,7 +23,7 @@ from waypost.shared.explain import explain, explain_record
 from waypost.validator import watching
 from waypost.validator.asgi import ValidatorApp, new_call
 from waypost.validator.console import Console
-from waypost.validator.desk import Caller, Desk, Serving
+from waypost.validator.desk import Desk
 from waypost.validator.ledger import scope_of
 from waypost.validator.pipeline import consider
 from waypost.validator.pipeline.authenticate import authenticate
@@ -31,6 +31,7 @@ from waypost.validator.pipeline.call import pick_headers
 from waypost.validator.pipeline.reserve import bound_nusd, preview
 from waypost.validator.pipeline.understand import read_body
 from waypost.validator.problems import INTERNAL, OK, UNAVAILABLE, describe
+from waypost.validator.serving import Caller, Serving
 
 __all__ = ["create_app"]
 

@@ -30,8 +30,8 @@ from waypost.shared.rules import place
 from waypost.shared.trust import ManifestKeeper
 from waypost.validator.config.budgets import Budgets
 from waypost.validator.config.manifests import CanaryConfig, CandidateConfig
-from waypost.validator.desk import Serving
 from waypost.validator.records.compare import CONFIDENCE, share_difference
+from waypost.validator.serving import Serving
 from waypost.validator.speech import Asked
 from waypost.validator.upstream import Upstream
 

@@ -14,9 +14,9 @@ from waypost.shared.errors import StoreError
 from waypost.validator.app import create_app
 from waypost.validator.asgi import ValidatorApp
 from waypost.validator.config import ValidatorConfig, load_config
-from waypost.validator.desk import open_desk
 from waypost.validator.guarded_http import GuardedProtocol
 from waypost.validator.logs import configure_logs
+from waypost.validator.opening import open_desk
 from waypost.validator.telemetry.siblings import forget
 
 __all__ = ["run"]

@@ -13,12 +13,13 @@ from starlette.routing import Route
 
 from waypost.shared.errors import InvalidRequestError
 from waypost.shared.records import Feedback
-from waypost.validator.desk import Caller, Desk
+from waypost.validator.desk import Desk
 from waypost.validator.jose import refused
 from waypost.validator.pipeline.authenticate import authenticate
 from waypost.validator.pipeline.call import pick_headers
 from waypost.validator.pipeline.understand import read_body
 from waypost.validator.problems import OK
+from waypost.validator.serving import Caller
 from waypost.validator.telemetry.counts import added
 from waypost.validator.telemetry.exposition import expose
 from waypost.validator.telemetry.gauges import gauges

@@ -23,10 +23,11 @@ from waypost.shared.errors import InvalidRequestError, RefusalError
 from waypost.shared.explain import Explanation, explain
 from waypost.shared.measure import decode_chat, measure_chat
 from waypost.validator.console.pages import desk_of, form_of, page
-from waypost.validator.desk import Desk, Serving
+from waypost.validator.desk import Desk
 from waypost.validator.detectors import json_text
 from waypost.validator.pipeline.reserve import bound_nusd
 from waypost.validator.problems import describe
+from waypost.validator.serving import Serving
 
 __all__ = ["ask", "form"]
 

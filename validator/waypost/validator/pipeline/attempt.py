@@ -15,12 +15,13 @@ from waypost.shared.money import Usage
 from waypost.shared.records import Attempt, AttemptKind, AttemptOutcome
 from waypost.validator.apis import StreamReader
 from waypost.validator.cascade.answers import Answer, read_answer, with_logprobs
-from waypost.validator.desk import Desk, Target
+from waypost.validator.desk import Desk
 from waypost.validator.pipeline.call import Call, Considered
 from waypost.validator.pipeline.reserve import Booking
 from waypost.validator.problems import OK, deadline_exceeded, describe, outcome_of, rejected
 from waypost.validator.resilience.causes import cause_of_rejection
 from waypost.validator.resilience.keys import retry_after_s
+from waypost.validator.serving import Target
 from waypost.validator.speech import Outgoing
 from waypost.validator.telemetry.context import traceparent
 from waypost.validator.upstream import NoAnswerError, Stream

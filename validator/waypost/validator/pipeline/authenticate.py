@@ -9,9 +9,10 @@ from msgspec import UNSET
 from waypost.shared.contracts import Claims, Signed
 from waypost.shared.errors import TokenError
 from waypost.shared.rules import cohort
-from waypost.validator.desk import Caller, Desk, Serving
+from waypost.validator.desk import Desk
 from waypost.validator.jose import refused
 from waypost.validator.ledger import scope_of
+from waypost.validator.serving import Caller, Serving
 from waypost.validator.tokens import LEEWAY_S
 
 __all__ = ["authenticate", "pseudonym"]

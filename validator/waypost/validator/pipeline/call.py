@@ -12,8 +12,8 @@ from waypost.shared.errors import InvalidRequestError
 from waypost.shared.headers import format_decision
 from waypost.shared.money import Usage
 from waypost.shared.records import Attempt, Verdict
-from waypost.validator.desk import Caller, Serving
 from waypost.validator.ledger import Crossed
+from waypost.validator.serving import Caller, Serving
 from waypost.validator.speech import Asked, UntranslatableError
 from waypost.validator.telemetry.context import TraceContext
 

@@ -21,7 +21,7 @@ from waypost.shared.errors import (
 )
 from waypost.shared.money import format_usd, upper_bound
 from waypost.shared.replay import DOWNGRADE, downgraded
-from waypost.validator.desk import Caller, Desk, Target
+from waypost.validator.desk import Desk
 from waypost.validator.ledger import (
     Crossed,
     Held,
@@ -35,6 +35,7 @@ from waypost.validator.ledger import (
 )
 from waypost.validator.pipeline.call import Call, Considered
 from waypost.validator.problems import reset_text
+from waypost.validator.serving import Caller, Target
 
 __all__ = ["Booking", "Plan", "bound_nusd", "preview", "reserve"]
 

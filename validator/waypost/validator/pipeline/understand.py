@@ -13,9 +13,10 @@ from waypost.shared.apis import Request, decode, measure
 from waypost.shared.contracts import AUTO, Declared, Facts, Measured, Proposal
 from waypost.shared.errors import InvalidRequestError
 from waypost.shared.headers import parse_facts, parse_proposal
-from waypost.validator.desk import Caller, Desk, Serving
+from waypost.validator.desk import Desk
 from waypost.validator.detectors import json_text
 from waypost.validator.pipeline.call import Call, Headers, Receive
+from waypost.validator.serving import Caller, Serving
 from waypost.validator.speech import Asked, UntranslatableError
 
 __all__ = ["bound_time", "read_body", "understand"]

@@ -13,7 +13,7 @@ from waypost.shared.engine import Decision, larger_models
 from waypost.shared.errors import UpstreamError
 from waypost.shared.records import AttemptKind, AttemptOutcome
 from waypost.validator.cascade.signals import agreement, confidence, needs_logprobs
-from waypost.validator.desk import Desk, Target
+from waypost.validator.desk import Desk
 from waypost.validator.pipeline.attempt import Try
 from waypost.validator.pipeline.call import Call, Considered
 from waypost.validator.pipeline.reserve import Booking
@@ -21,6 +21,7 @@ from waypost.validator.pipeline.settle import pay
 from waypost.validator.problems import deadline_exceeded
 from waypost.validator.resilience.budget import full_jitter_s
 from waypost.validator.resilience.keys import LONGEST_WAIT_S
+from waypost.validator.serving import Target
 
 __all__ = ["Walk"]
 
