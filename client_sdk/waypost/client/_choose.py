@@ -218,15 +218,14 @@ class Chooser:
         size_in = _roughly(facts.measured.input_tokens)
         size_out = _roughly(expected_output(self.policy.policy, facts))
         region, way_ms = facts.signed.region, self._book.way_ms
-        ways_ms = [way_ms(region, there) for there in self._regions]
-        key = (route.name, names, size_in, size_out, *ways_ms)
+        ways_ms = {there: way_ms(region, there) for there in self._regions}
+        key = (route.name, names, size_in, size_out, *ways_ms.values())
         field = self._fields.get(key)
         if field is None:
             if len(self._fields) >= MEMO_ENTRIES:
                 self._fields.clear()
             usage = Usage(input_tokens=size_in, output_tokens=size_out)
-            ways = dict(zip(self._regions, ways_ms, strict=True))
-            field = self._fields[key] = _Field(self.policy, route, names, usage, ways)
+            field = self._fields[key] = _Field(self.policy, route, names, usage, ways_ms)
         return field
 
     # ── what to expect, and what came of it ────────────────────────────────────────────────────

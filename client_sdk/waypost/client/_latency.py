@@ -42,7 +42,6 @@ JITTER = 0.1
 # Of two waits the longer is drawn this power less often. Sharper follows the hints so closely
 # that clients herd, blunter wastes the best: bench/latency_world has the figures.
 SHARPNESS = 10.0
-REDRAWS = 4  # until one of another kind comes, which is quicker than to weigh all again
 
 
 class Track:
@@ -270,39 +269,22 @@ def two_choices(
     near = [waits[place] for place in places]
     best = min(near)
     weights = [(best / wait) ** SHARPNESS for wait in near]
-    sums = list(accumulate(weights))
-    one = places[_drawn(sums, draw)]
-    other = places[_drawn(sums, draw)]
-    for _ in range(REDRAWS):
-        if kinds[other] != kinds[one]:
-            break
-        other = places[_drawn(sums, draw)]
-    else:
-        other = _other_than(one, places, weights, kinds, draw)
+    first = _drawn(weights, draw)
+    own = kinds[places[first]]
+    others = weights.copy()
+    for at, place in enumerate(places):
+        if kinds[place] == own:
+            others[at] = 0.0
+    if not any(others):
+        others = weights
+        others[first] = 0.0
+    one, other = places[first], places[_drawn(others, draw)]
     # Of two that are as expected, the draw stands.
     swap = waits[other] * shared[one] < waits[one] * shared[other]
     return (other, one) if swap else (one, other)
 
 
-def _other_than(
-    one: int,
-    places: Sequence[int],
-    weights: Sequence[float],
-    kinds: Sequence[str],
-    draw: Callable[[], float],
-) -> int:
-    """Return a place of another kind than ``one``; where all are of its kind, another place."""
-    others = [
-        0.0 if kinds[place] == kinds[one] else weight
-        for place, weight in zip(places, weights, strict=True)
-    ]
-    if not any(others):
-        others = [
-            0.0 if place == one else weight for place, weight in zip(places, weights, strict=True)
-        ]
-    return places[_drawn(list(accumulate(others)), draw)]
-
-
-def _drawn(sums: Sequence[float], draw: Callable[[], float]) -> int:
+def _drawn(weights: Iterable[float], draw: Callable[[], float]) -> int:
+    sums = list(accumulate(weights))
     # The first sum above it, so that a weight of nothing is never drawn.
     return bisect(sums, draw() * sums[-1])
