@@ -138,7 +138,8 @@ def _children_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _starting(folder: Path) -> list[tuple[str, str, str]]:
+def keep_a_manifest(folder: Path) -> None:
+    """Leave in ``folder`` what `START` needs: root, token and a cached manifest."""
     publisher = Publisher()
     (folder / "root.json").write_bytes(publisher.root)
     (folder / "token").write_text(App().bearer(now=int(time.time())).removeprefix("Bearer "))
@@ -146,6 +147,10 @@ def _starting(folder: Path) -> list[tuple[str, str, str]]:
     cache = folder / "cache" / f"prod-{mark}.json"
     keeper = ManifestKeeper(url=URL, channel="prod", root=publisher.root, cache=cache)
     keeper.accept(publisher.publish(), etag=None)
+
+
+def _starting(folder: Path) -> list[tuple[str, str, str]]:
+    keep_a_manifest(folder)
     programs = {
         "httpx": LEAN + "import httpx",
         "tuf": LEAN + "import httpx, tuf.ngclient",
