@@ -1,5 +1,6 @@
 """Explanations: one sentence for anyone, and never another story than the decision."""
 
+import pytest
 from hypothesis import given
 
 from support.requests import few_policies, random_facts, seeds
@@ -88,6 +89,33 @@ def test_a_fallback_is_told_as_what_failed_and_who_answered() -> None:
 
     assert told.sentence.endswith("matched. small failed. large answered in its place.")
     assert "without routing: $0.0030, saved $0.0010" in told.trace
+
+
+@pytest.mark.parametrize(
+    ("models", "said"),
+    [
+        (("small", "small", "large"), "small failed twice. large answered in its place."),
+        (
+            ("small", "small", "small", "large"),
+            "small failed 3 times. large answered in its place.",
+        ),
+        (("small", "small"), "small failed. It answered in the end."),
+    ],
+)
+def test_retries_are_counted_and_not_taken_for_a_fallback(
+    models: tuple[str, ...], said: str
+) -> None:
+    *failing, answering = models
+    failed = [
+        Attempt(model=model, provider="acme", outcome="server_error", http_status=503)
+        for model in failing
+    ]
+    answered = Attempt(model=answering, provider="acme", outcome="ok", http_status=200)
+    record = a_record(model=answering, attempts=(*failed, answered))
+
+    told = explain_record(record, compile_policy(a_policy()))
+
+    assert told.sentence.endswith(f"matched. {said}")
 
 
 def test_a_record_is_decided_again_from_its_own_json() -> None:

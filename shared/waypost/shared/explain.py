@@ -4,6 +4,8 @@ Everything is derived from facts, policy and decision by the engine's own functi
 explanation cannot tell another story than the decision.
 """
 
+from itertools import groupby
+
 from msgspec import Struct, structs
 
 from waypost.shared.compiled import CompiledPolicy
@@ -235,15 +237,9 @@ def explain_record(record: DecisionRecord, policy: CompiledPolicy | None) -> Exp
         if record.verdict == "refused" and decision.verdict != "refused":
             # The policy allowed it; something after the decision did not.
             sentence = record.detail or _bare_sentence(record)
-    failed = [attempt for attempt in record.attempts if attempt.outcome != "ok"]
-    for attempt in record.attempts:
-        trace.append(_attempt_line(attempt))
-    if failed and record.verdict != "refused":
-        sentence += " " + " ".join(
-            f"{attempt.model} {_ATTEMPTS[attempt.outcome]}." for attempt in failed
-        )
-        if record.model is not None and record.attempts[-1].outcome == "ok":
-            sentence += f" {record.model} answered in its place."
+    trace += map(_attempt_line, record.attempts)
+    if record.verdict != "refused":
+        sentence += _mishaps(record)
     if record.cost_nusd:
         trace.append(f"cost: {format_usd(record.cost_nusd)}")
         if record.baseline_cost_nusd is not None:
@@ -254,6 +250,20 @@ def explain_record(record: DecisionRecord, policy: CompiledPolicy | None) -> Exp
                 + ("" if saved >= 0 else " more")
             )
     return Explanation(sentence=sentence, trace=tuple(trace), exclusions=exclusions)
+
+
+def _mishaps(record: DecisionRecord) -> str:
+    """Return what failed before the answer, as sentences to append; each run of a kind once."""
+    failed = [attempt for attempt in record.attempts if attempt.outcome != "ok"]
+    said = ""
+    for (model, outcome), run in groupby(failed, key=lambda each: (each.model, each.outcome)):
+        count = len(list(run))
+        often = "" if count == 1 else " twice" if count == 2 else f" {count} times"
+        said += f" {model} {_ATTEMPTS[outcome]}{often}."
+    if failed and record.model is not None and record.attempts[-1].outcome == "ok":
+        again = record.model == failed[-1].model
+        said += " It answered in the end." if again else f" {record.model} answered in its place."
+    return said
 
 
 def _bare_sentence(record: DecisionRecord) -> str:
