@@ -42,7 +42,7 @@ help:
 
 # At a terminal it stays, so that the console can be looked at; Ctrl-C ends it.
 demo: .venv/demo
-	@$(BIN)/waypost demo $$(test -t 0 && test -t 1 && echo --keep)
+	@if test -t 0 && test -t 1; then set -- --keep; fi; exec $(BIN)/waypost demo "$$@"
 
 demo-real: .venv/demo-real
 	@$(BIN)/waypost demo --real

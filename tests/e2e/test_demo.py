@@ -2,10 +2,12 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -25,6 +27,7 @@ from waypost.demo.upstream import ANNOUNCEMENT, Config, Profile, Provider
 
 pytestmark = pytest.mark.timeout(180)
 
+ROOT = Path(__file__).parents[2]
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 
 
@@ -167,13 +170,40 @@ def test_the_table_is_what_people_see(tmp_path: Path) -> None:
 
 
 def test_the_readme_shows_the_table_that_is_printed(told: dict[str, Any]) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
 
     for words in (told["models"], *(row["shows"] for row in told["rows"])):
         assert words in readme, words
 
 
 # ── left running ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(("is_terminal", "called"), [(True, "demo --keep"), (False, "demo")])
+def test_make_demo_stays_where_somebody_looks(
+    tmp_path: Path, is_terminal: bool, called: str
+) -> None:
+    waypost = tmp_path / "waypost"
+    waypost.write_text('#!/bin/sh\necho "called: $*"\n')
+    waypost.chmod(0o755)
+    screen, end = os.openpty()
+    try:
+        done = subprocess.run(
+            # All but the set-up, with a program that only says how it was called.
+            ["make", "-s", "-o", ".venv/demo", f"BIN={tmp_path}", "demo"],
+            cwd=ROOT,
+            stdin=end if is_terminal else subprocess.DEVNULL,
+            stdout=end if is_terminal else subprocess.PIPE,
+            check=True,
+            timeout=30,
+        )
+        said = os.read(screen, 1_000) if is_terminal else done.stdout
+    finally:
+        os.close(screen)
+        os.close(end)
+
+    assert said.decode().split() == ["called:", *called.split()]
 
 
 @pytest.fixture(scope="module")
