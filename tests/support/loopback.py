@@ -9,13 +9,14 @@ from pathlib import Path
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from waypost.cli.listening import listen
 from waypost.client.testing import FakeValidator
 
 
 @contextmanager
 def serving(app: ASGIApp, *, certificate: Path | None = None) -> Iterator[str]:
     """Serve ``app`` from a thread for the block; gives its origin, ``http://127.0.0.1:…``."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listen("127.0.0.1", 0)
     config = uvicorn.Config(
         app,
         log_level="critical",

@@ -1,7 +1,6 @@
 """A whole validator on a real socket: signed manifest, token issuer, ledger, records, providers."""
 
 import asyncio
-import socket
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager, nullcontext
@@ -16,6 +15,7 @@ from support.publisher import Publisher
 from support.tokens import AUDIENCE, App, Wishes
 from support.upstream import Upstream
 from support.worlds import a_policy
+from waypost.cli.listening import listen, url_of
 from waypost.shared.contracts import Policy, SpendLimit
 from waypost.shared.records import DecisionRecord
 from waypost.shared.trust import ManifestKeeper
@@ -130,8 +130,7 @@ class _Server(uvicorn.Server):
 @asynccontextmanager
 async def serving(app: Any) -> AsyncGenerator[str]:  # noqa: ANN401 - any ASGI application
     """Serve ``app`` on a free port; gives its URL."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
+    with listen("127.0.0.1", 0) as sock:
         config = uvicorn.Config(
             app, http=GuardedProtocol, log_config=None, access_log=False, lifespan="on"
         )
@@ -143,7 +142,7 @@ async def serving(app: Any) -> AsyncGenerator[str]:  # noqa: ANN401 - any ASGI a
                     await task
                     raise AssertionError("the server did not start")
                 await asyncio.sleep(0.005)
-            yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+            yield url_of(sock)
         finally:
             server.should_exit = True
             await task

@@ -15,7 +15,6 @@ import math
 import random
 import re
 import secrets
-import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -31,6 +30,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route
 
+from waypost.cli.listening import listen, url_of
 from waypost.shared.errors import InvalidRequestError
 from waypost.shared.measure import ChatRequest, decode_chat
 
@@ -364,9 +364,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("config", type=Path, help="Config, as JSON")
     config = msgspec.json.decode(parser.parse_args().config.read_bytes(), type=Config)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    with listen("127.0.0.1", 0) as listening:
         # From here on the kernel queues connections, so the address can be told.
-        print(f"{ANNOUNCEMENT} http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
+        print(f"{ANNOUNCEMENT} {url_of(listening)}", flush=True)
         uvicorn.Server(
             uvicorn.Config(
                 create_app(config),
