@@ -1,5 +1,7 @@
 """The decision engine: what no policy and no request may ever bring it to do."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -285,6 +287,27 @@ def test_an_enforced_route_is_the_whole_set() -> None:
 
     assert (decision.verdict, decision.reason) == ("overridden", "not_in_route")
     assert decision.chain == ("large",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"out_of_service": ("clinical",)}, "out_of_service"),
+        ({"affordable_nusd": 0}, "unaffordable"),
+        ({"signed": {"models": ("small",)}}, "not_in_route"),
+    ],
+)
+def test_an_enforced_route_that_is_closed_says_whether_that_passes(
+    changes: dict[str, Any], reason: str
+) -> None:
+    # Free models are left to everybody else, so that no empty set says it first.
+    free = a_model("small", cents_in=0, cents_out=0)
+    models = (free, *(model for model in a_policy().models if model.id != "small"))
+    routes = (Route(name="default", models=("clinical",), enforce=True),)
+
+    decision = decide(compile_policy(a_policy(models=models, routes=routes)), some_facts(**changes))
+
+    assert (decision.verdict, decision.reason) == ("refused", reason)
 
 
 def test_what_misses_a_floor_is_tried_only_after_the_fallback() -> None:

@@ -21,6 +21,7 @@ from support.validator import HELLO, Running, running_validator
 from support.worlds import a_model, a_policy
 from waypost.shared.contracts import Policy, Route, SpendLimit
 from waypost.shared.headers import parse_decision
+from waypost.shared.records import fate_of
 from waypost.validator.resilience.breaker import BreakerRules
 
 pytestmark = pytest.mark.anyio
@@ -236,6 +237,29 @@ async def test_with_every_provider_at_rest_the_caller_is_told(
         response = await validator.chat(models=("small",))
 
     assert (response.status_code, response.json()["error"]["code"]) == (503, "out_of_service")
+
+
+@pytest.mark.parametrize("behave", [failing(500), failing(429, extra="retry-after: 60\r\n")])
+async def test_an_enforced_route_at_rest_is_an_outage_and_no_matter_of_rights(
+    tmp_path: Path, acme: Upstream, medcloud: Upstream, behave: Behaviour
+) -> None:
+    acme.behave = behave
+    policy = a_policy(
+        models=two_models().models,
+        routes=(Route(name="default", models=("first",), enforce=True),),
+        last_resort=(),
+    )
+    async with running_validator(
+        tmp_path, {"acme": acme, "medcloud": medcloud}, policy=policy
+    ) as validator:
+        for _ in range(FAILURES):
+            await validator.chat()
+        response = await validator.chat()
+        record = await validator.record(response)
+
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "out_of_service")
+    assert fate_of(record) == "failed"
+    assert not medcloud.seen
 
 
 async def test_a_model_whose_provider_is_not_configured_is_never_chosen(

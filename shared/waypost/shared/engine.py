@@ -23,7 +23,7 @@ from msgspec import Struct
 
 from waypost.shared import demands
 from waypost.shared.compiled import CompiledPolicy
-from waypost.shared.contracts import Facts, Proposal
+from waypost.shared.contracts import Facts, Proposal, Route
 from waypost.shared.costs import context_need, cost_bound_nusd
 from waypost.shared.records import Verdict
 
@@ -51,6 +51,9 @@ ExclusionCode = Literal[
     "unaffordable",
     "not_in_route",
 ]
+
+# What keeps a model out for a while; of several the one that is looked at last.
+_PASSING: tuple[ExclusionCode, ...] = ("unaffordable", "out_of_service")
 
 # With which ``decide`` refuses. Any other reason of a refusal is not the policy's.
 REFUSAL_CODES: frozenset[str] = frozenset(
@@ -108,9 +111,8 @@ def decide(policy: CompiledPolicy, facts: Facts, proposal: Proposal | None = Non
     if route.enforce:
         mask &= policy.by_row[row]
         if not mask:
-            return Decision(
-                verdict="refused", reason="not_in_route", route=route.name, proposed=proposed
-            )
+            closed = _why_closed(policy, route, facts)
+            return Decision(verdict="refused", reason=closed, route=route.name, proposed=proposed)
     candidates, chain = policy.plan(mask, row, facts)
     wanted = facts.measured.demands
     tries = None if wanted is None or wanted.may_fall_back else 1
@@ -147,6 +149,19 @@ def decide(policy: CompiledPolicy, facts: Facts, proposal: Proposal | None = Non
         chain=chain,
         proposed=proposed,
     )
+
+
+def _why_closed(policy: CompiledPolicy, route: Route, facts: Facts) -> ExclusionCode:
+    """Return why no model of an enforced route may serve.
+
+    What passes is told apart: a caller that is told of an outage comes back later.
+    """
+    out = (exclusion(policy, name, facts) for name in (*route.models, *route.fallback))
+    codes = {why.code for why in out if why is not None}
+    for code in _PASSING:
+        if code in codes:
+            return code
+    return "not_in_route"
 
 
 def _led_by(first: str, chain: tuple[str, ...]) -> tuple[str, ...]:
