@@ -1,5 +1,7 @@
 """Explanations: one sentence for anyone, and never another story than the decision."""
 
+from typing import get_args
+
 import pytest
 from hypothesis import given
 
@@ -9,7 +11,13 @@ from waypost.shared.compiled import compile_policy
 from waypost.shared.contracts import Declared, Facts, Policy, Proposal
 from waypost.shared.engine import decide
 from waypost.shared.explain import explain, explain_record
-from waypost.shared.records import Attempt, DecisionRecord, decode_record, encode_record
+from waypost.shared.records import (
+    Attempt,
+    AttemptOutcome,
+    DecisionRecord,
+    decode_record,
+    encode_record,
+)
 
 
 def sentence(given_facts: Facts, proposal: Proposal | None = None) -> str:
@@ -116,6 +124,36 @@ def test_retries_are_counted_and_not_taken_for_a_fallback(
     told = explain_record(record, compile_policy(a_policy()))
 
     assert told.sentence.endswith(f"matched. {said}")
+
+
+@pytest.mark.parametrize("outcome", get_args(AttemptOutcome))
+def test_every_outcome_of_an_attempt_has_its_words(outcome: AttemptOutcome) -> None:
+    attempts = (Attempt(model="small", provider="acme", outcome=outcome),)
+
+    told = explain_record(a_record(model="small", attempts=attempts), None)
+
+    assert any(line.startswith("attempt: small at acme ") for line in told.trace)
+
+
+def test_the_loser_of_two_was_not_hung_up_on_by_the_caller() -> None:
+    winner = Attempt(model="large", provider="acme", outcome="ok", kind="hedge")
+    loser = Attempt(model="small", provider="acme", outcome="cancelled")
+
+    told = explain_record(a_record(attempts=(winner, loser)), compile_policy(a_policy()))
+
+    assert told.sentence.endswith("small was stopped, as another was sooner.")
+
+
+def test_what_each_of_several_attempts_cost_is_told() -> None:
+    unsure = Attempt(model="small", provider="acme", outcome="ok", cost_nusd=2_000_000)
+    better = Attempt(
+        model="large", provider="acme", outcome="ok", kind="escalation", cost_nusd=30_000_000
+    )
+
+    told = explain_record(a_record(attempts=(unsure, better)), compile_policy(a_policy()))
+
+    lines = [line for line in told.trace if line.startswith("attempt: ")]
+    assert [line.rpartition(", ")[2] for line in lines] == ["$0.0020", "$0.0300"]
 
 
 def test_a_record_is_decided_again_from_its_own_json() -> None:

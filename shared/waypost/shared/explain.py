@@ -13,7 +13,7 @@ from waypost.shared.contracts import Demands, Facts
 from waypost.shared.costs import cost_estimate_nusd
 from waypost.shared.engine import Decision, Exclusion, decide, exclusion
 from waypost.shared.money import format_usd
-from waypost.shared.records import Attempt, DecisionRecord
+from waypost.shared.records import Attempt, AttemptOutcome, DecisionRecord
 from waypost.shared.rules import describe, holds
 
 __all__ = ["Explanation", "explain", "explain_record", "matched_rule"]
@@ -40,12 +40,16 @@ _REFUSED = {
     "not_in_route": "the route's own models are not open to this caller",
 }
 
-_ATTEMPTS = {
+_ATTEMPTS: dict[AttemptOutcome, str] = {
     "connect_error": "could not be reached",
     "timeout": "did not answer in time",
     "rate_limited": "was rate limited",
     "server_error": "failed",
     "client_error": "rejected the request",
+    "content_filter": "filtered the request",
+    "context_too_long": "could not hold the prompt",
+    "key_refused": "refused the validator's key",
+    "deadline_exceeded": "did not answer within the caller's deadline",
     "bad_response": "answered nonsense",
     "cut_short": "broke off in the middle",
     "cancelled": "was stopped, as the caller hung up",
@@ -237,7 +241,9 @@ def explain_record(record: DecisionRecord, policy: CompiledPolicy | None) -> Exp
         if record.verdict == "refused" and decision.verdict != "refused":
             # The policy allowed it; something after the decision did not.
             sentence = record.detail or _bare_sentence(record)
-    trace += map(_attempt_line, record.attempts)
+    # What a single attempt cost is the line that follows.
+    tells_cost = len(record.attempts) > 1
+    trace += [_attempt_line(one, _fared(one, record), tells_cost) for one in record.attempts]
     if record.verdict != "refused":
         sentence += _mishaps(record)
     if record.cost_nusd:
@@ -256,10 +262,10 @@ def _mishaps(record: DecisionRecord) -> str:
     """Return what failed before the answer, as sentences to append; each run of a kind once."""
     failed = [attempt for attempt in record.attempts if attempt.outcome != "ok"]
     said = ""
-    for (model, outcome), run in groupby(failed, key=lambda each: (each.model, each.outcome)):
+    for (model, fared), run in groupby(failed, key=lambda one: (one.model, _fared(one, record))):
         count = len(list(run))
         often = "" if count == 1 else " twice" if count == 2 else f" {count} times"
-        said += f" {model} {_ATTEMPTS[outcome]}{often}."
+        said += f" {model} {fared}{often}."
     if failed and record.model is not None and record.attempts[-1].outcome == "ok":
         again = record.model == failed[-1].model
         said += " It answered in the end." if again else f" {record.model} answered in its place."
@@ -272,10 +278,18 @@ def _bare_sentence(record: DecisionRecord) -> str:
     return f"Sent to {record.model} ({record.verdict}, {record.reason.replace('_', ' ')})."
 
 
-def _attempt_line(attempt: Attempt) -> str:
+def _fared(attempt: Attempt, record: DecisionRecord) -> str:
+    kinds = {other.kind for other in record.attempts if other.outcome == "ok"}
+    if attempt.outcome == "cancelled" and kinds and (attempt.kind == "hedge" or "hedge" in kinds):
+        return "was stopped, as another was sooner"
+    return _ATTEMPTS[attempt.outcome]
+
+
+def _attempt_line(attempt: Attempt, fared: str, tells_cost: bool) -> str:
     status = f" (HTTP {attempt.http_status})" if attempt.http_status is not None else ""
     first = f", first token after {attempt.ttft_ms:.0f} ms" if attempt.ttft_ms is not None else ""
+    cost = f", {format_usd(attempt.cost_nusd)}" if tells_cost and attempt.cost_nusd else ""
     return (
-        f"attempt: {attempt.model} at {attempt.provider} {_ATTEMPTS[attempt.outcome]}{status}"
-        f"{first}, {attempt.duration_ms:.0f} ms in all"
+        f"attempt: {attempt.model} at {attempt.provider} {fared}{status}"
+        f"{first}, {attempt.duration_ms:.0f} ms in all{cost}"
     )

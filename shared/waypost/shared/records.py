@@ -62,6 +62,7 @@ class Attempt(Struct, frozen=True, kw_only=True):
     Attributes:
         started_ms: after the request's arrival.
         confidence: 0 to 1, where a cascade judged the answer; ``None`` where nobody did.
+        cost_nusd: what was charged for it; those of all attempts add up to the record's.
         span_id: of the trace that the provider was told of.
     """
 
@@ -74,6 +75,7 @@ class Attempt(Struct, frozen=True, kw_only=True):
     duration_ms: float = 0.0
     started_ms: float = 0.0
     confidence: float | None = None
+    cost_nusd: int = 0
     span_id: str | None = None
 
 
@@ -113,7 +115,7 @@ class DecisionRecord(Struct, frozen=True, kw_only=True):
         chosen: the model that was decided on.
         model: the model that answered, or was last tried.
         reason: stable code behind the verdict; of an error, its code.
-        steps_ms: time spent per pipeline step.
+        steps_ms: time spent per pipeline step; ``forward`` is all attempts, and what lies between.
         reserved_nusd: held before forwarding; ``cost_nusd`` is what was charged in the end.
         baseline_cost_nusd: what the same tokens would have cost on the best-rated admissible
             model, that is, without routing.

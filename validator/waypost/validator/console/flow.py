@@ -88,13 +88,11 @@ def _stations(record: DecisionRecord) -> tuple[tuple[str, Tone, tuple[tuple[str,
         ("Client", "plain", tuple(client)),
         ("Signed manifest", "muted", tuple(manifest)),
         ("Validator", record.verdict, tuple(validator)),
-        *(_attempt(attempt, record) for attempt in record.attempts[:MAX_ATTEMPTS]),
+        *map(_attempt, record.attempts[:MAX_ATTEMPTS]),
     )
 
 
-def _attempt(
-    attempt: Attempt, record: DecisionRecord
-) -> tuple[str, Tone, tuple[tuple[str, str], ...]]:
+def _attempt(attempt: Attempt) -> tuple[str, Tone, tuple[tuple[str, str], ...]]:
     lines = [
         ("at", attempt.provider),
         ("outcome", attempt.outcome.replace("_", " ")),
@@ -102,8 +100,8 @@ def _attempt(
     ]
     if attempt.ttft_ms is not None:
         lines.append(("first token", decimal_ms(attempt.ttft_ms)))
-    if attempt.outcome == "ok" and record.cost_nusd:
-        lines.append(("cost", format_usd(record.cost_nusd)))
+    if attempt.cost_nusd:
+        lines.append(("cost", format_usd(attempt.cost_nusd)))
     return attempt.model, _OUTCOMES.get(attempt.outcome, "refused"), tuple(lines)
 
 

@@ -51,6 +51,7 @@ class Delivered(Struct, frozen=True):
         booking: what pays for it; ``is_paid`` if it has already.
         usage: as the provider told it; ``None`` if it did not.
         output_bytes: bytes of answer, which bound its tokens where ``usage`` is missing.
+        place: among the request's attempts.
     """
 
     target: Target
@@ -58,6 +59,7 @@ class Delivered(Struct, frozen=True):
     usage: Usage | None
     output_bytes: int
     booking: Booking
+    place: int
     is_paid: bool = False
 
     @property
@@ -299,7 +301,9 @@ class Try:
         usage, size = self._usage, len(self._answer)
         if self._reader is not None:
             usage, size = self._reader.usage, self._reader.output_bytes
-        return Delivered(self.target, self.outcome, usage, size, self.booking, self.is_paid)
+        return Delivered(
+            self.target, self.outcome, usage, size, self.booking, self._place, self.is_paid
+        )
 
     async def _pass_error_on(self) -> None:
         body = self._speech.rejection(self._asked, self._answer)
@@ -312,7 +316,7 @@ class Try:
         call = self.call
         try:
             call.ttft_ms = call.elapsed_ms()
-            call.steps_ms["forward"] = self._ttft_ms or 0.0
+            call.mark("forward")  # so far, for Server-Timing
             await call.start(OK, EVENT_STREAM, length=None, extra=STREAM_HEADERS)
             outcome = await self._pass_events_on(reader)
         except BaseException:

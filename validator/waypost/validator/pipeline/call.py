@@ -223,9 +223,10 @@ class Call:
         self.verdict, self.reason = decision.verdict, decision.reason
 
     def mark(self, step: str) -> None:
-        """Note that ``step`` ended now."""
+        """Note that ``step`` ended now, or more of it: several attempts are one ``forward``."""
         now = perf_counter()
-        self.steps_ms[step] = round((now - self._last) * 1_000, 3)
+        took_ms = self.steps_ms.get(step, 0.0) + (now - self._last) * 1_000
+        self.steps_ms[step] = round(took_ms, 3)
         self._last = now
 
     def end_after(self, limit_ms: int, *, says_caller: bool) -> None:

@@ -2,6 +2,8 @@
 
 import logging
 
+from msgspec import structs
+
 from waypost.shared.contracts import Facts
 from waypost.shared.errors import StoreError
 from waypost.shared.money import bill, upper_bound
@@ -46,7 +48,10 @@ async def pay(call: Call, facts: Facts, delivered: Delivered) -> None:
         return
     booking = delivered.booking
     cost = cost_of(delivered, facts, output_tokens=booking.output_tokens)
-    call.cost_nusd += cost
+    if cost:
+        call.cost_nusd += cost
+        attempt = call.attempts[delivered.place]
+        call.attempts[delivered.place] = structs.replace(attempt, cost_nusd=cost)
     call.reserved_nusd += booking.amount_nusd
     try:
         if delivered.is_free:
