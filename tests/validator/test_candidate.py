@@ -1,23 +1,29 @@
 """A policy on trial: decided along in the shadow, served to a few, and rolled back by itself."""
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from msgspec import structs
+from pydantic import ValidationError
 
-from support.upstream import Upstream, answering, failing
+from support.upstream import Exchange, Upstream, answering, failing
 from support.validator import HELLO, Running, running_validator
 from support.worlds import a_model, a_policy
-from waypost.shared.contracts import Issuers, Policy, Route
+from waypost.shared.contracts import Issuers, Policy, Route, SpendLimit
 from waypost.shared.headers import parse_decision
+from waypost.shared.records import Shadow
 from waypost.shared.rules import cohort, place
 from waypost.shared.trust import ManifestKeeper
 from waypost.validator.candidate import CANARY, Tally, worse
-from waypost.validator.config.manifests import CanaryConfig
+from waypost.validator.config.manifests import CanaryConfig, SendConfig
+from waypost.validator.ledger import scope_of
+from waypost.validator.records import RecordFilter, SqliteRecordStore
 
 pytestmark = pytest.mark.anyio
 
@@ -95,6 +101,138 @@ async def test_a_candidate_of_another_root_is_no_candidate(tmp_path: Path, acme:
         await validator.desk.refresh()
         record = await validator.record(await validator.chat())
     assert record.shadow is None
+
+
+# ── sent in the shadow ─────────────────────────────────────────────────────────────────────────
+
+
+def _sending(**changes: Any) -> dict[str, Any]:  # noqa: ANN401
+    budget = [{"window": "day", "limit_usd": 1}]
+    return {"shadow_share": 1, "send": {"share": 1, "budget": budget, **changes}}
+
+
+async def _shadow(validator: Running, response: httpx.Response) -> Shadow:
+    """Return the shadow of the request that got ``response``, once it is over."""
+    for _ in range(500):
+        record = await validator.desk.store.get(response.headers["x-request-id"])
+        if record is not None and record.shadow is not None:
+            return record.shadow
+        await asyncio.sleep(0.01)
+    raise AssertionError("no record was written")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_shadow_may_be_sent_at_the_operators_cost_and_the_caller_learns_nothing(
+    tmp_path: Path, acme: Upstream, stream: bool
+) -> None:
+    async with _on_trial(tmp_path, acme, **_sending()) as validator:
+        answer = await validator.chat({**HELLO, "stream": stream})
+        shadow = await _shadow(validator, answer)
+        spent, reserved = await validator.spent()
+        trial = scope_of("trial:next", (SpendLimit(window="total", limit_nusd=10**15),))
+        (paid,) = await validator.desk.ledger.balances((trial,), now=int(time.time()))
+        text = (await validator.client.get("/metrics")).text
+    assert [seen.json["model"] for seen in acme.seen] == ["acme-small", "acme-large"]
+    assert "traceparent" not in acme.seen[1].headers
+    assert shadow.attempt is not None
+    assert (shadow.attempt.model, shadow.attempt.outcome) == ("large", "ok")
+    cost = 20 * 2_500 + 7 * 10_000
+    assert (shadow.cost_nusd, paid.spent_nusd, paid.reserved_nusd) == (cost, cost, 0)
+    assert (spent, reserved) == (20 * 150 + 7 * 600, 0)
+    assert parse_decision(answer.headers["waypost-decision"])["model"] == "small"
+    assert 'waypost_shadow_sent_total{model="large",outcome="ok"} 1.0' in text
+    assert b"Four." not in b"".join(await validator.desk.store.bodies(RecordFilter(), limit=9))
+
+
+async def test_a_shadow_goes_nowhere_that_the_policy_in_force_forbids(
+    tmp_path: Path, acme: Upstream
+) -> None:
+    # The candidate thinks little of patients: nobody has promised anything, and nobody need.
+    careless = structs.replace(NEXT, data_classes={"phi": ()})
+    async with _on_trial(tmp_path, acme, careless, **_sending()) as validator:
+        answer = await validator.chat(data_classes=("phi",))
+        shadow = await _shadow(validator, answer)
+    assert (shadow.model, shadow.attempt, shadow.not_sent) == ("large", None, "not_admissible")
+    assert [seen.json["model"] for seen in acme.seen] == ["acme-clinical"]
+
+
+async def test_a_model_that_the_candidate_moves_elsewhere_is_another(
+    tmp_path: Path, acme: Upstream
+) -> None:
+    moved = tuple(
+        structs.replace(m, provider="medcloud") if m.id == "large" else m for m in NEXT.models
+    )
+    async with _on_trial(
+        tmp_path, acme, structs.replace(NEXT, models=moved), **_sending()
+    ) as validator:
+        shadow = await _shadow(validator, await validator.chat())
+    assert shadow.not_sent == "not_admissible"
+    assert len(acme.seen) == 1
+
+
+async def test_what_acts_on_the_world_is_not_sent_twice(tmp_path: Path, acme: Upstream) -> None:
+    tools = [{"type": "function", "function": {"name": "pay", "parameters": {}}}]
+    all_frontier = structs.replace(
+        NEXT, routes=(Route(name="all", models=("frontier",)),), last_resort=("frontier",)
+    )
+    async with _on_trial(tmp_path, acme, all_frontier, **_sending()) as validator:
+        answer = await validator.chat({**HELLO, "tools": tools}, tier="enterprise")
+        shadow = await _shadow(validator, answer)
+    assert (shadow.model, shadow.not_sent) == ("frontier", "acts")
+    assert len(acme.seen) == 1
+
+
+async def test_a_trial_without_money_sends_nothing_and_turns_nobody_away(
+    tmp_path: Path, acme: Upstream
+) -> None:
+    poor = _sending(budget=[{"window": "day", "limit_usd": "0.000001"}])
+    async with _on_trial(tmp_path, acme, **poor) as validator:
+        answer = await validator.chat()
+        shadow = await _shadow(validator, answer)
+    assert answer.status_code == 200
+    assert shadow.not_sent == "over_budget"
+    assert shadow.cost_nusd == 20 * 2_500 + 7 * 10_000  # what the same tokens would cost
+    assert len(acme.seen) == 1
+
+
+async def test_few_are_under_way_at_once_and_none_outlives_the_validator(
+    tmp_path: Path, acme: Upstream
+) -> None:
+    is_asked = asyncio.Event()
+
+    async def behave(exchange: Exchange) -> None:
+        if exchange.seen.json["model"] == "acme-large":
+            is_asked.set()
+            await asyncio.sleep(60)
+        await answering()(exchange)
+
+    acme.behave = behave
+    async with _on_trial(tmp_path, acme, **_sending(at_once=1)) as validator:
+        first = await validator.chat()
+        await is_asked.wait()
+        second = await _shadow(validator, await validator.chat())
+        # The caller need not wait for it to look the decision up, or to rate it.
+        looked_up = await validator.client.get(
+            f"/v1/decisions/{first.headers['x-request-id']}", headers=validator.headers()
+        )
+        config = validator.desk.config.records
+    assert second.not_sent == "busy"
+    assert looked_up.status_code == 200
+    store = SqliteRecordStore.open(config.path)
+    record = await store.get(first.headers["x-request-id"])
+    await store.close()
+    assert record is not None
+    assert record.shadow is not None
+    assert record.shadow.attempt is not None
+    assert record.shadow.attempt.outcome == "cancelled"
+    # What the provider may have been at work on is charged.
+    assert (record.shadow.cost_nusd or 0) > 0
+
+
+def test_nothing_is_sent_without_a_budget_of_the_trials_own() -> None:
+    for budget in ([], [{"window": "day", "warn_usd": 1}]):
+        with pytest.raises(ValidationError):
+            SendConfig.model_validate({"share": 0.1, "budget": budget})
 
 
 # ── a canary ───────────────────────────────────────────────────────────────────────────────────

@@ -8,13 +8,21 @@ import pytest
 import typer
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from typer.testing import CliRunner
 
 from support.recorded import a_record, fill
-from waypost.shared.records import Attempt, DecisionRecord, Feedback
+from support.worlds import NOW
+from waypost.shared.records import Attempt, DecisionRecord, Feedback, Shadow
 from waypost.validator import decisions_cli
-from waypost.validator.records import SqliteRecordStore
-from waypost.validator.records.compare import Arm, compare, share_difference, wilson
+from waypost.validator.records import RecordFilter, SqliteRecordStore
+from waypost.validator.records.compare import (
+    Arm,
+    compare,
+    shadowed,
+    share_difference,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -98,3 +106,60 @@ def test_the_command_says_which_route_is_surely_better(tmp_path: Path) -> None:
     assert "not shown" in shown
     unknown = CliRunner().invoke(app, ["decisions", "compare", "dear", "x", "--db", str(path)])
     assert unknown.exit_code == 1
+
+
+def _shadowed(number: int, *, outcome: str = "ok", sent: bool = True) -> DecisionRecord:
+    """A request that took small 400 ms and $0.00006615, and large 300 ms and ten times that."""
+    attempt = Attempt(
+        model="large",
+        provider="acme",
+        outcome=outcome,  # type: ignore[arg-type]
+        duration_ms=300.0 + number % 3,
+    )
+    return a_record(
+        number,
+        shadow=Shadow(
+            manifest_version=43,
+            manifest_digest="next",
+            verdict="decided",
+            reason="no_proposal",
+            model="large",
+            cost_nusd=661_500 if outcome == "ok" else 0,
+            attempt=attempt if sent else None,
+        ),
+    )
+
+
+def test_both_sides_of_a_shadow_are_compared_on_the_same_requests(tmp_path: Path) -> None:
+    path = tmp_path / "r.sqlite"
+
+    async def keep() -> None:
+        store = SqliteRecordStore.open(path)
+        sent = [_shadowed(n, outcome="ok" if n % 4 else "server_error") for n in range(200)]
+        unsent = [_shadowed(n, sent=False) for n in range(200, 300)]
+        newer = a_record(400, shadow=structs.replace(sent[0].shadow, manifest_digest="newer"))  # type: ignore[type-var]
+        await fill(store, a_record(500), *sent, *unsent)
+        await fill(store, newer)
+        await store.close()
+
+    asyncio.run(keep())
+    app = typer.Typer()
+    decisions_cli.register(app)
+    command = ["decisions", "compare", "--shadow", "--db", str(path)]
+    assert CliRunner().invoke(app, [*command, "--model", "ghost"]).exit_code == 1
+    command += ["--since", "2020-01-01"]
+    told = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+    assert (told["requests"], told["differing"], told["sent"]) == (1, 1, 1)
+    store = SqliteRecordStore.open(path)
+    records = asyncio.run(store.list(RecordFilter(until_ms=(NOW + 400) * 1_000), limit=999))
+    sums = shadowed(records)
+    assert (sums.requests, sums.sent.requests, sums.refused) == (300, 200, 0)
+    assert sums.candidate_cost_nusd == 250 * 661_500
+    found = {one.measure: one for one in sums.differences}
+    assert set(found) == {"failed", "cost_nusd", "ttft_ms", "duration_ms"}
+    assert (found["failed"].a, found["failed"].b, found["failed"].better) == (0, 0.25, "a")
+    assert (found["cost_nusd"].better, found["duration_ms"].better) == ("a", "b")
+    shown = CliRunner().invoke(app, command).stdout
+    assert "would have sent 1 elsewhere" in shown
+    for wrong in (["decisions", "compare", "dear"], [*command, "dear", "cheap"]):
+        assert CliRunner().invoke(app, wrong).exit_code == 2

@@ -20,6 +20,7 @@ __all__ = [
     "DecisionRecord",
     "Fate",
     "Feedback",
+    "NotSent",
     "Shadow",
     "Verdict",
     "decode_record",
@@ -92,8 +93,26 @@ class Feedback(Struct, frozen=True, kw_only=True):
     cause: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}\Z")] | None = None
 
 
+# Why a request that was drawn for it was not sent to the candidate's choice as well.
+NotSent = Literal[
+    "not_admissible",  # the policy in force would not let this request go there
+    "acts",  # it brings tools or leaves state at the provider: sent twice, it acts twice
+    "busy",  # enough are under way, or the provider has no room to spare
+    "over_budget",
+    "error",
+]
+
+
 class Shadow(Struct, frozen=True, kw_only=True):
-    """What a candidate policy would have done with the request; nobody was served by it."""
+    """What a candidate policy would have done with the request; nobody was served by it.
+
+    Attributes:
+        cost_nusd: of the tokens that the request took, at the price of ``model``; where it was
+            sent there as well, what that cost.
+        attempt: how that went; the answer was thrown away. ``None`` if it was not sent.
+        usage: what it took there, as the provider told it.
+        not_sent: why it was not, though it was drawn for it.
+    """
 
     manifest_version: int
     manifest_digest: str
@@ -102,6 +121,9 @@ class Shadow(Struct, frozen=True, kw_only=True):
     model: str | None = None
     route: str | None = None
     cost_nusd: int | None = None
+    attempt: Attempt | None = None
+    usage: Usage | None = None
+    not_sent: NotSent | None = None
 
 
 class DecisionRecord(Struct, frozen=True, kw_only=True):

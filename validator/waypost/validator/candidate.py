@@ -7,6 +7,7 @@ force by more than the operator's bounds. Each process judges by what it has see
 back tells the others by a file, which also outlives a restart.
 """
 
+import asyncio
 import logging
 import os
 import tempfile
@@ -141,6 +142,8 @@ class Candidate:
     Attributes:
         serving: what is on trial; ``None`` until it is there.
         rolled_back: why the canary of this very manifest is over; ``None`` while it is not.
+        send: how many requests are also sent where it would; ``None``: none.
+        sending: those under way.
     """
 
     def __init__(
@@ -162,6 +165,14 @@ class Candidate:
         self.serving: Serving | None = None
         self.rolled_back: str | None = None
         self.main, self.canary = Tally(), Tally()
+        self.send = config.send
+        self.sending: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Give up what is still being sent in the shadow."""
+        for task in self.sending:
+            task.cancel()
+        await asyncio.gather(*self.sending, return_exceptions=True)
 
     async def refresh(self, client: httpx.AsyncClient) -> bool:
         """Return whether there is another candidate than before. Never raises."""

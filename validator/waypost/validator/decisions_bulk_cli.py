@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from waypost.shared.compiled import CompiledPolicy
     from waypost.shared.records import DecisionRecord
     from waypost.validator.records import RecordFilter, RecordStore
-    from waypost.validator.records.compare import Arm
+    from waypost.validator.records.compare import Arm, Difference
 
 __all__ = ["register"]
 
@@ -166,8 +166,11 @@ def _export(
 
 
 def _compare(
-    a: Annotated[str, typer.Argument(metavar="ROUTE_A")],
-    b: Annotated[str, typer.Argument(metavar="ROUTE_B")],
+    a: Annotated[str | None, typer.Argument(metavar="ROUTE_A")] = None,
+    b: Annotated[str | None, typer.Argument(metavar="ROUTE_B")] = None,
+    shadow: Annotated[
+        bool, typer.Option("--shadow", help="The policy in force with the one on trial.")
+    ] = False,
     model: OfModel = None,
     tenant: OfTenant = None,
     since: Since = None,
@@ -178,9 +181,16 @@ def _compare(
     """Say whether one route is surely better than another: quality, cost and time.
 
     Different routes get different requests, so a difference is no proof that one would do better
-    with the other's; a canary compares like with like.
+    with the other's. With --shadow the same requests are compared: what served them, and what the
+    policy on trial would have done.
     """
     from waypost.validator.records.compare import arm_of, compare
+
+    if shadow and a is None:
+        _compare_shadow(filter_of(model=model, tenant=tenant, since_ms=since), db, config, as_json)
+        return
+    if a is None or b is None or shadow:
+        raise typer.BadParameter("name two routes, or none and --shadow")
 
     async def both(store: "RecordStore") -> "tuple[Arm, Arm]":
         arms: list[Arm] = []
@@ -199,6 +209,34 @@ def _compare(
     if as_json:
         print_json({"a": arm_a.requests, "b": arm_b.requests, "differences": found})
         return
+    _show(f"of {arm_a.requests:,} and {arm_b.requests:,}", a, b, found)
+
+
+def _compare_shadow(wanted: "RecordFilter", db: Path | None, config: Path, as_json: bool) -> None:
+    from waypost.validator.records.compare import shadowed
+
+    sums = shadowed(read(db, config, lambda store: _newest(store, wanted)))
+    if as_json:
+        told = {name: getattr(sums, name) for name in _SHADOWED}
+        print_json({**told, "sent": sums.sent.requests, "differences": sums.differences})
+        return
+    if not sums.requests:
+        fail("no decisions in a shadow are recorded")
+    cost, trial_cost = (
+        _told("cost_nusd", nusd) for nusd in (sums.cost_nusd, sums.candidate_cost_nusd)
+    )
+    say(
+        f"Of {sums.requests:,} requests the policy on trial would have sent {sums.differing:,}"
+        f" elsewhere, {sums.refused:,} of them nowhere. They cost {cost}; with it, {trial_cost}."
+    )
+    if sums.sent.requests:
+        _show(f"of {sums.sent.requests:,} sent along", "in force", "on trial", sums.differences)
+
+
+_SHADOWED = ("requests", "differing", "refused", "cost_nusd", "candidate_cost_nusd")
+
+
+def _show(what: str, a: str, b: str, found: "Sequence[Difference]") -> None:
     rows = [
         (
             one.measure,
@@ -211,11 +249,7 @@ def _compare(
         )
         for one in found
     ]
-    console.print(
-        table(
-            (f"of {arm_a.requests:,} and {arm_b.requests:,}", a, b, "b - a, 95 %", "better"), rows
-        )
-    )
+    console.print(table((what, a, b, "b - a, 95 %", "better"), rows))
 
 
 async def _newest(store: "RecordStore", filters: "RecordFilter") -> "list[DecisionRecord]":

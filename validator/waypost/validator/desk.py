@@ -233,6 +233,10 @@ class Desk:
     def note(self, record: DecisionRecord) -> None:
         """Keep and count what became of a request."""
         self.records.put(record)
+        self.count(record)
+
+    def count(self, record: DecisionRecord) -> None:
+        """Count what became of a request, and tell its trace."""
         self.counts.record(record)
         if self.candidate is not None:
             self.candidate.note(record)

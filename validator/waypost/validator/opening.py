@@ -160,6 +160,8 @@ async def open_desk(
         try:
             yield desk
         finally:
+            if desk.candidate is not None:
+                await desk.candidate.close()
             for task in tasks:
                 task.cancel()
             for task in tasks:

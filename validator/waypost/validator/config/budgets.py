@@ -133,6 +133,11 @@ class Budgets(FileModel):
         """Return the account ``name``, also within the ``ceilings`` of its token."""
         return _scope(f"account:{name}", self.accounts.get(name, self.default), ceilings)
 
+    def trial(self, channel: str, rules: Rules) -> tuple[Scope, ...]:
+        """Return who pays for what a candidate's shadow sends. No token can name it."""
+        own = _scope(f"trial:{channel}", rules)
+        return (own, _scope("global", self.overall)) if self.overall else (own,)
+
     def caller(
         self, *, subject: str, pseudonym: str, tenant: str | None, tier: str
     ) -> tuple[Scope, ...]:

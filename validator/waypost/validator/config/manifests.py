@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from waypost.cli.yamlfile import FileModel
+from waypost.validator.config.budgets import SpendRule
 from waypost.validator.config.fields import (
     Channel,
     EnvName,
@@ -14,9 +15,10 @@ from waypost.validator.config.fields import (
     Number,
     Seconds,
     http_url,
+    wrong,
 )
 
-__all__ = ["CanaryConfig", "CandidateConfig", "ManifestConfig"]
+__all__ = ["CanaryConfig", "CandidateConfig", "ManifestConfig", "SendConfig"]
 
 
 class ManifestConfig(FileModel):
@@ -68,6 +70,29 @@ class CanaryConfig(FileModel):
     max_cost: Annotated[Number, Field(ge=0, le=100)] = 0.2
 
 
+class SendConfig(FileModel):
+    """How many shadowed requests are also sent where the candidate would, and who pays.
+
+    Attributes:
+        share: of the requests in the shadow, drawn one by one.
+        budget: the trial's own; with a hard limit, since nobody else's holds.
+        at_once: more are not sent.
+        timeout_s: what takes longer is given up, and paid.
+    """
+
+    share: Fraction
+    budget: Annotated[list[SpendRule], Field(min_length=1)]
+    at_once: Annotated[int, Field(ge=1, le=64)] = 4
+    timeout_s: Seconds = 60.0
+
+    @field_validator("budget")
+    @classmethod
+    def _is_limited(cls, budget: list[SpendRule]) -> list[SpendRule]:
+        if all(rule.limit_usd is None for rule in budget):
+            raise wrong("give the trial a limit_usd: no caller's budget holds for what it sends")
+        return budget
+
+
 class CandidateConfig(FileModel):
     """A manifest on trial: another channel of the same repository.
 
@@ -75,6 +100,7 @@ class CandidateConfig(FileModel):
         url: its ``bundle.json``; without one, ``cache`` is a bundle that somebody puts there.
         state: file by which workers tell each other of a roll-back.
         shadow_share: of the callers whose requests it decides along, unseen.
+        send: also asks the candidate's choice; without it nothing is sent in the shadow.
         canary: serves a share of the callers.
     """
 
@@ -83,6 +109,7 @@ class CandidateConfig(FileModel):
     cache: FilePath = Path("state/candidate.json")
     state: FilePath = Path("state/canary.json")
     shadow_share: Fraction = 0.0
+    send: SendConfig | None = None
     canary: CanaryConfig | None = None
 
     @field_validator("url")

@@ -19,6 +19,7 @@ from waypost.validator.pipeline.forward import forward
 from waypost.validator.pipeline.record import receipt_of, record_of
 from waypost.validator.pipeline.reserve import Booking, reserve
 from waypost.validator.pipeline.settle import settle
+from waypost.validator.pipeline.shadow import is_drawn, send_along
 from waypost.validator.pipeline.understand import bound_time, understand
 from waypost.validator.problems import INTERNAL, describe
 
@@ -55,6 +56,10 @@ async def serve(desk: Desk, call: Call) -> None:
     if considered is not None:
         record = desk.with_shadow(record, considered.asked, considered.caller)
         record = await desk.with_prompt(record, considered.asked)
+        if is_drawn(desk, record):
+            desk.count(record)
+            send_along(desk, considered, record)
+            return
     desk.note(record)
 
 

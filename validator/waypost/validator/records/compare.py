@@ -10,11 +10,21 @@ from math import sqrt
 from statistics import NormalDist, fmean, variance
 from typing import Literal
 
+import msgspec
 from msgspec import Struct
 
-from waypost.shared.records import DecisionRecord, fate_of
+from waypost.shared.records import Attempt, DecisionRecord, fate_of
 
-__all__ = ["Arm", "Difference", "arm_of", "compare", "share_difference", "wilson"]
+__all__ = [
+    "Arm",
+    "Difference",
+    "Shadowed",
+    "arm_of",
+    "compare",
+    "shadowed",
+    "share_difference",
+    "wilson",
+]
 
 CONFIDENCE = 0.95
 ENOUGH = 30  # of each side, for the normal approximation of a mean
@@ -72,6 +82,69 @@ def arm_of(records: Iterable[DecisionRecord], *, good: int = 0, bad: int = 0) ->
             if record.ttft_ms is not None:
                 arm.ttfts_ms.append(record.ttft_ms)
     return arm
+
+
+class Shadowed(Struct):
+    """What a candidate would have done with the requests in its shadow.
+
+    Attributes:
+        differing: it would have chosen another model, or refused.
+        cost_nusd, candidate_cost_nusd: of those that were charged, on either side.
+        served, sent: both sides of the requests that were sent along; of each the one try that
+            its policy chose first, so that a fallback on one side is no failure of the other.
+    """
+
+    requests: int = 0
+    differing: int = 0
+    refused: int = 0
+    cost_nusd: int = 0
+    candidate_cost_nusd: int = 0
+    served: Arm = msgspec.field(default_factory=Arm)
+    sent: Arm = msgspec.field(default_factory=Arm)
+
+    @property
+    def differences(self) -> tuple[Difference, ...]:
+        """How what was sent along did against what was served; nobody rated that."""
+        found = compare(self.served, self.sent)
+        return tuple(one for one in found if one.measure in _OF_TRIES)
+
+
+_OF_TRIES = frozenset({"failed", "cost_nusd", "ttft_ms", "duration_ms"})
+
+
+def shadowed(records: Iterable[DecisionRecord], *, digest: str | None = None) -> Shadowed:
+    """Return the sums over the records that have a shadow.
+
+    Args:
+        digest: of the candidate that is meant; ``None``: that of the first shadow.
+    """
+    sums = Shadowed()
+    for record in records:
+        shadow = record.shadow
+        if shadow is None or shadow.manifest_digest != (digest := digest or shadow.manifest_digest):
+            continue
+        sums.requests += 1
+        sums.differing += shadow.model != record.chosen
+        sums.refused += shadow.model is None
+        if shadow.cost_nusd is not None and fate_of(record) == "answered":
+            sums.cost_nusd += record.cost_nusd
+            sums.candidate_cost_nusd += shadow.cost_nusd
+        if shadow.attempt is not None:
+            first = record.attempts[0] if record.attempts else None
+            _add_try(sums.served, first, record.cost_nusd)
+            _add_try(sums.sent, shadow.attempt, shadow.cost_nusd or 0)
+    return sums
+
+
+def _add_try(arm: Arm, one: Attempt | None, cost_nusd: int) -> None:
+    arm.requests += 1
+    if one is None or one.outcome != "ok":
+        arm.failed += 1
+        return
+    arm.costs_nusd.append(cost_nusd)
+    arm.durations_ms.append(one.duration_ms)
+    if one.ttft_ms is not None:
+        arm.ttfts_ms.append(one.ttft_ms)
 
 
 def wilson(count: int, total: int, *, confidence: float = CONFIDENCE) -> tuple[float, float]:

@@ -58,6 +58,7 @@ class RecordSink:
         self._spill = spill
         self._max_bytes = max_bytes
         self._waiting: dict[str, Encoded] = {}
+        self._unfinished: dict[str, DecisionRecord] = {}
         self._waiting_bytes = 0
         self._writer: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
@@ -81,6 +82,8 @@ class RecordSink:
 
     def put(self, record: DecisionRecord) -> None:
         """Take a record. Never blocks, never raises; call it from the event loop."""
+        if self._unfinished:
+            self._unfinished.pop(record.id, None)
         try:
             encoded = encode_record(record)
             if len(encoded) > MAX_RECORD_BYTES:
@@ -100,13 +103,21 @@ class RecordSink:
             self._waiting_bytes += len(encoded)
             self._wake()
 
+    def put_off(self, record: DecisionRecord) -> None:
+        """Show a record that will be ``put`` when more is known; at the end as it is."""
+        self._unfinished[record.id] = record
+
     async def get(self, record_id: str) -> DecisionRecord | None:
         """Return the record, whether it is written already or still waits in memory."""
+        if (unfinished := self._unfinished.get(record_id)) is not None:
+            return unfinished
         waiting = self._waiting.get(record_id)
         return waiting[0] if waiting is not None else await self._store.get(record_id)
 
     async def close(self) -> None:
         """Write what waits, for as long as five seconds. The store stays open."""
+        for record in list(self._unfinished.values()):
+            self.put(record)
         self._closing.set()
         if self._writer is not None:
             await asyncio.wait((self._writer,), timeout=CLOSE_PATIENCE_S)

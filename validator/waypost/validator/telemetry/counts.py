@@ -11,7 +11,7 @@ from msgspec import Struct
 from msgspec.msgpack import Decoder, Encoder
 
 from waypost.shared.contracts import Policy
-from waypost.shared.records import DecisionRecord, Fate, Feedback, fate_of
+from waypost.shared.records import DecisionRecord, Fate, Feedback, Shadow, fate_of
 
 __all__ = ["ADDED_S", "TOTAL_S", "Counts", "Families", "added", "decode", "encode"]
 
@@ -115,6 +115,16 @@ class Counts:
             numbers = self._numbers("steps", (step,), 2)
             numbers[0] += 1
             numbers[1] += ms / 1_000
+
+    def shadow(self, shadow: Shadow) -> None:
+        """Count a request that was to be sent in the shadow, and what that cost."""
+        attempt = shadow.attempt
+        outcome = attempt.outcome if attempt is not None else shadow.not_sent or OTHER
+        labels = (_label(shadow.model, self._known.models), outcome)
+        numbers = self._numbers("shadows", labels, 2)
+        numbers[0] += 1
+        if attempt is not None:
+            numbers[1] += shadow.cost_nusd or 0
 
     def feedback(self, record: DecisionRecord, feedback: Feedback) -> None:
         """Count what a caller thought of an answer."""

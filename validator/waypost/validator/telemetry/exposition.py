@@ -95,6 +95,11 @@ class _Shown(Collector):
         yield self._plain(
             "feedback", "waypost_feedback", "Callers' words.", ("route", "model", "rating")
         )
+        for place, name, text, unit in (
+            (0, "waypost_shadow_sent", "Tries in the shadow, or why there was none.", 1),
+            (1, "waypost_shadow_cost_usd", "What they cost.", 1 / NUSD_PER_USD),
+        ):
+            yield self._plain("shadows", name, text, ("model", "outcome"), place=place, unit=unit)
         steps = SummaryMetricFamily("waypost_step_seconds", "Time per step.", labels=("step",))
         for labels, numbers in families.get("steps", {}).items():
             steps.add_metric(labels, count_value=int(numbers[0]), sum_value=numbers[1])
@@ -105,10 +110,19 @@ class _Shown(Collector):
                 gauge.add_metric(labels, value)
             yield gauge
 
-    def _plain(self, family: str, name: str, text: str, labels: Sequence[str]) -> Metric:
+    def _plain(
+        self,
+        family: str,
+        name: str,
+        text: str,
+        labels: Sequence[str],
+        *,
+        place: int = 0,
+        unit: float = 1,
+    ) -> Metric:
         counter = CounterMetricFamily(name, text, labels=labels)
         for values, numbers in self._families.get(family, {}).items():
-            counter.add_metric(values, numbers[0])
+            counter.add_metric(values, numbers[place] * unit)
         return counter
 
     def _buckets(
