@@ -171,7 +171,7 @@ async def test_a_model_that_the_candidate_moves_elsewhere_is_another(
 
 
 async def test_what_acts_on_the_world_is_not_sent_twice(tmp_path: Path, acme: Upstream) -> None:
-    tools = [{"type": "function", "function": {"name": "pay", "parameters": {}}}]
+    tools: list[dict[str, Any]] = [{"type": "function", "function": {"name": "pay"}}]
     all_frontier = structs.replace(
         NEXT, routes=(Route(name="all", models=("frontier",)),), last_resort=("frontier",)
     )
