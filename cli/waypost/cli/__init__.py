@@ -1,11 +1,15 @@
 """The ``waypost`` command: finds the commands of the parts that are installed.
 
-Each part registers its commands through the entry-point group ``waypost.commands``, so that an
-install of the SDK alone has no broken commands. Exit codes: 0 good, 1 a finding, 2 usage.
+Each part registers its commands through the entry-point group ``waypost.commands``, so that one
+whose extra is missing has no broken commands. Exit codes: 0 good, 1 a finding, 2 usage.
 """
 
-import sys
 from importlib.metadata import entry_points
+
+import typer
+
+from waypost.cli.output import fail
+from waypost.shared.errors import WaypostError
 
 __all__ = ["main"]
 
@@ -14,15 +18,6 @@ GROUP = "waypost.commands"
 
 def main() -> None:
     """Run the command line."""
-    try:
-        import typer
-    except ModuleNotFoundError:
-        sys.stderr.write("waypost: the commands need an extra: pip install 'waypost[all]'\n")
-        raise SystemExit(2) from None
-
-    from waypost.cli.output import fail
-    from waypost.shared.errors import WaypostError
-
     app = typer.Typer(
         name="waypost",
         help="Signed routing for LLM traffic.",
