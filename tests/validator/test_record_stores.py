@@ -18,6 +18,7 @@ from waypost.validator.records import (
 )
 from waypost.validator.records.jsonl import JsonlRecordStore
 from waypost.validator.records.postgres import PostgresRecordStore
+from waypost.validator.records.sql import DAY_MS, HOUR_MS
 
 pytestmark = pytest.mark.anyio
 
@@ -145,12 +146,14 @@ async def test_each_store_adds_up_alike(store: RecordStore, tmp_path: Path, cloc
         await fill(one, *records, dropped=3)
         await one.put_feedback(records[5], Feedback(rating="bad", at_ms=7, cause="wrong"))
         await one.put_feedback(records[5], Feedback(rating="good", at_ms=8))
-    expected = await other.stats(ALL, by=DIMENSIONS, step_ms=3_600_000)
-    assert await store.stats(ALL, by=DIMENSIONS, step_ms=3_600_000) == expected
+    steps = (HOUR_MS, DAY_MS)
+    expected = [await other.stats(ALL, by=DIMENSIONS, step_ms=step) for step in steps]
+    assert [await store.stats(ALL, by=DIMENSIONS, step_ms=step) for step in steps] == expected
     clock.now += DAY_S
     await fill(store, a_record(99, at_ms=int(clock.now) * 1_000))  # upkeep rides on writing
     until = RecordFilter(until_ms=(NOW + 40_000) * 1_000)
-    assert (await store.stats(until, by=DIMENSIONS, step_ms=3_600_000)).rows == expected.rows
+    for step, before in zip(steps, expected, strict=True):
+        assert (await store.stats(until, by=DIMENSIONS, step_ms=step)).rows == before.rows
     kept = await store.get(records[5].id)
     assert kept is not None
     assert kept.feedback == Feedback(rating="good", at_ms=8)

@@ -13,7 +13,7 @@ from support.recorded import a_record, fill
 from support.worlds import NOW
 from waypost.shared.records import Attempt, DecisionRecord, Feedback
 from waypost.validator.records import DIMENSIONS, RecordFilter, SqliteRecordStore
-from waypost.validator.records.sql import HOUR_MS, raw_ranges
+from waypost.validator.records.sql import ADDED_UP, DAY_MS, DELETED, HOUR_MS, VOID, pieces
 from waypost.validator.records.totals import bucket_of, rank_ms
 
 pytestmark = pytest.mark.anyio
@@ -181,21 +181,27 @@ def test_a_rank_is_known_to_two_per_cent(times: list[float], percent: int) -> No
     assert rank_ms(sketch, percent) == pytest.approx(exact, rel=0.0202)
 
 
+STATES = st.lists(st.tuples(st.integers(0, 71), st.sampled_from([VOID, ADDED_UP, DELETED])))
+
+
 @given(
-    st.lists(st.booleans(), max_size=6),
-    st.integers(0, 7 * HOUR_MS),
-    st.integers(0, 7 * HOUR_MS),
+    STATES.map(lambda found: dict(sorted(found))),
+    st.sets(st.sampled_from([0, DAY_MS, 2 * DAY_MS])),
+    st.integers(0, 3 * DAY_MS),
+    st.integers(0, 3 * DAY_MS),
+    st.sampled_from([None, 60_000, HOUR_MS, DAY_MS]),
 )
-def test_each_moment_is_counted_once(added_up: list[bool], since: int, until: int) -> None:
+def test_each_moment_is_counted_once(
+    states: dict[int, int], days: set[int], since: int, until: int, step_ms: int | None
+) -> None:
+    hours = [(place * HOUR_MS, state) for place, state in states.items()]
     filters = RecordFilter(since_ms=since, until_ms=until)
-    whole = (-(-since // HOUR_MS) * HOUR_MS, until // HOUR_MS * HOUR_MS)
-    hours = [(place * HOUR_MS, int(is_so)) for place, is_so in enumerate(added_up)]
-    ranges = raw_ranges(hours, filters, whole)
-    for moment in range(HOUR_MS // 4, 7 * HOUR_MS, HOUR_MS // 2):
-        hour = moment // HOUR_MS
-        by_totals = (
-            hour < len(added_up) and added_up[hour] and whole[0] <= hour * HOUR_MS < whole[1]
-        )
-        by_records = sum(first <= moment < last for first, last in ranges)
-        is_meant = hour < len(added_up) and since <= moment < until
-        assert by_totals + by_records == is_meant
+    found = pieces(hours, days, filters, step_ms)
+    for hour in states:
+        for moment in (hour * HOUR_MS + 1, (hour + 1) * HOUR_MS - 1):
+            tables = [table for table, first, last in found if first <= moment < last]
+            assert len(tables) == (since <= moment < until)
+    for table, first, last in found:
+        length = {"records": 1, "totals": HOUR_MS, "day_totals": DAY_MS}[table]
+        assert first % length == last % length == 0
+        assert table == "records" or (step_ms or length) % length == 0

@@ -58,7 +58,7 @@ class RecordsConfig(FileModel):
     Attributes:
         path: SQLite's file, or the folder of JSON lines.
         dsn: name of the environment variable that holds PostgreSQL's connection string.
-        totals_days: how long totals by the hour and feedback are kept.
+        totals_days: how long totals by hour and day and feedback are kept.
         spill: folder for records while the store is down, up to ``spill_mib`` per process.
         prompts: whether a record holds the newest user message, redacted.
     """

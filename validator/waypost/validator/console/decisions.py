@@ -129,7 +129,6 @@ async def listing(request: Request) -> Response:
         is_first=before is None,
         chart=_chart(asked.window, verdicts, desk.clock()) if verdicts is not None else None,
         totals=_totals(verdicts, quick) if verdicts is not None else None,
-        timed=min(asked.window, DAY, key=lambda window: window.span_ms),
         dropped=0 if verdicts is None else verdicts.dropped,
     )
 
@@ -145,20 +144,17 @@ def _cursor(request: Request) -> tuple[str, int] | None:
 
 
 async def _added_up(desk: Desk, asked: Asked) -> tuple[RecordStats | None, RecordStats]:
-    """Return requests by verdict and step, and times of a day at most.
+    """Return requests by verdict and step, and times.
 
-    Both come from totals by the hour, which know no accounts: for one, what is longer than a day
-    is not added up, as that would take as long as its records are many.
+    Totals know no accounts: for one, what is longer than a day is not added up, as that would
+    take as long as its records are many.
     """
     filters = asked.filters
     if filters.account is not None and asked.window.span_ms > DAY.span_ms:
         return None, RecordStats(rows=())
-    of_a_day = structs.replace(
-        filters, since_ms=max(filters.since_ms or 0, DAY.starts_ms(desk.clock()).start)
-    )
     return await asyncio.gather(
-        desk.store.stats(filters, by=("verdict",), step_ms=asked.window.step_ms, times=False),
-        desk.store.stats(of_a_day, by=()),
+        desk.store.stats(filters, by=("verdict",), step_ms=asked.window.step_ms, times=()),
+        desk.store.stats(filters, by=(), times=("ttft",)),
     )
 
 

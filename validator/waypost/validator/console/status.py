@@ -15,7 +15,7 @@ from waypost.shared.records import DecisionRecord
 from waypost.shared.rules import describe
 from waypost.validator.config.budgets import Budgets
 from waypost.validator.console.charts import Chart, lines
-from waypost.validator.console.pages import DAY, WINDOWS, Window, desk_of, page, window_of
+from waypost.validator.console.pages import WINDOWS, Window, desk_of, page, window_of
 from waypost.validator.console.words import decimal_ms
 from waypost.validator.desk import Desk
 from waypost.validator.ledger import Balance, Scope, scope_of
@@ -32,11 +32,7 @@ NO_LIMIT_NUSD = 2**53 - 1
 
 
 class Compared(NamedTuple):
-    """One route's share of a window. Money in nano-dollars.
-
-    Attributes:
-        times: of a day at most, since times take longest to add up.
-    """
+    """One route's share of a window. Money in nano-dollars."""
 
     name: str | None
     requests: int
@@ -60,13 +56,11 @@ async def routes(request: Request) -> Response:
     """Routes beside each other: traffic, cost, savings, times, overrides, quality."""
     desk = desk_of(request)
     window = window_of(request)
-    timed = min(window, DAY, key=lambda one: one.span_ms)
     filters = RecordFilter(since_ms=window.starts_ms(desk.clock()).start)
-    of_a_day = RecordFilter(since_ms=timed.starts_ms(desk.clock()).start)
     sums, times, steps = await asyncio.gather(
-        desk.store.stats(filters, by=("route", "verdict"), times=False),
-        desk.store.stats(of_a_day, by=("route",)),
-        desk.store.stats(of_a_day, by=(), step_ms=timed.step_ms),
+        desk.store.stats(filters, by=("route", "verdict"), times=()),
+        desk.store.stats(filters, by=("route",), times=("ttft",)),
+        desk.store.stats(filters, by=(), step_ms=window.step_ms, times=("ttft",)),
     )
     names = {row.route for row in sums.rows}
     compared = [_compared(name, sums, times) for name in names]
@@ -80,8 +74,7 @@ async def routes(request: Request) -> Response:
         dearest=max((one.each_nusd for one in compared), default=0),
         known=known,
         describe=describe,
-        chart=_times(timed, steps, desk.clock()),
-        timed=timed,
+        chart=_times(window, steps, desk.clock()),
         window=window,
         link="?window={}".format,
         windows=WINDOWS.values(),
@@ -233,7 +226,8 @@ async def providers(request: Request) -> Response:
     window = WINDOWS["1h"]
     filters = RecordFilter(since_ms=window.starts_ms(desk.clock()).start)
     recent, stats = await asyncio.gather(
-        desk.store.list(filters, limit=RECENT), desk.store.stats(filters, by=("model",))
+        desk.store.list(filters, limit=RECENT),
+        desk.store.stats(filters, by=("model",), times=("ttft",)),
     )
     trusted = desk.keeper.current
     models = () if trusted is None else trusted.policy.models

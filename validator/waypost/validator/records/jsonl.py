@@ -18,9 +18,11 @@ from waypost.shared.errors import StoreError
 from waypost.shared.records import DecisionRecord, Feedback, decode_record
 from waypost.validator.records.base import BY_DEFAULT, Encoded, RecordFilter
 from waypost.validator.records.totals import (
+    TIMES,
     Dimension,
     Part,
     RecordStats,
+    Time,
     bucket_of,
     rows_of,
     sums_of,
@@ -92,7 +94,7 @@ class JsonlRecordStore:
         *,
         by: Sequence[Dimension] = BY_DEFAULT,
         step_ms: int | None = None,
-        times: bool = True,
+        times: Sequence[Time] = TIMES,
     ) -> RecordStats:
         """See ``RecordStore.stats``; totals reach as far back as the files."""
         return await asyncio.to_thread(self._stats, filters, by, step_ms)

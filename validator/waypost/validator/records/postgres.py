@@ -21,9 +21,10 @@ from waypost.shared.errors import StoreError
 from waypost.shared.records import DecisionRecord, Feedback, decode_record
 from waypost.validator.records.base import BY_DEFAULT, Encoded, RecordFilter
 from waypost.validator.records.sql import (
+    ADDED_UP_TABLES,
     COLUMNS,
+    DAY_MS,
     DELETED,
-    HOUR_MS,
     SETTLED_MS,
     VOID,
     Rows,
@@ -32,16 +33,22 @@ from waypost.validator.records.sql import (
     columns_of,
     newer_or_older,
     stats,
-    void_hour,
+    voiding,
 )
-from waypost.validator.records.totals import DIMENSIONS, SUMS, Dimension, RecordStats
+from waypost.validator.records.totals import (
+    DIMENSIONS,
+    SUMS,
+    TIMES,
+    Dimension,
+    RecordStats,
+    Time,
+)
 
 __all__ = ["PostgresRecordStore"]
 
 T = TypeVar("T")
 Connection = AsyncConnection[TupleRow]
 
-DAY_MS = 86_400_000
 UPKEEP_EVERY_S = 60.0
 PATIENCE_S = 5.0
 POOL_SIZE = 4
@@ -53,6 +60,10 @@ _TYPES = {name: "text" for name in ("id", "account", *DIMENSIONS)} | {
 }
 _DIMENSIONS = ", ".join(f"{name} text" for name in DIMENSIONS)
 _SUMS = ", ".join(f"{name} bigint NOT NULL" for name in SUMS)
+_TOTALS = (
+    f"at_ms bigint NOT NULL, {_DIMENSIONS}, requests bigint NOT NULL, {_SUMS},"
+    " ttft bytea NOT NULL, duration bytea NOT NULL"
+)
 SCHEMA = (
     f"CREATE TABLE IF NOT EXISTS records (id text NOT NULL, at_ms bigint NOT NULL, account text,"
     f" {_DIMENSIONS}, {_SUMS}, ttft_bucket bigint, duration_bucket bigint NOT NULL,"
@@ -65,9 +76,11 @@ SCHEMA = (
     "CREATE INDEX IF NOT EXISTS records_by_account ON records (account, at_ms)",
     "CREATE INDEX IF NOT EXISTS records_by_verdict ON records (verdict, at_ms)",
     "CREATE TABLE IF NOT EXISTS hours (at_ms bigint PRIMARY KEY, state integer NOT NULL)",
-    f"CREATE TABLE IF NOT EXISTS totals (at_ms bigint NOT NULL, {_DIMENSIONS},"
-    f" requests bigint NOT NULL, {_SUMS}, ttft bytea NOT NULL, duration bytea NOT NULL)",
+    f"CREATE TABLE IF NOT EXISTS totals ({_TOTALS})",
     "CREATE INDEX IF NOT EXISTS totals_by_time ON totals (at_ms)",
+    "CREATE TABLE IF NOT EXISTS days (at_ms bigint PRIMARY KEY)",
+    f"CREATE TABLE IF NOT EXISTS day_totals ({_TOTALS})",
+    "CREATE INDEX IF NOT EXISTS day_totals_by_time ON day_totals (at_ms)",
     f"CREATE TABLE IF NOT EXISTS feedback (id text PRIMARY KEY, at_ms bigint NOT NULL,"
     f" account text, {_DIMENSIONS}, good integer NOT NULL, body bytea NOT NULL)",
     "CREATE INDEX IF NOT EXISTS feedback_by_time ON feedback (at_ms)",
@@ -144,8 +157,8 @@ class PostgresRecordStore:
                 columns = zip(*[columns_of(record) for record, _ in records], strict=True)
                 bodies = [body for _, body in records]
                 await _execute(db, _APPEND, [*map(list, columns), bodies])
-            for hour in sorted({record.at_ms // HOUR_MS * HOUR_MS for record, _ in records}):
-                await _execute(db, void_hour("%s"), [hour])
+            for statement, value in voiding((record.at_ms for record, _ in records), "%s"):
+                await _execute(db, statement, value)
             if dropped:
                 await _execute(db, "INSERT INTO gaps VALUES (%s, %s)", [now_ms, dropped])
         if now_ms >= self._upkeep_at:
@@ -179,7 +192,7 @@ class PostgresRecordStore:
         *,
         by: Sequence[Dimension] = BY_DEFAULT,
         step_ms: int | None = None,
-        times: bool = True,
+        times: Sequence[Time] = TIMES,
     ) -> RecordStats:
         """See ``RecordStore.stats``."""
         async with self._transaction("read") as db:
@@ -285,8 +298,8 @@ class PostgresRecordStore:
                 db, f"UPDATE hours SET state = {DELETED} WHERE at_ms < %s", [oldest * DAY_MS]
             )
         if self._totals_days is not None:
-            oldest_ms = now_ms - self._totals_days * DAY_MS
-            for name in ("totals", "hours", "feedback", "gaps"):
+            oldest_ms = (now_ms // DAY_MS - self._totals_days) * DAY_MS
+            for name in ADDED_UP_TABLES:
                 await _execute(db, f"DELETE FROM {name} WHERE at_ms < %s", [oldest_ms])
 
 

@@ -1,11 +1,12 @@
-"""What the stores in SQL databases share: columns, conditions, and which hours are added up.
+"""What the stores in SQL databases share: columns, conditions, and what is added up already.
 
-Totals of a whole hour are made once, when it is over, and kept when its records are deleted. A
-record that comes late makes its hour's totals void until they are made anew. So ``stats`` reads
-totals where it can, and single records at the edges and for the hour that runs.
+Totals of a whole hour are made once, when it is over, and kept when its records are deleted; those
+of a day are made of its hours'. A record that comes late makes both void until they are made anew.
+So ``stats`` reads whole days where it can, hours at their edges, and single records at the edges of
+those and for the hour that runs.
 """
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence, Set
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -16,9 +17,11 @@ from waypost.validator.records.base import RecordFilter
 from waypost.validator.records.totals import (
     DIMENSIONS,
     SUMS,
+    TIMES,
     Dimension,
     Part,
     RecordStats,
+    Time,
     bucket_of,
     merged,
     rows_of,
@@ -27,11 +30,14 @@ from waypost.validator.records.totals import (
 
 __all__ = [
     "ADDED_UP",
+    "ADDED_UP_TABLES",
     "COLUMNS",
+    "DAY_MS",
     "DELETED",
     "HOUR_MS",
     "SETTLED_MS",
     "VOID",
+    "Piece",
     "Row",
     "Rows",
     "Steps",
@@ -39,9 +45,9 @@ __all__ = [
     "columns_of",
     "conditions",
     "newer_or_older",
-    "raw_ranges",
+    "pieces",
     "stats",
-    "void_hour",
+    "voiding",
 ]
 
 T = TypeVar("T")
@@ -53,8 +59,14 @@ Rows = list[Row]
 # database spoken to in a thread and one spoken to by coroutines are asked the same.
 Steps = Generator[tuple[str, Sequence[object]], Rows, T]
 
-HOUR_MS = 3_600_000
+HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 SETTLED_MS = 300_000  # records of an hour may come this late before it is added up
+
+ADDED_UP_TABLES = ("totals", "hours", "day_totals", "days", "feedback", "gaps")
+
+# Where a stretch of time is read from, its start, and its end, which is not in it.
+Table = Literal["records", "totals", "day_totals"]
+Piece = tuple[Table, int, int]
 
 # States of an hour: its totals are void; they hold; they hold and its records are deleted.
 VOID, ADDED_UP, DELETED = 0, 1, 2
@@ -106,39 +118,42 @@ def newer_or_older(
     return f"WHERE {where} ORDER BY at_ms {order}, id {order} LIMIT {mark}", values
 
 
-# ── which hours ────────────────────────────────────────────────────────────────────────────────
+# ── what is read from where ────────────────────────────────────────────────────────────────────
 
 
-def whole_hours(filters: RecordFilter, step_ms: int | None) -> tuple[int, int]:
-    """Return from where to before where whole hours lie that totals may answer for."""
-    if filters.account is not None or (step_ms or HOUR_MS) % HOUR_MS:
-        return 0, 0
-    since = 0 if filters.since_ms is None else filters.since_ms
-    until = 2**62 if filters.until_ms is None else filters.until_ms
-    return -(-since // HOUR_MS) * HOUR_MS, until // HOUR_MS * HOUR_MS
-
-
-def raw_ranges(
-    hours: Iterable[tuple[int, int]], filters: RecordFilter, whole: tuple[int, int]
-) -> list[tuple[int, int]]:
-    """Return the times whose records have to be read one by one, joined where they touch.
+def pieces(
+    hours: Iterable[tuple[int, int]],
+    days: Set[int],
+    filters: RecordFilter,
+    step_ms: int | None,
+) -> list[Piece]:
+    """Return what has to be read so that each record counts once, in order, joined where it can be.
 
     Args:
-        hours: start, and whether it has totals; every hour that has records, in order.
+        hours: start and state; every hour that has records, in order.
+        days: starts of those that are added up.
     """
     since = 0 if filters.since_ms is None else filters.since_ms
     until = 2**62 if filters.until_ms is None else filters.until_ms
-    ranges: list[tuple[int, int]] = []
-    for start, is_added_up in hours:
-        if is_added_up and whole[0] <= start < whole[1]:
+    # Totals know no accounts, and an hour's not what lies within it.
+    by_hour = filters.account is None and (step_ms or HOUR_MS) % HOUR_MS == 0
+    by_day = by_hour and (step_ms or DAY_MS) % DAY_MS == 0
+    found: list[Piece] = []
+    for start, state in hours:
+        end, day = start + HOUR_MS, start // DAY_MS * DAY_MS
+        if by_day and day in days and since <= day and day + DAY_MS <= until:
+            piece: Piece = ("day_totals", day, day + DAY_MS)
+        elif by_hour and state != VOID and since <= start and end <= until:
+            piece = ("totals", start, end)
+        else:
+            piece = ("records", max(start, since), min(end, until))
+        if piece[1] >= piece[2]:
             continue
-        first, last = max(start, since), min(start + HOUR_MS, until)
-        if first < last:
-            if ranges and ranges[-1][1] == first:
-                ranges[-1] = (ranges[-1][0], last)
-            else:
-                ranges.append((first, last))
-    return ranges
+        # What lies between two that follow each other is empty.
+        if found and found[-1][0] == piece[0]:
+            piece = (piece[0], found.pop()[1], piece[2])
+        found.append(piece)
+    return found
 
 
 # ── adding up ──────────────────────────────────────────────────────────────────────────────────
@@ -150,29 +165,22 @@ def stats(
     step_ms: int | None,
     mark: str,
     *,
-    times: bool = True,
+    times: Sequence[Time] = TIMES,
 ) -> Steps[RecordStats]:
     """Return totals; to be asked within one transaction, so that hours and records agree."""
-    whole = whole_hours(filters, step_ms)
     whatever, values = conditions(structs.replace(filters, since_ms=None, until_ms=None), mark)
     within = f"{whatever} AND at_ms >= {mark} AND at_ms < {mark}"
+    span = (
+        0 if filters.since_ms is None else filters.since_ms // DAY_MS * DAY_MS,
+        2**62 if filters.until_ms is None else filters.until_ms,
+    )
+    when = f"at_ms >= {mark} AND at_ms < {mark}"
+    hours = yield f"SELECT at_ms, state FROM hours WHERE {when} ORDER BY at_ms", span
+    days = yield f"SELECT at_ms FROM days WHERE {when}", span
+    known = {day for (day,) in days}
     parts: list[Part] = []
-    hours = yield "SELECT at_ms, state FROM hours ORDER BY at_ms", ()
-    if whole[0] < whole[1]:
-        holding = f"{within} AND at_ms IN (SELECT at_ms FROM hours WHERE state != {VOID})"
-        if times:
-            rows = yield _totals_query(holding, by, step_ms), [*values, *whole]
-            parts += merged(_parts_of_totals(rows, by))
-        else:
-            rows = yield _sums_query("totals", holding, by, step_ms), [*values, *whole]
-            parts += _parts_of_sums(rows, by)
-    for span in raw_ranges([(at_ms, state) for at_ms, state in hours], filters, whole):
-        if times:
-            rows = yield _records_query(within, by, step_ms), [*values, *span]
-            parts += merged(_parts_of_records(rows, by))
-        else:
-            rows = yield _sums_query("records", within, by, step_ms), [*values, *span]
-            parts += _parts_of_sums(rows, by)
+    for table, start, end in pieces(((h, state) for h, state in hours), known, filters, step_ms):
+        parts += yield from _parts(table, within, [*values, start, end], by, step_ms, times)
     where, values = conditions(filters, mark)
     keys = [_step(step_ms), *by]
     rows = yield (
@@ -193,30 +201,53 @@ def stats(
 
 
 def adding_up(settled_ms: int, mark: str) -> Steps[int]:
-    """Make the totals of the oldest hour that lacks them; return whether there are more."""
+    """Make the totals of the oldest hour that lacks them, or else day; return whether to go on."""
     found = yield (
-        f"SELECT at_ms FROM hours WHERE state = {VOID} AND at_ms <= {mark} ORDER BY at_ms LIMIT 2",
+        f"SELECT at_ms FROM hours WHERE state = {VOID} AND at_ms <= {mark} ORDER BY at_ms LIMIT 1",
         (settled_ms - HOUR_MS,),
     )
-    if not found:
-        return 0
-    (hour,) = found[0]
-    query = _records_query(f"at_ms >= {mark} AND at_ms < {mark}", DIMENSIONS, HOUR_MS)
-    rows = yield query, (hour, hour + HOUR_MS)
-    yield f"DELETE FROM totals WHERE at_ms = {mark}", (hour,)
-    for part in merged(_parts_of_records(rows, DIMENSIONS)):
-        row = _total_values(part)
-        yield f"INSERT INTO totals VALUES ({', '.join([mark] * len(row))})", row
-    yield f"UPDATE hours SET state = {ADDED_UP} WHERE at_ms = {mark}", (hour,)
-    return len(found) - 1
-
-
-def void_hour(mark: str) -> str:
-    """Return the statement for an hour that has got a record."""
-    return (
-        f"INSERT INTO hours VALUES ({mark}, {VOID})"
-        f" ON CONFLICT (at_ms) DO UPDATE SET state = {VOID} WHERE hours.state = {ADDED_UP}"
+    if found:
+        (hour,) = found[0]
+        yield from _add_up("records", "totals", hour, HOUR_MS, mark)
+        yield f"UPDATE hours SET state = {ADDED_UP} WHERE at_ms = {mark}", (hour,)
+        return 1
+    # No hour that is over lacks its totals now, so none of a day that is over does.
+    start = f"at_ms / {DAY_MS} * {DAY_MS}"
+    ((day,),) = yield (
+        f"SELECT min({start}) FROM hours WHERE at_ms < {mark}"
+        f" AND {start} NOT IN (SELECT at_ms FROM days)",
+        (settled_ms // DAY_MS * DAY_MS,),
     )
+    if day is None:
+        return 0
+    yield from _add_up("totals", "day_totals", day, DAY_MS, mark)
+    yield f"INSERT INTO days VALUES ({mark})", (day,)
+    return 1
+
+
+def _add_up(source: Table, table: Table, at_ms: int, length_ms: int, mark: str) -> Steps[None]:
+    within = f"at_ms >= {mark} AND at_ms < {mark}"
+    span = (at_ms, at_ms + length_ms)
+    parts = yield from _parts(source, within, span, DIMENSIONS, length_ms, TIMES)
+    yield f"DELETE FROM {table} WHERE at_ms = {mark}", (at_ms,)
+    for part in merged(parts):
+        row = _total_values(part)
+        yield f"INSERT INTO {table} VALUES ({', '.join([mark] * len(row))})", row
+
+
+def voiding(times_ms: Iterable[int], mark: str) -> Iterator[tuple[str, tuple[int]]]:
+    """Give the statements for the hours and days that have got records of these times."""
+    hours = sorted({at_ms // HOUR_MS * HOUR_MS for at_ms in times_ms})
+    for hour in hours:
+        yield (
+            (
+                f"INSERT INTO hours VALUES ({mark}, {VOID})"
+                f" ON CONFLICT (at_ms) DO UPDATE SET state = {VOID} WHERE hours.state = {ADDED_UP}"
+            ),
+            (hour,),
+        )
+    for day in sorted({hour // DAY_MS * DAY_MS for hour in hours}):
+        yield f"DELETE FROM days WHERE at_ms = {mark}", (day,)
 
 
 def _step(step_ms: int | None) -> str:
@@ -225,6 +256,26 @@ def _step(step_ms: int | None) -> str:
 
 def _places(names: Sequence[str]) -> str:
     return ", ".join(str(place) for place in range(1, len(names) + 1))
+
+
+def _parts(
+    table: Table,
+    where: str,
+    values: Sequence[object],
+    by: Sequence[Dimension],
+    step_ms: int | None,
+    times: Sequence[Time],
+) -> Steps[list[Part]]:
+    """Read ``table``. Sums are made by the database; sketches, which it cannot merge, here."""
+    if table == "records" and times:
+        rows = yield _records_query(where, by, step_ms), values
+        return merged(_parts_of_records(rows, by))
+    rows = yield _sums_query(table, where, by, step_ms), values
+    parts = list(_parts_of_sums(rows, by))
+    if times:
+        rows = yield _times_query(table, where, by, step_ms, times), values
+        parts += merged(_parts_of_times(rows, by, times))
+    return parts
 
 
 def _records_query(where: str, by: Sequence[Dimension], step_ms: int | None) -> str:
@@ -250,31 +301,23 @@ def _parts_of_records(rows: Iterable[Row], by: Sequence[Dimension]) -> Iterator[
         )
 
 
-def _totals_query(where: str, by: Sequence[Dimension], step_ms: int | None) -> str:
-    names = [_step(step_ms), *by, "requests", *SUMS, "ttft", "duration"]
-    return f"SELECT {', '.join(names)} FROM totals WHERE {where}"
-
-
-def _parts_of_totals(rows: Iterable[Row], by: Sequence[Dimension]) -> Iterator[Part]:
-    end = 1 + len(by)
-    for row in rows:
-        yield (
-            row[0],
-            row[1:end],
-            row[end],
-            row[end + 1 : end + 1 + len(SUMS)],
-            _sketch(row[-2]),
-            _sketch(row[-1]),
-        )
-
-
-def _sums_query(
-    table: Literal["records", "totals"],
-    where: str,
-    by: Sequence[Dimension],
-    step_ms: int | None,
+def _times_query(
+    table: Table, where: str, by: Sequence[Dimension], step_ms: int | None, times: Sequence[Time]
 ) -> str:
-    """Add up in the database what needs no sketches merged."""
+    return f"SELECT {', '.join([_step(step_ms), *by, *times])} FROM {table} WHERE {where}"
+
+
+def _parts_of_times(
+    rows: Iterable[Row], by: Sequence[Dimension], times: Sequence[Time]
+) -> Iterator[Part]:
+    end = 1 + len(by)
+    places = [end + times.index(name) if name in times else None for name in TIMES]
+    for row in rows:
+        ttft, duration = [{} if place is None else _sketch(row[place]) for place in places]
+        yield row[0], row[1:end], 0, (), ttft, duration
+
+
+def _sums_query(table: Table, where: str, by: Sequence[Dimension], step_ms: int | None) -> str:
     group = [_step(step_ms), *by]
     requests = "count(*)" if table == "records" else "CAST(sum(requests) AS BIGINT)"
     sums = [f"CAST(sum({name}) AS BIGINT)" for name in SUMS]

@@ -5,8 +5,8 @@ Many rows go into one statement: for each statement the writing thread gives up 
 Python's global lock, and 20,000 records a second, inserted row by row, halve the speed of an event
 loop on the same core; a hundred at a time take a fifth of it.
 
-Upkeep rides on writing, a little at a time: hours that are over are added up, records past their
-time are deleted, and bodies that are no longer news are deflated, to a tenth or so, against a
+Upkeep rides on writing, a little at a time: hours and days that are over are added up, records past
+their time are deleted, and bodies that are no longer news are deflated, to a tenth or so, against a
 dictionary of one of their own.
 
 Methods run in threads; each read has a connection of its own.
@@ -31,7 +31,9 @@ from waypost.shared.records import DecisionRecord, Feedback, decode_record
 from waypost.validator.records.base import BY_DEFAULT, Encoded, RecordFilter
 from waypost.validator.records.sql import (
     ADDED_UP,
+    ADDED_UP_TABLES,
     COLUMNS,
+    DAY_MS,
     DELETED,
     HOUR_MS,
     SETTLED_MS,
@@ -42,16 +44,31 @@ from waypost.validator.records.sql import (
     columns_of,
     newer_or_older,
     stats,
-    void_hour,
+    voiding,
 )
-from waypost.validator.records.totals import DIMENSIONS, SUMS, Dimension, RecordStats
+from waypost.validator.records.totals import (
+    DIMENSIONS,
+    SUMS,
+    TIMES,
+    Dimension,
+    RecordStats,
+    Time,
+)
 from waypost.validator.sqlite_file import create
 
 __all__ = ["SqliteRecordStore"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _DIMENSIONS = ",\n    ".join(f"{name} TEXT" for name in DIMENSIONS)
 _SUMS = ",\n    ".join(f"{name} INTEGER NOT NULL" for name in SUMS)
+_TOTALS = f"""
+    at_ms INTEGER NOT NULL,
+    {_DIMENSIONS},
+    requests INTEGER NOT NULL,
+    {_SUMS},
+    ttft BLOB NOT NULL,
+    duration BLOB NOT NULL
+"""
 SCHEMA = f"""
 CREATE TABLE records (
     seq INTEGER PRIMARY KEY,
@@ -72,15 +89,11 @@ CREATE INDEX records_by_account ON records (account, at_ms);
 CREATE INDEX records_by_verdict ON records (verdict, at_ms);
 CREATE TABLE bodies (seq INTEGER PRIMARY KEY, body BLOB NOT NULL);
 CREATE TABLE hours (at_ms INTEGER PRIMARY KEY, state INTEGER NOT NULL);
-CREATE TABLE totals (
-    at_ms INTEGER NOT NULL,
-    {_DIMENSIONS},
-    requests INTEGER NOT NULL,
-    {_SUMS},
-    ttft BLOB NOT NULL,
-    duration BLOB NOT NULL
-);
+CREATE TABLE totals ({_TOTALS});
 CREATE INDEX totals_by_time ON totals (at_ms);
+CREATE TABLE days (at_ms INTEGER PRIMARY KEY);
+CREATE TABLE day_totals ({_TOTALS});
+CREATE INDEX day_totals_by_time ON day_totals (at_ms);
 CREATE TABLE feedback (
     id TEXT PRIMARY KEY,
     at_ms INTEGER NOT NULL,
@@ -103,7 +116,6 @@ BUSY_S = 5.0  # another process writes its batch, or the command line reads
 UPKEEP_EVERY_S = 60.0
 UPKEEP_BATCH = 2_000
 NEWS = 10_000  # the newest bodies, which are read most, stay as they are
-DAY_MS = 86_400_000
 
 
 class SqliteRecordStore:
@@ -185,7 +197,7 @@ class SqliteRecordStore:
         *,
         by: Sequence[Dimension] = BY_DEFAULT,
         step_ms: int | None = None,
-        times: bool = True,
+        times: Sequence[Time] = TIMES,
     ) -> RecordStats:
         """See ``RecordStore.stats``."""
         return await asyncio.to_thread(self._stats, stats(filters, by, step_ms, "?", times=times))
@@ -365,8 +377,8 @@ def _insert(db: sqlite3.Connection, records: Sequence[Encoded]) -> None:
             bodies += (seq, body)
         db.execute(put_rows, rows)
         db.execute(put_bodies, bodies)
-    hours = {record.at_ms // HOUR_MS * HOUR_MS for record, _ in records}
-    db.executemany(void_hour("?"), [(hour,) for hour in hours])
+    for sql, value in voiding((record.at_ms for record, _ in records), "?"):
+        db.execute(sql, value)
 
 
 @lru_cache(maxsize=ROWS_PER_STATEMENT)
@@ -407,7 +419,9 @@ def _delete_records(db: sqlite3.Connection, oldest_ms: int) -> int:
 
 
 def _delete_totals(db: sqlite3.Connection, oldest_ms: int) -> None:
-    for name in ("totals", "hours", "feedback", "gaps"):
+    # Whole days, so that none is made anew of what is left of its hours.
+    oldest_ms = oldest_ms // DAY_MS * DAY_MS
+    for name in ADDED_UP_TABLES:
         db.execute(f"DELETE FROM {name} WHERE at_ms < ?", (oldest_ms,))
 
 

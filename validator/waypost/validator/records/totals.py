@@ -15,11 +15,13 @@ from waypost.shared.records import DecisionRecord, Verdict, fate_of
 __all__ = [
     "DIMENSIONS",
     "SUMS",
+    "TIMES",
     "Dimension",
     "Part",
     "RecordStats",
     "Sketch",
     "StatsRow",
+    "Time",
     "bucket_of",
     "merged",
     "rank_ms",
@@ -29,6 +31,9 @@ __all__ = [
 
 Dimension = Literal["route", "model", "verdict", "reason", "tier", "tenant"]
 DIMENSIONS: tuple[Dimension, ...] = get_args(Dimension)
+
+Time = Literal["ttft", "duration"]
+TIMES: tuple[Time, ...] = get_args(Time)
 
 # What is added up of each record, in the order of ``sums_of`` and of the stores' columns.
 SUMS = (
