@@ -1,32 +1,35 @@
 """Project Wycheproof's vectors for JSON Web Signatures and Keys, each judged as it should be.
 
-They are not ours to ship: set WYCHEPROOF_DIR to a copy of its ``testvectors_v1`` to run them.
+The two files beside this one in ``wycheproof/`` are theirs, unchanged; its README says which.
 """
 
 import json
-import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-from msgspec import Struct
+from msgspec import Struct, structs
 
-from waypost.shared.contracts import IssuerKey
+from support.tokens import AUDIENCE, CHANNEL, NOW, App
+from waypost.edge.jwks import JWKSError, import_keys
+from waypost.shared.contracts import ALGORITHMS, Issuer, IssuerKey, Issuers
 from waypost.shared.errors import TokenError
-from waypost.shared.issuer_keys import key_from_jwk, public_key
 from waypost.validator.jose import header_of, is_compact, signed_payload
+from waypost.validator.tokens import HEADER_FIELDS, TokenVerifier
 
-FOLDER = os.environ.get("WYCHEPROOF_DIR")
+FOLDER = Path(__file__).parent / "wycheproof"
 
 # Valid signatures that we refuse all the same.
 STRICTER = {
-    "json_web_signature 259",  # an empty payload: it holds no claims
-    "json_web_signature 345",  # an @ in the key's id
-    "json_web_signature 349",  # likewise
+    "signature 259",  # an empty payload: it holds no claims
+    "signature 345",  # an @ in the key's id
+    "signature 349",  # likewise
 }
 
-pytestmark = pytest.mark.skipif(FOLDER is None, reason="WYCHEPROOF_DIR names no vectors")
+# Spelt otherwise than base64url; two are valid to Wycheproof, for readers that skip what they do not
+# know. Numbers 367 and 370 are missing since their texts are spelt right, like that of 357.
+MISSPELT = {f"signature {number}" for number in range(360, 376) if number not in {367, 370}}
 
 
 class Vector(Struct, frozen=True):
@@ -37,14 +40,13 @@ class Vector(Struct, frozen=True):
     is_valid: bool
 
 
-def vectors(file: str) -> Iterator[Vector]:
-    if FOLDER is None:
-        return
-    for group in json.loads((Path(FOLDER) / file).read_text())["testGroups"]:
+def vectors(subject: str) -> Iterator[Vector]:
+    path = FOLDER / f"json_web_{subject}_test.json"
+    for group in json.loads(path.read_text())["testGroups"]:
         key = group.get("public") or group["private"]
         for test in group["tests"]:
             yield Vector(
-                f"{file.removesuffix('_test.json')} {test['tcId']}",
+                f"{subject} {test['tcId']}",
                 test["comment"],
                 test["jws"] if isinstance(test["jws"], str) else json.dumps(test["jws"]),
                 key.get("keys", [key]),
@@ -52,49 +54,91 @@ def vectors(file: str) -> Iterator[Vector]:
             )
 
 
-def imported(keys: list[dict[str, Any]]) -> dict[str, IssuerKey]:
-    """Load keys as an issuer's: all, or none if one of them is secret or an id occurs twice."""
-    found: dict[str, IssuerKey] = {}
-    for number, jwk in enumerate(keys):
-        key = key_from_jwk({"kid": f"number-{number}", **jwk})
-        if key.kid in found:
-            raise ValueError("one id, two keys")
-        found[key.kid] = key
-    return found
+VECTORS = [*vectors("signature"), *vectors("key")]
 
 
-def is_taken(vector: Vector) -> bool:
-    """Whether our reader takes the signature: form, header, one key's one algorithm."""
+def judged(jws: str, keys: tuple[IssuerKey, ...]) -> str:
+    """Return ``taken``, or the code with which a token that reads ``jws`` is refused.
+
+    All that a validator does up to the signature, but that ``typ`` may be missing: Wycheproof's
+    are tokens of no particular kind.
+    """
+    verifier = TokenVerifier(
+        Issuers(channel=CHANNEL, version=1, issued_at=NOW, issuers=(Issuer(iss="any", keys=keys),)),
+        audience=AUDIENCE,
+    )
+    if not is_compact(jws):
+        return "token_format"
     try:
-        keys = imported(vector.keys)
-        if not is_compact(vector.jws):
-            return False
-        header = header_of(vector.jws, code="token_json")
-        if not header.keys() <= {"alg", "kid", "typ"}:
-            return False
-        key = keys[str(header.get("kid", next(iter(keys))))]
-        if header.get("alg") != key.alg:
-            return False
-        signed_payload(vector.jws, public_key(key), key.alg, code="token_signature")
-    except (KeyError, TokenError, ValueError):
-        return False
-    return True
+        header = header_of(jws, code="token_json")
+        if not header.keys() <= HEADER_FIELDS:
+            return "token_header"
+        key = verifier._key(str(header.get("alg")), str(header.get("kid", keys[0].kid)), NOW)
+        signed_payload(jws, key.public, key.meta.alg, code="token_signature")
+    except TokenError as exc:
+        return exc.code
+    return "taken"
+
+
+def by_its_own_keys(vector: Vector) -> str:
+    """Return how the vector is judged once an operator has imported its keys, or tried to."""
+    document = json.dumps({"keys": vector.keys}).encode()
+    try:
+        imported = import_keys(document, algorithms=ALGORITHMS)
+    except JWKSError as exc:
+        return exc.code
+    return judged(vector.jws, tuple(imported.keys.values()))
 
 
 def is_ours(vector: Vector) -> bool:
     """Whether the vector's keys are public ones, of algorithms that issuers may use."""
-    return all(
-        jwk.get("kty") != "oct" and jwk.get("alg") in {"EdDSA", "ES256", "RS256", None}
-        for jwk in vector.keys
-    )
+    return all(jwk["kty"] != "oct" and jwk.get("alg") in ALGORITHMS for jwk in vector.keys)
 
 
-@pytest.mark.parametrize(
-    "vector",
-    [*vectors("json_web_signature_test.json"), *vectors("json_web_key_test.json")],
-    ids=lambda vector: vector.name,
-)
-def test_a_vector_is_judged_as_it_should_be(vector: Vector) -> None:
-    should_be = vector.is_valid and is_ours(vector) and vector.name not in STRICTER
+def test_every_vector_is_judged_as_it_should_be() -> None:
+    misjudged = {
+        vector.name: vector.comment
+        for vector in VECTORS
+        if (by_its_own_keys(vector) == "taken")
+        != (vector.is_valid and is_ours(vector) and vector.name not in STRICTER)
+    }
 
-    assert is_taken(vector) == should_be, vector.comment
+    assert misjudged == {}
+
+
+def test_every_vector_is_there_and_refused_for_what_is_wrong_with_it() -> None:
+    ours = Counter(by_its_own_keys(one) for one in VECTORS if is_ours(one))
+    others = Counter(by_its_own_keys(one) for one in VECTORS if not is_ours(one))
+
+    assert ours == {
+        "taken": 8,
+        "token_signature": 240,
+        "token_format": 19,
+        "token_unknown_kid": 2,
+        "token_alg": 1,
+        "token_header": 1,
+        # Weak, forged or broken keys, one for encryption, and the two ids that are none of ours.
+        "jwks_invalid": 9,
+    }
+    # Keys for encryption, or of algorithms that issuers cannot use, never reach a validator.
+    assert others == {"jwks_invalid": 147}
+    assert sum(ours.values()) + sum(others.values()) == 401 + 26
+
+
+def test_a_token_of_another_algorithm_gets_none_from_a_key_of_ours() -> None:
+    # As if one of our keys had the id that the vector names.
+    key = App().public_key()
+
+    def code(vector: Vector) -> str:
+        kids = {str(jwk["kid"]).replace("@", ".") for jwk in vector.keys}
+        return judged(vector.jws, tuple(structs.replace(key, kid=kid) for kid in kids))
+
+    codes = {vector.name: code(vector) for vector in VECTORS if not is_ours(vector)}
+
+    assert Counter(codes.values()) == {
+        "token_alg": 106,
+        "token_format": 36,
+        "token_kid": 4,  # with an @, as above
+        "token_unknown_kid": 1,
+    }
+    assert {codes[name] for name in MISSPELT} == {"token_format"}
