@@ -75,11 +75,12 @@ def test_a_cost_is_the_recorded_usage_at_the_new_models_price() -> None:
 
 
 def test_a_clients_own_proposal_is_made_anew_and_a_model_that_was_named_is_kept() -> None:
-    by_sdk = a_record(proposal=Proposal(model="small", manifest=42))
-    by_hand = a_record(1, proposal=Proposal(model="small"))
-
+    by_sdk = a_record(proposal=Proposal(model="small", route="short", manifest=42))
     assert simulated(TO_LARGE, by_sdk).models == {"large": (0, 1), "small": (1, 0)}
-    assert simulated(TO_LARGE, by_hand).models == {"small": (1, 1)}
+
+    # The SDK says its manifest of a named model as well.
+    for named in (Proposal(model="small"), Proposal(model="small", manifest=42)):
+        assert simulated(TO_LARGE, a_record(1, proposal=named)).models == {"small": (1, 1)}
 
 
 def test_refusals_come_and_go_with_the_policy() -> None:

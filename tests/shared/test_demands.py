@@ -109,6 +109,8 @@ def test_without_fallbacks_one_model_is_tried() -> None:
     assert chain(allow_fallbacks=False) == ("small",)
     proposed = decided(provider={"allow_fallbacks": False}, proposal=Proposal(model="large"))
     assert proposed.chain == ("large",)
+    overridden = decided(provider={"allow_fallbacks": False}, proposal=Proposal(model="unheard-of"))
+    assert overridden.chain == ("small",)
 
 
 @pytest.mark.parametrize(

@@ -222,6 +222,38 @@ def test_a_second_choice_outside_the_set_is_no_way_in(otherwise: str) -> None:
     assert decision == decide(policy, some_facts(), Proposal(model="small"))
 
 
+def by_rules_of(manifest: int, model: str = "large", otherwise: str | None = None) -> Proposal:
+    return Proposal(model=model, otherwise=otherwise, route="short-chat", manifest=manifest)
+
+
+def test_a_proposal_counts_for_two_versions_more_and_ahead_of_time() -> None:
+    policy = compile_policy(a_policy(version=42))
+
+    for manifest in (40, 41, 42, 43, 1_000):
+        assert decide(policy, some_facts(), by_rules_of(manifest)).verdict == "accepted"
+
+
+def test_a_proposal_by_rules_that_are_long_over_is_overridden_by_todays() -> None:
+    policy = compile_policy(a_policy(version=42))
+
+    decision = decide(policy, some_facts(), by_rules_of(39, otherwise="clinical"))
+
+    assert (decision.verdict, decision.reason) == ("overridden", "proposal_stale")
+    assert decision.chain == decide(policy, some_facts()).chain
+    # Whatever else is wrong with it; and what today's rules say as well is no override.
+    outside = decide(policy, some_facts(), by_rules_of(39, "frontier"))
+    assert outside.reason == "proposal_stale"
+    assert decide(policy, some_facts(), by_rules_of(39, "small")).verdict == "accepted"
+
+
+def test_a_model_asked_for_by_name_is_never_stale() -> None:
+    policy = compile_policy(a_policy(version=42))
+
+    named = decide(policy, some_facts(), Proposal(model="large", manifest=1))
+
+    assert named.verdict == "accepted"
+
+
 def test_patient_data_reaches_only_who_signed_an_agreement() -> None:
     declared = Declared(data_classes=("phi",))
 

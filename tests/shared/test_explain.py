@@ -40,6 +40,15 @@ def test_an_override_says_what_was_wrong_with_the_wish() -> None:
     )
 
 
+def test_a_stale_proposal_is_said_to_be_one() -> None:
+    policy = compile_policy(a_policy(version=42))
+    old = Proposal(model="large", route="short-chat", manifest=1)
+
+    told = explain(policy, some_facts(), decide(policy, some_facts(), old))
+
+    assert "asked for large, but by the rules of a manifest that is long over" in told.sentence
+
+
 def test_a_missing_promise_is_named_with_the_class_that_needs_it() -> None:
     phi = some_facts(declared=Declared(data_classes=("phi",)))
 

@@ -135,6 +135,19 @@ async def test_a_client_whose_clock_is_off_is_told_a_nonce_and_served_with_it(
     assert served.status_code == 200
 
 
+async def test_an_answer_brings_a_new_nonce_before_the_old_one_lapses(bound: Running) -> None:
+    old = bound.desk.proofs.nonce(int(bound.clock()))  # type: ignore[union-attr]
+    early = await bound.client.post(CHAT, json=HELLO, headers=proven(bound, nonce=old))
+    bound.clock.ahead_s = float(NONCE_SPAN_S)
+    late = await bound.client.post(CHAT, json=HELLO, headers=proven(bound, nonce=old))
+
+    assert "dpop-nonce" not in early.headers
+    new = late.headers["dpop-nonce"]
+    bound.clock.ahead_s = 2.0 * NONCE_SPAN_S
+    last = await bound.client.post(CHAT, json=HELLO, headers=proven(bound, nonce=new))
+    assert [answer.status_code for answer in (early, late, last)] == [200, 200, 200]
+
+
 async def test_without_settings_for_proofs_bound_tokens_are_refused(
     validator: Running,
 ) -> None:

@@ -38,6 +38,7 @@ async def _on_trial(
     folder: Path,
     acme: Upstream,
     policy: Policy = NEXT,
+    version: int | None = None,
     **how: Any,  # noqa: ANN401
 ) -> AsyncGenerator[Running]:
     candidate = {"channel": "next", **how}
@@ -48,6 +49,7 @@ async def _on_trial(
         publisher.channel = "next"
         bundle = publisher.publish(
             policy=policy,
+            version=version,
             issuers=Issuers(channel="next", version=1, issued_at=int(time.time())),
         )
         settings = validator.desk.config.candidate
@@ -249,6 +251,18 @@ async def test_a_canary_serves_always_the_same_callers(tmp_path: Path, acme: Ups
         policy = await validator.desk.explained(served)
     assert policy is not None
     assert policy.policy.channel == "next"
+
+
+async def test_proposals_are_not_stale_to_a_candidate_whose_versions_are_counted_apart(
+    tmp_path: Path, acme: Upstream
+) -> None:
+    small = {"Waypost-Proposal": 'model="small", route="short-chat", manifest=1'}
+    async with _on_trial(tmp_path, acme, version=90, **_canary()) as validator:
+        inside, _ = _callers(validator)
+        served = await validator.record(await validator.chat(sub=inside, headers=small))
+
+    assert served.is_canary
+    assert (served.verdict, served.model) == ("accepted", "small")
 
 
 async def test_a_canary_that_costs_too_much_is_rolled_back_for_good(

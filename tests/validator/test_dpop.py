@@ -313,13 +313,15 @@ def test_where_nonces_are_required_a_right_clock_is_not_enough() -> None:
     assert check(proof(nonce=STRICT.nonce(NOW)), checker=STRICT)
 
 
-def test_a_nonce_lasts_for_its_span_and_the_next() -> None:
+def test_a_nonce_lasts_for_its_span_and_the_next_when_it_is_replaced() -> None:
     start = NOW - NOW % NONCE_SPAN_S
     sent = proof(nonce=CHECKER.nonce(start))
     until = start + 2 * NONCE_SPAN_S
 
-    assert check(sent, now=start + NONCE_SPAN_S - 1).until == until
-    assert check(sent, now=until - 1).until == until
+    early, late = check(sent, now=start + NONCE_SPAN_S - 1), check(sent, now=until - 1)
+
+    assert (early.until, early.next_nonce) == (until, None)
+    assert (late.until, late.next_nonce) == (until, CHECKER.nonce(until - 1))
     assert refusal(sent, now=until) == "dpop_nonce"
 
 

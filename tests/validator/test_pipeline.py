@@ -48,6 +48,19 @@ async def test_an_admissible_proposal_is_accepted(validator: Running, acme: Upst
     assert acme.seen[0].json["model"] == "acme-large"
 
 
+async def test_a_proposal_by_a_manifest_that_is_long_over_is_overridden(validator: Running) -> None:
+    await validator.client.put("/admin/bundle", content=validator.publisher.publish(version=9))
+
+    response = await validator.chat(
+        headers={"Waypost-Proposal": 'model="large", route="short-chat", manifest=6'}
+    )
+
+    decision = parse_decision(response.headers["waypost-decision"])
+    assert (decision["verdict"], decision["reason"]) == ("overridden", "proposal_stale")
+    # From which the client learns of the newer one.
+    assert response.headers["waypost-manifest"] == "9"
+
+
 async def test_a_model_named_in_the_body_is_a_proposal(validator: Running) -> None:
     response = await validator.chat({**HELLO, "model": "large"})
 

@@ -627,7 +627,8 @@ class Proposal(Struct, frozen=True, kw_only=True):
     """What the client would choose: a model, and how it came to it.
 
     ``otherwise`` is tried next, on the same terms. Without it all clients of a failing model
-    would be sent to the same other one, and herd there.
+    would be sent to the same other one, and herd there. ``route`` is the row that chose the model,
+    ``None`` where somebody asked for it by name.
     """
 
     model: str

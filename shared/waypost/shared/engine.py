@@ -9,7 +9,8 @@ one function, so that they cannot disagree by accident.
 3. *Order*: the row's candidates by its objective, then its fallback, then the last resort; unless
    the request asks for another order. What a conversation has in a model's cache is priced so.
 4. *Verdict*: a proposal inside the set is accepted; one outside is overridden by the best
-   admissible model; an empty set is a refusal. The set is policy, the pick is performance.
+   admissible model, as is one by the rules of a manifest that is long over; an empty set is a
+   refusal. The set is policy, the pick is performance.
 
 What can be is worked out once per manifest, in ``compiled``.
 
@@ -66,14 +67,18 @@ REFUSAL_CODES: frozenset[str] = frozenset(
     }
 )
 
+# A client that refreshes as it should lags by one publication, or two in quick succession.
+MAX_VERSIONS_BEHIND = 2
+
 
 class Decision(Struct, frozen=True, kw_only=True):
     """What is to happen with a request.
 
     Attributes:
         reason: ``proposal_admissible`` or ``no_proposal``; of an override, why the proposed
-            model is out; of a refusal, ``facts_incomplete``, ``unknown_tier``,
-            ``unknown_data_class``, ``unknown_provider``, or what emptied the set.
+            model is out, or ``proposal_stale``; of a refusal, ``facts_incomplete``,
+            ``unknown_tier``, ``unknown_data_class``, ``unknown_provider``, or what emptied the
+            set.
         model: ``None`` when refused.
         route: name of the row that matched; ``None`` when refused before that.
         candidates: the row's admissible models, best first; a client may pick any of them.
@@ -126,9 +131,11 @@ def decide(policy: CompiledPolicy, facts: Facts, proposal: Proposal | None = Non
             chain=chain[:tries],
         )
     proposed = proposal.model
-    if proposal.otherwise is not None and policy.bits.get(proposal.otherwise, 0) & mask:
+    is_stale = _is_stale(policy, proposal)
+    open_to_client = 0 if is_stale else mask
+    if proposal.otherwise is not None and policy.bits.get(proposal.otherwise, 0) & open_to_client:
         chain = _led_by(proposal.otherwise, chain)
-    if policy.bits.get(proposed, 0) & mask:
+    if policy.bits.get(proposed, 0) & open_to_client or proposed == chain[0]:
         chain = _led_by(proposed, chain)
         return Decision(
             verdict="accepted",
@@ -139,14 +146,13 @@ def decide(policy: CompiledPolicy, facts: Facts, proposal: Proposal | None = Non
             chain=chain[:tries],
             proposed=proposed,
         )
-    why = exclusion(policy, proposed, facts)
     return Decision(
         verdict="overridden",
-        reason="unknown_model" if why is None else why.code,
+        reason="proposal_stale" if is_stale else _why_out(policy, proposed, facts),
         model=chain[0],
         route=route.name,
         candidates=candidates,
-        chain=chain,
+        chain=chain[:tries],
         proposed=proposed,
     )
 
@@ -162,6 +168,23 @@ def _why_closed(policy: CompiledPolicy, route: Route, facts: Facts) -> Exclusion
         if code in codes:
             return code
     return "not_in_route"
+
+
+def _is_stale(policy: CompiledPolicy, proposal: Proposal) -> bool:
+    """Whether the client went by rules and prices that are long over (docs/adr/0001).
+
+    A newer manifest than ours counts, and so does a model asked for by name: no rules chose it.
+    """
+    return (
+        proposal.route is not None
+        and proposal.manifest is not None
+        and proposal.manifest < policy.policy.version - MAX_VERSIONS_BEHIND
+    )
+
+
+def _why_out(policy: CompiledPolicy, proposed: str, facts: Facts) -> str:
+    why = exclusion(policy, proposed, facts)
+    return "unknown_model" if why is None else why.code
 
 
 def _led_by(first: str, chain: tuple[str, ...]) -> tuple[str, ...]:

@@ -104,14 +104,20 @@ def _sentence(policy: CompiledPolicy, facts: Facts, decision: Decision) -> str:
         case "accepted":
             return f"The client chose {decision.model}, which the policy allows; {rule} matched."
         case "overridden":
-            why = exclusion(policy, decision.proposed or "", facts)
-            clause = why.detail if why is not None else "the policy does not allow it"
             return (
-                f"The client asked for {decision.proposed}, but {clause};"
+                f"The client asked for {decision.proposed}, but"
+                f" {_why_overridden(policy, facts, decision)};"
                 f" {rule} matched, so {decision.model} was used instead."
             )
         case _:
             return f"The client left the choice open; {rule} matched and prefers {decision.model}."
+
+
+def _why_overridden(policy: CompiledPolicy, facts: Facts, decision: Decision) -> str:
+    if decision.reason == "proposal_stale":
+        return "by the rules of a manifest that is long over"
+    why = exclusion(policy, decision.proposed or "", facts)
+    return why.detail if why is not None else "the policy does not allow it"
 
 
 def _refusal(facts: Facts, reason: str) -> str:

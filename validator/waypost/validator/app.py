@@ -128,13 +128,14 @@ async def _starting(_: Request) -> Response:
 
 async def _caller(request: Request) -> tuple[Caller, Serving]:
     desk = _desk(request)
-    return await authenticate(
+    caller, serving, _ = await authenticate(
         desk,
         pick_headers(request.scope["headers"]),
         method=request.method,
         path=request.scope["path"],
         now=int(desk.clock()),
     )
+    return caller, serving
 
 
 async def _allowed(request: Request) -> list[dict[str, object]]:

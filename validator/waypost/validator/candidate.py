@@ -116,7 +116,12 @@ def shadow_of(
         data_classes=seen.data_classes,
         affordable_nusd=seen.affordable_nusd,
     )
-    decision = decide(candidate.compiled, structs.replace(facts, measured=measured), proposal)
+    decision = decide(
+        candidate.compiled,
+        structs.replace(facts, measured=measured),
+        # It names a manifest of the channel in force; a candidate's versions are counted apart.
+        None if proposal is None else structs.replace(proposal, manifest=None),
+    )
     model = candidate.compiled.models.get(decision.model or "")
     return Shadow(
         manifest_version=candidate.version,

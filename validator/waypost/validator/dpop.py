@@ -58,10 +58,12 @@ class Proof(Struct, frozen=True):
     Attributes:
         mark: tells it from others; no secret.
         until: Unix seconds until which it would hold again.
+        next_nonce: to give out with the answer; ``None`` while the client needs no other.
     """
 
     mark: bytes
     until: int
+    next_nonce: str | None = None
 
 
 class ProofChecker:
@@ -113,12 +115,12 @@ class ProofChecker:
             raise refused("dpop_claims") from None
         if said.htm != method or not self._is_here(said.htu, path):
             raise refused("dpop_target")
-        until = self._until(said, now)
+        until, next_nonce = self._until(said, now)
         if not hmac.compare_digest(said.ath, b64url(sha256(token.encode()).digest())):
             raise refused("dpop_token")
         if not hmac.compare_digest(holder.thumbprint, jkt):
             raise refused("dpop_key")
-        return Proof(sha256(f"{jkt} {said.jti}".encode()).digest()[:16], until)
+        return Proof(sha256(f"{jkt} {said.jti}".encode()).digest()[:16], until, next_nonce)
 
     def nonce(self, now: int) -> str:
         """Return the nonce to give out now."""
@@ -127,20 +129,25 @@ class ProofChecker:
     def _nonce(self, span: int) -> str:
         return b64url(hmac.digest(self._nonce_key, b"%d" % span, "sha256")[:16])
 
-    def _until(self, said: _Proven, now: int) -> int:
-        """Return how long the proof holds; its time counts by the nonce, else by its ``iat``."""
+    def _until(self, said: _Proven, now: int) -> tuple[int, str | None]:
+        """Return how long the proof holds, and the nonce to go on with.
+
+        Its time counts by its nonce, else by its ``iat``. Whoever asks at all often gets a newer
+        nonce in an answer before the old one lapses (RFC 9449 §8.2), and is never refused for it.
+        """
         span = now // NONCE_SPAN_S
         if said.nonce is not None:
-            for issued in (span, span - 1):
-                if hmac.compare_digest(said.nonce, self._nonce(issued)):
-                    return (issued + 2) * NONCE_SPAN_S
+            if hmac.compare_digest(said.nonce, self._nonce(span)):
+                return (span + 2) * NONCE_SPAN_S, None
+            if hmac.compare_digest(said.nonce, self._nonce(span - 1)):
+                return (span + 1) * NONCE_SPAN_S, self._nonce(span)
             raise refused("dpop_nonce", nonce=self.nonce(now))
         if self._requires_nonce:
             raise refused("dpop_nonce", nonce=self.nonce(now))
         if abs(now - said.iat) > self._max_age_s:
             # The client's clock may be wrong for ever; with a nonce it need not be right.
             raise refused("dpop_time", nonce=self.nonce(now))
-        return said.iat + self._max_age_s + 1
+        return said.iat + self._max_age_s + 1, None
 
     def _is_here(self, htu: str, path: str) -> bool:
         here = [origin + path for origin in self._origins]

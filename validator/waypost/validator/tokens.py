@@ -119,6 +119,7 @@ class TokenVerifier:
         if authorization is None:
             raise refused("token_missing")
         if len(authorization) > MAX_HEADER_CHARS:
+            _credential(authorization)
             raise refused("token_size")
         try:
             # A digest, so that a dump of this process holds no live tokens.
@@ -140,10 +141,7 @@ class TokenVerifier:
 
     def _check(self, authorization: str, now: int) -> tuple[Claims, int]:
         """Return claims that hold, and the instant until which they do."""
-        scheme, _, token = authorization.partition(" ")
-        scheme = scheme.lower()
-        if scheme not in SCHEMES or not token or " " in token or "," in token:
-            raise refused("token_auth_header")
+        scheme, token = _credential(authorization)
         if not is_compact(token):
             raise refused("token_format")
         claims, key = self._open(token, now)
@@ -237,6 +235,14 @@ class TokenVerifier:
             raise ForbiddenError(
                 f"This needs an access token with the scope '{issuer.scope}'.", code="scope_missing"
             )
+
+
+def _credential(authorization: str) -> tuple[str, str]:
+    scheme, _, token = authorization.partition(" ")
+    scheme = scheme.lower()
+    if scheme not in SCHEMES or not token or " " in token or "," in token:
+        raise refused("token_auth_header")
+    return scheme, token
 
 
 def _check_bond(claims: Claims, issuer: Issuer, scheme: str) -> None:

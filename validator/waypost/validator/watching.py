@@ -77,7 +77,7 @@ async def _feedback(request: Request) -> Response:
     desk = _desk(request)
     now = desk.clock()
     headers = pick_headers(request.scope["headers"])
-    caller, _ = await authenticate(
+    caller, _, _ = await authenticate(
         desk, headers, method=request.method, path=request.url.path, now=int(now)
     )
     body = await read_body(

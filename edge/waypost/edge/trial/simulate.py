@@ -203,7 +203,7 @@ class _Tally:
                 self._refused_after[record.reason] += 1
                 return None, 0
         proposal = record.proposal
-        if proposal is not None and proposal.manifest is not None:
+        if proposal is not None and proposal.route is not None:
             proposal = None
         decision = decide(self._policy, facts, proposal)
         if decision.route is not None:

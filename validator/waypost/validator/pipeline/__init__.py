@@ -73,9 +73,10 @@ async def consider(desk: Desk, call: Call) -> Considered:
     if desk.receipts is not None:
         call.receipt = partial(receipt_of, call, desk.receipts)
     call.trace = desk.begin_trace(call.headers.get(b"traceparent"))
-    caller, serving = call.caller, call.serving = await authenticate(
+    caller, serving, call.nonce = await authenticate(
         desk, call.headers, method=call.method, path=call.path, now=call.now
     )
+    call.caller, call.serving = caller, serving
     on_trial = desk.canary(caller, call.now)
     if on_trial is not None:
         serving = call.serving = on_trial

@@ -10,6 +10,7 @@ from waypost.shared.contracts import Claims, Signed
 from waypost.shared.errors import TokenError
 from waypost.shared.rules import cohort
 from waypost.validator.desk import Desk
+from waypost.validator.dpop import Proof
 from waypost.validator.jose import refused
 from waypost.validator.ledger import scope_of
 from waypost.validator.serving import Caller, Serving
@@ -22,8 +23,8 @@ PSEUDONYM_CHARS = 24  # 96 bits: no two subjects of one operator meet
 
 async def authenticate(
     desk: Desk, headers: Mapping[bytes, bytes], *, method: str, path: str, now: int
-) -> tuple[Caller, Serving]:
-    """Return the caller, and the manifest whose issuers vouch for them.
+) -> tuple[Caller, Serving, str | None]:
+    """Return the caller, the manifest whose issuers vouch for them, and a nonce to answer with.
 
     Args:
         headers: as ``pick_headers`` returns them.
@@ -46,10 +47,11 @@ async def authenticate(
             raise
         serving = desk.serving(now)
         claims = serving.verifier.verify(text, now=now)
+    nonce: str | None = None
     if claims.cnf is not UNSET:
         proof = headers.get(b"dpop")
         assert text is not None  # noqa: S101 - claims came of it
-        await _prove(
+        proven = await _prove(
             desk,
             None if proof is None else proof.decode("latin-1"),
             method=method,
@@ -58,6 +60,7 @@ async def authenticate(
             jkt=claims.cnf.jkt,
             now=now,
         )
+        nonce = proven.next_nonce
     if claims.one_time:
         # Last, so that a request refused for its proof does not use it up.
         mark = sha256(f"{claims.iss} {claims.jti}".encode()).digest()[:16]
@@ -65,20 +68,21 @@ async def authenticate(
             raise refused("token_replayed")
     known = desk.callers.get(id(claims))
     if known is not None and known.claims is claims:
-        return known, serving
+        return known, serving, nonce
     caller = _caller(desk, claims)
     desk.remember(caller)
-    return caller, serving
+    return caller, serving, nonce
 
 
 async def _prove(
     desk: Desk, proof: str | None, *, method: str, path: str, token: str, jkt: str, now: int
-) -> None:
+) -> Proof:
     if desk.proofs is None:
         raise refused("token_cnf")
     proven = desk.proofs.check(proof, method=method, path=path, token=token, jkt=jkt, now=now)
     if not await desk.seen.is_first(proven.mark, until=proven.until):
         raise refused("dpop_replayed")
+    return proven
 
 
 def _caller(desk: Desk, claims: Claims) -> Caller:

@@ -116,6 +116,7 @@ class Call:
 
     Attributes:
         endpoint: the API it came by.
+        nonce: for the caller's next proof.
         untranslatable: why a provider cannot be asked this; the first that was found.
         ends_at: by ``perf_counter``; ``is_hurried`` says that it is the caller's wish.
     """
@@ -140,6 +141,7 @@ class Call:
         "is_hurried",
         "method",
         "model",
+        "nonce",
         "now",
         "path",
         "proposal",
@@ -192,6 +194,7 @@ class Call:
         self.body = b""
         self.serving: Serving | None = None
         self.caller: Caller | None = None
+        self.nonce: str | None = None
         self.facts: Facts | None = None
         self.untranslatable: UntranslatableError | None = None
         self.proposal: Proposal | None = None
@@ -274,6 +277,8 @@ class Call:
             headers.append(self.serving.header)
         if self.crossed:
             headers.append((b"waypost-budget", format_crossed(self.crossed)))
+        if self.nonce is not None:
+            headers.append((b"dpop-nonce", self.nonce.encode()))
         if self.endpoint == "messages":
             headers.append((b"request-id", self.id.encode()))  # where Anthropic's SDKs look
         if self.receipt is not None:

@@ -60,7 +60,11 @@ async def understand(
         measured=measured,
         declared=NOTHING_DECLARED if declared is None else parse_facts(declared.decode("latin-1")),
     )
-    return asked, facts, _proposal(request, call.headers, serving)
+    proposal = _proposal(request, call.headers, serving)
+    if proposal is not None and call.is_canary:
+        # It names a manifest of the channel in force; a candidate's versions are counted apart.
+        proposal = structs.replace(proposal, manifest=None)
+    return asked, facts, proposal
 
 
 def _version(headers: Headers) -> str | None:
