@@ -75,7 +75,7 @@ bench: .venv/dev
 
 # Installs other gateways, pinned, below ~/.cache/waypost-bench; what does not install is skipped.
 bench-rivals: .venv/dev
-	@PYTHONPATH=tests $(BIN)/python -m bench rivals
+	@PYTHONPATH=tests $(BIN)/python -m bench choose rivals
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* htmlcov dist

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from bench import (
     analysing,
+    choosing,
     consoling,
     deciding,
     detecting,
@@ -50,9 +51,13 @@ SECTIONS: dict[str, Callable[[Path], Rows]] = {
     "trust": trusting.rows,
 }
 
-# Installs other people's gateways, so only when asked for: `make bench-rivals`.
+# Install other people's code, so only when asked for: `make bench-rivals`.
 # The race takes minutes: `python -m bench race`.
-ASKED_FOR: dict[str, Callable[[Path], Rows]] = {"race": ledgers.race_rows, "rivals": rivals.rows}
+ASKED_FOR: dict[str, Callable[[Path], Rows]] = {
+    "choose": lambda _: choosing.rows(),
+    "race": ledgers.race_rows,
+    "rivals": rivals.rows,
+}
 
 
 def main() -> int:

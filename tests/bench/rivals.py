@@ -7,6 +7,7 @@ ledger and the records on disk; theirs run with what they do by default, without
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -62,17 +63,23 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Rival:
-    """A gateway from PyPI or npm, at one version."""
+class Packages:
+    """What is compared with: packages from PyPI or npm, at one version."""
 
     name: str
     package: str
-    start: Callable[[Path, Path, int, str], Start]
-    is_npm: bool = False
+    is_npm: bool = field(default=False, kw_only=True)
 
     @property
     def home(self) -> Path:
-        return CACHE / self.package.replace("/", "-").replace("[", "-").replace("]", "")
+        return CACHE / re.sub(r"[/\[ ]", "-", self.package).replace("]", "")
+
+
+@dataclass(frozen=True)
+class Rival(Packages):
+    """A gateway."""
+
+    start: Callable[[Path, Path, int, str], Start]
 
 
 def _litellm(home: Path, folder: Path, port: int, upstream: str) -> Start:
@@ -190,7 +197,7 @@ RIVALS = (
 )
 
 
-def _install(rival: Rival) -> None:
+def install(rival: Packages) -> None:
     """Install what is not there yet. Raises Unavailable with the last line of what went wrong."""
     done = rival.home / ".installed"
     if done.exists():
@@ -201,7 +208,7 @@ def _install(rival: Rival) -> None:
         if rival.is_npm
         else [
             [sys.executable, "-m", "venv", rival.home],
-            [rival.home / "bin/python", "-m", "pip", "install", "-q", rival.package],
+            [rival.home / "bin/python", "-m", "pip", "install", "-q", *rival.package.split()],
             # Some compile on install and some do not; nobody should be measured compiling.
             [rival.home / "bin/python", "-m", "compileall", "-q", rival.home / "lib"],
         ]
@@ -241,7 +248,7 @@ def _write(path: Path, *, model: str, stream: bool) -> None:
 def _running(
     rival: Rival, folder: Path, upstream: str, *, stream: bool = False
 ) -> Iterator[Running]:
-    _install(rival)
+    install(rival)
     port = free_port()
     folder.mkdir(exist_ok=True)
     start = rival.start(rival.home, folder, port, upstream)
