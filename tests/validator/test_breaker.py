@@ -1,5 +1,7 @@
 """When a provider gets a rest, and how it comes back."""
 
+import pytest
+
 from waypost.validator.resilience.breaker import JITTER, Breaker, BreakerRules
 
 NOW = 1_000.0
@@ -81,6 +83,63 @@ def test_failures_of_requests_sent_before_it_opened_do_not_lengthen_the_rest() -
     breaker.failed(NOW + FIRST_COOL_OFF_S - 1, luck=0)
 
     assert breaker.admit(NOW + FIRST_COOL_OFF_S)
+
+
+# ── what another validator says ────────────────────────────────────────────────────────────────
+
+
+def test_a_doubted_target_is_tested_by_one_request_and_refuses_nobody() -> None:
+    breaker = Breaker()
+    breaker.doubt(NOW)
+
+    assert not breaker.is_being_tested(NOW)
+    assert breaker.admit(NOW)
+    assert breaker.is_being_tested(NOW)
+    assert not breaker.refuses(NOW)
+    assert breaker.admit(NOW)
+
+
+def test_one_failure_confirms_a_doubt_and_opens() -> None:
+    told: list[str] = []
+    breaker = Breaker(tell=lambda: told.append("rests"))
+    breaker.doubt(NOW)
+    assert breaker.admit(NOW)
+    breaker.failed(NOW, luck=0)
+
+    assert breaker.refuses(NOW + FIRST_COOL_OFF_S - 0.001)
+    assert breaker.admit(NOW + FIRST_COOL_OFF_S)
+    assert told == ["rests"]
+
+
+@pytest.mark.parametrize("sent_before", [True, False])
+def test_any_answer_clears_a_doubt(sent_before: bool) -> None:
+    breaker = Breaker()
+    breaker.admit(NOW)
+    breaker.doubt(NOW)
+    if not sent_before:
+        breaker.admit(NOW)
+    breaker.succeeded(NOW, after_s=0.1)
+    breaker.failed(NOW, luck=0)
+
+    assert not breaker.is_being_tested(NOW)
+    assert breaker.is_closed
+
+
+def test_a_doubt_that_nobody_looked_into_is_forgotten() -> None:
+    breaker = Breaker()
+    breaker.doubt(NOW)
+    later = NOW + RULES.window_s
+    breaker.admit(later)
+    breaker.failed(later, luck=0)
+
+    assert breaker.is_closed
+
+
+def test_a_probe_is_not_hurried_by_what_others_say() -> None:
+    breaker = tripped()
+    breaker.doubt(NOW)
+
+    assert breaker.refuses(NOW + FIRST_COOL_OFF_S - 0.001)
 
 
 def test_rests_differ_so_that_validators_do_not_probe_in_step() -> None:

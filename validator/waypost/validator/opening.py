@@ -6,10 +6,10 @@ What cannot be opened stops the start with an error that names it and never quot
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from anyio import to_thread
@@ -20,13 +20,14 @@ from waypost.validator.budget_webhook import BudgetWebhook
 from waypost.validator.candidate import Candidate
 from waypost.validator.config import ConfigError, ValidatorConfig
 from waypost.validator.config.callers import load_pseudonym_key
-from waypost.validator.config.stores import ReplayConfig
+from waypost.validator.config.manifests import CandidateConfig
+from waypost.validator.config.stores import PeersConfig, ReplayConfig
 from waypost.validator.desk import Desk
 from waypost.validator.detectors import load_detectors
 from waypost.validator.ledger.opening import open_ledger
 from waypost.validator.receipts.keys import ReceiptKeys, load_keys
 from waypost.validator.receipts.log import ReceiptLog
-from waypost.validator.records import RecordSink
+from waypost.validator.records import RecordSink, RecordStore
 from waypost.validator.records.opening import open_store
 from waypost.validator.records.spill import Spill
 from waypost.validator.replay import SeenOnce, SqliteSeen
@@ -34,6 +35,7 @@ from waypost.validator.telemetry.siblings import Siblings
 from waypost.validator.upstream import Upstream
 
 if TYPE_CHECKING:
+    from waypost.validator.peers import Peers
     from waypost.validator.telemetry.tracing import Tracer
 
 __all__ = ["open_desk"]
@@ -58,15 +60,8 @@ async def open_desk(
         StoreError: ledger, records or pseudonym key cannot be opened.
     """
     async with AsyncExitStack() as stack:
-        upstreams: dict[str, Upstream] = {}
-        for name, provider in config.providers.items():
-            api_keys = [_secret(f"provider {name}", key, environment) for key in provider.key_names]
-            upstreams[name] = Upstream(name, provider, api_keys=api_keys)
-            stack.push_async_callback(upstreams[name].close)
-        try:
-            root = config.manifest.root.read_bytes()
-        except OSError as exc:
-            raise ConfigError(f"the trusted root cannot be read: {exc}") from exc
+        upstreams = _open_upstreams(config, environment, stack)
+        root = _read_root(config)
         keeper = ManifestKeeper(
             url=config.manifest.url,
             channel=config.channel,
@@ -84,33 +79,17 @@ async def open_desk(
         stack.push_async_callback(seen.close)
         store = await open_store(config.records, environment, clock=clock)
         stack.push_async_callback(store.close)
-        try:
-            spill = Spill(config.records.spill, max_bytes=config.records.spill_mib * MIB)
-        except OSError as exc:
-            raise StoreError(f"{config.records.spill} cannot be used: {exc}") from exc
-        receipts: ReceiptKeys | None = None
-        log: ReceiptLog | None = None
+        receipts = None
         if config.receipts is not None:
             receipts = load_keys(config.receipts.key, origin=config.receipts.origin)
-            log = ReceiptLog(config.receipts.log, receipts)
-        records = RecordSink(store, spill=spill, seal=None if log is None else log.append)
+        records = _open_records(config, store, receipts)
         stack.push_async_callback(records.close)
         records.resume()
-        headers: dict[str, str] = {}
-        if config.manifest.access_token is not None:
-            token = _secret("the manifest", config.manifest.access_token, environment)
-            headers["Authorization"] = f"Bearer {token}"
-        metrics_token: str | None = None
-        if config.metrics.token is not None:
-            metrics_token = _secret("metrics", config.metrics.token, environment)
-        try:
-            siblings = Siblings(config.metrics.path)
-        except OSError as exc:
-            raise StoreError(f"{config.metrics.path} cannot be used: {exc}") from exc
+        siblings = _open_siblings(config)
         tracer = _open_tracer(config, environment)
         if tracer is not None:
             stack.push_async_callback(to_thread.run_sync, tracer.close)
-        client = httpx.AsyncClient(headers=headers)
+        client = _open_client(config, environment)
         stack.push_async_callback(client.aclose)
         desk = Desk(
             config,
@@ -127,7 +106,7 @@ async def open_desk(
             monotonic=monotonic,
             luck=luck,
             siblings=siblings,
-            metrics_token=metrics_token,
+            metrics_token=_metrics_token(config.metrics.token, environment),
             tracer=tracer,
             receipts=receipts if config.receipts and config.receipts.header else None,
             console_token=_console_token(config.console.token, environment),
@@ -137,36 +116,126 @@ async def open_desk(
             desk.webhook = BudgetWebhook(url)
             stack.push_async_callback(desk.webhook.close)
         if config.candidate is not None:
-            desk.candidate = Candidate(
-                config.candidate,
-                keeper=ManifestKeeper(
-                    url=config.candidate.url,
-                    channel=config.candidate.channel,
-                    root=root,
-                    cache=config.candidate.cache,
-                    now=clock,
-                    projection=config.manifest.projection,
-                ),
-                upstreams=upstreams,
-                budgets=config.budgets,
-                audience=config.audience,
-                grace_s=config.manifest.grace_s,
-            )
+            desk.candidate = _candidate(config, config.candidate, root, upstreams, clock)
+            stack.push_async_callback(desk.candidate.close)
+        peers = _open_peers(config, environment, upstreams, monotonic)
+        if peers is not None:
+            stack.push_async_callback(peers.close)
         await to_thread.run_sync(keeper.load)
         await desk.take_over()
         await desk.refresh()
-        upkeep = (desk.keep_fresh(), desk.keep_swept(), desk.keep_told())
-        tasks = [asyncio.create_task(work) for work in upkeep]
-        try:
+        upkeep = [desk.keep_fresh(), desk.keep_swept(), desk.keep_told()]
+        if peers is not None:
+            upkeep += [peers.keep_telling(), peers.keep_listening()]
+        async with _running(upkeep):
             yield desk
-        finally:
-            if desk.candidate is not None:
-                await desk.candidate.close()
-            for task in tasks:
-                task.cancel()
-            for task in tasks:
-                with suppress(asyncio.CancelledError):
-                    await task
+
+
+@asynccontextmanager
+async def _running(works: Iterable[Coroutine[Any, Any, None]]) -> AsyncGenerator[None]:
+    """Run what never ends until the block does."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+# ── each of what is opened ─────────────────────────────────────────────────────────────────────
+
+
+def _open_upstreams(
+    config: ValidatorConfig, environment: Mapping[str, str], stack: AsyncExitStack
+) -> dict[str, Upstream]:
+    upstreams: dict[str, Upstream] = {}
+    for name, provider in config.providers.items():
+        api_keys = [_secret(f"provider {name}", key, environment) for key in provider.key_names]
+        upstreams[name] = Upstream(name, provider, api_keys=api_keys)
+        stack.push_async_callback(upstreams[name].close)
+    return upstreams
+
+
+def _read_root(config: ValidatorConfig) -> bytes:
+    try:
+        return config.manifest.root.read_bytes()
+    except OSError as exc:
+        raise ConfigError(f"the trusted root cannot be read: {exc}") from exc
+
+
+def _open_records(
+    config: ValidatorConfig, store: RecordStore, receipts: ReceiptKeys | None
+) -> RecordSink:
+    try:
+        spill = Spill(config.records.spill, max_bytes=config.records.spill_mib * MIB)
+    except OSError as exc:
+        raise StoreError(f"{config.records.spill} cannot be used: {exc}") from exc
+    log = None
+    if config.receipts is not None and receipts is not None:
+        log = ReceiptLog(config.receipts.log, receipts)
+    return RecordSink(store, spill=spill, seal=None if log is None else log.append)
+
+
+def _open_siblings(config: ValidatorConfig) -> Siblings:
+    try:
+        return Siblings(config.metrics.path)
+    except OSError as exc:
+        raise StoreError(f"{config.metrics.path} cannot be used: {exc}") from exc
+
+
+def _open_client(config: ValidatorConfig, environment: Mapping[str, str]) -> httpx.AsyncClient:
+    headers: dict[str, str] = {}
+    if config.manifest.access_token is not None:
+        token = _secret("the manifest", config.manifest.access_token, environment)
+        headers["Authorization"] = f"Bearer {token}"
+    return httpx.AsyncClient(headers=headers)
+
+
+def _candidate(
+    config: ValidatorConfig,
+    candidate: CandidateConfig,
+    root: bytes,
+    upstreams: Mapping[str, Upstream],
+    clock: Callable[[], float],
+) -> Candidate:
+    keeper = ManifestKeeper(
+        url=candidate.url,
+        channel=candidate.channel,
+        root=root,
+        cache=candidate.cache,
+        now=clock,
+        projection=config.manifest.projection,
+    )
+    return Candidate(
+        candidate,
+        keeper=keeper,
+        upstreams=upstreams,
+        budgets=config.budgets,
+        audience=config.audience,
+        grace_s=config.manifest.grace_s,
+    )
+
+
+def _open_peers(
+    config: ValidatorConfig,
+    environment: Mapping[str, str],
+    upstreams: Mapping[str, Upstream],
+    monotonic: Callable[[], float],
+) -> "Peers | None":
+    where, ledger = config.peers, config.ledger
+    if where is None and ledger.store == "redis" and ledger.dsn is not None:
+        where = PeersConfig(dsn=ledger.dsn, prefix=ledger.prefix)
+    if where is None:
+        return None
+    try:
+        from waypost.validator.peers import Peers
+    except ImportError:
+        raise ConfigError("peers need the extra: pip install waypost[redis]") from None
+    address = _secret("peers", where.dsn, environment)
+    return Peers(address, prefix=where.prefix, upstreams=upstreams, monotonic=monotonic)
 
 
 def _open_seen(config: ReplayConfig, environment: Mapping[str, str]) -> SeenOnce:
@@ -196,6 +265,10 @@ def _open_tracer(config: ValidatorConfig, environment: Mapping[str, str]) -> "Tr
         for name, variable in config.tracing.headers.items()
     }
     return Tracer.to(config.tracing.endpoint, headers=headers, version=version("waypost"))
+
+
+def _metrics_token(variable: str | None, environment: Mapping[str, str]) -> str | None:
+    return None if variable is None else _secret("metrics", variable, environment)
 
 
 def _console_token(variable: str | None, environment: Mapping[str, str]) -> str | None:

@@ -1,7 +1,8 @@
 """One provider: its address, keys and connections, what it is spared, what its failures mean."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from msgspec import Struct
 
@@ -56,6 +57,7 @@ class Upstream:
         limiter: how many requests it gets at once.
         retries: how many more it gets because others failed.
         opened: the breakers of its models that are not closed.
+        on_rest: is told the provider, model and region that is given a rest.
     """
 
     def __init__(self, name: str, config: ProviderConfig, *, api_keys: Sequence[str]) -> None:
@@ -72,6 +74,7 @@ class Upstream:
         self.limiter = Limiter(config.max_concurrency)
         self.retries = ExtraBudget(config.retry_percent)
         self.opened: set[Breaker] = set()
+        self.on_rest: Callable[[str, str, str], None] | None = None
         self._rules = config.breaker.rules
         self._breakers: dict[tuple[str, str], Breaker] = {}
         self._credentials = [_lines(dialect.headers(key)) for key in api_keys or (None,)]
@@ -97,8 +100,20 @@ class Upstream:
         key = (model.name, model.region)
         breaker = self._breakers.get(key)
         if breaker is None:
-            breaker = self._breakers[key] = Breaker(self._rules, opened=self.opened)
+            breaker = self._breakers[key] = Breaker(
+                self._rules, opened=self.opened, tell=partial(self._rests, *key)
+            )
         return breaker
+
+    def _rests(self, model: str, region: str) -> None:
+        if self.on_rest is not None:
+            self.on_rest(self.name, model, region)
+
+    def doubt(self, model: str, region: str, *, now: float) -> None:
+        """Heed that ``model`` was given a rest elsewhere; one that is not served here is not."""
+        breaker = self._breakers.get((model, region))
+        if breaker is not None:
+            breaker.doubt(now)
 
     async def ask(self, asked: Outgoing, *, key: int, trace: bytes | None, until: float) -> Answer:
         """Return the provider's answer, whole, whatever its status.

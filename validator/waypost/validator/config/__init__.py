@@ -21,7 +21,12 @@ from waypost.validator.config.oversight import (
     TracingConfig,
 )
 from waypost.validator.config.providers import ProviderConfig
-from waypost.validator.config.stores import LedgerConfig, RecordsConfig, ReplayConfig
+from waypost.validator.config.stores import (
+    LedgerConfig,
+    PeersConfig,
+    RecordsConfig,
+    ReplayConfig,
+)
 
 __all__ = ["ConfigError", "LimitsConfig", "ValidatorConfig", "load_config"]
 
@@ -60,6 +65,7 @@ class ValidatorConfig(FileModel):
     console: ConsoleConfig = ConsoleConfig()
     dpop: DPoPConfig | None = None
     replay: ReplayConfig = ReplayConfig()
+    peers: PeersConfig | None = None
     detectors: dict[str, NameText] = {}
 
     def below(self, folder: Path) -> "ValidatorConfig":

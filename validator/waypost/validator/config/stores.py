@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from waypost.cli.yamlfile import FileModel
 from waypost.validator.config.fields import EnvName, FilePath, NameText, Number, Seconds, wrong
 
-__all__ = ["LedgerConfig", "RecordsConfig", "ReplayConfig"]
+__all__ = ["LedgerConfig", "PeersConfig", "RecordsConfig", "ReplayConfig"]
 
 
 class LedgerConfig(FileModel):
@@ -100,3 +100,15 @@ class ReplayConfig(FileModel):
         if (self.store == "redis") != (self.dsn is not None):
             raise wrong("store: redis and dsn, a variable with Redis' address, go together")
         return self
+
+
+class PeersConfig(FileModel):
+    """Where validators tell each other which models rest; by default, the ledger's Redis if any.
+
+    Attributes:
+        dsn: name of the environment variable that holds Redis' address.
+        prefix: tells several deployments in one Redis apart.
+    """
+
+    dsn: EnvName
+    prefix: NameText = "waypost"

@@ -54,6 +54,7 @@ class Walk:
         self._booking = booking
         self._held = decision.chain[0]
         self._limited: list[Target] = []
+        self._put_off: list[Target] = []
         self._rejected: Try | None = None
         self._unsure: Try | None = None
         self._is_saturated = False
@@ -132,6 +133,11 @@ class Walk:
         target = self._considered.serving.targets.get(self._chain.popleft())
         now = self._desk.monotonic()
         if target is None or target.breaker.refuses(now):
+            return None
+        if target.breaker.is_being_tested(now) and self._chain and target not in self._put_off:
+            # It is said to be failing. Whoever can go elsewhere need not wait for that too.
+            self._put_off.append(target)
+            self._chain.append(target.model.id)
             return None
         if target.upstream.keys.rests_until(target.model.name, now) is not None:
             self._limited.append(target)

@@ -2,9 +2,13 @@
 
 The rule: closed → open, by failures in a row or by a rolling rate of failures or slow answers →
 half-open when it has cooled off, and then one probe at a time → closed by a success, open for
-longer by a failure. A limit that a provider sets (429) says nothing here: it has its own remedy
+longer by a failure. What another validator says of a target is a doubt: one request finds out,
+others had better go elsewhere meanwhile, and nobody is turned away for it. A limit that a
+provider sets (429) says nothing here: it has its own remedy
 (``waypost.validator.resilience.keys``).
 """
+
+from collections.abc import Callable
 
 from msgspec import Struct
 
@@ -72,15 +76,31 @@ class _Window:
 class Breaker:
     """One target's breaker, for one event loop. Instants are monotonic seconds."""
 
-    __slots__ = ("_open", "_open_until", "_probing", "_rest_s", "_row", "_window", "rules")
+    __slots__ = (
+        "_doubted_until",
+        "_open",
+        "_open_until",
+        "_probing",
+        "_rest_s",
+        "_row",
+        "_tell",
+        "_window",
+        "rules",
+    )
 
     def __init__(
-        self, rules: BreakerRules | None = None, *, opened: "set[Breaker] | None" = None
+        self,
+        rules: BreakerRules | None = None,
+        *,
+        opened: "set[Breaker] | None" = None,
+        tell: Callable[[], None] = lambda: None,
     ) -> None:
         """Args:
         opened: holds this breaker for as long as it is not closed.
+        tell: called when it opens, for others to hear of.
         """
         self.rules = rules or BreakerRules()
+        self._tell = tell
         self._open: set[Breaker] = set() if opened is None else opened
         self._window = _Window(self.rules.window_s)
         self._close()
@@ -89,6 +109,7 @@ class Breaker:
         self._row = 0
         self._rest_s = self.rules.first_rest_s
         self._open_until: float | None = None
+        self._doubted_until = 0.0
         self._probing = False
         self._window.clear()
         self._open.discard(self)
@@ -109,6 +130,7 @@ class Breaker:
     def admit(self, now: float) -> bool:
         """Return whether to send a request now; each that is sent ends in one of the below."""
         if self._open_until is None:
+            self._probing = self.is_doubted(now)
             return True
         if self._probing or now < self._open_until:
             return False
@@ -126,6 +148,7 @@ class Breaker:
                 self._close()
             return
         self._row = 0
+        self._doubted_until, self._probing = 0.0, False
         self._window.add(now, failed=False, slow=slow)
         if slow and self._exceeds(self._window.slow, self.rules.slow_percent):
             self._rest(now, luck)
@@ -136,8 +159,9 @@ class Breaker:
         Args:
             luck: 0 to 1, lengthens the rest by up to a fifth.
         """
-        if self._probing:
-            self._probing = False
+        if self.is_doubted(now):
+            self._rest(now, luck)
+        elif self._probing and self._open_until is not None:
             self._rest_s = min(self._rest_s * 2, self.rules.last_rest_s)
             self._rest(now, luck)
         elif self._open_until is None:  # else it was sent before that, and tells nothing new
@@ -148,6 +172,22 @@ class Breaker:
             ):
                 self._rest(now, luck)
 
+    def doubt(self, now: float) -> None:
+        """The target was given a rest elsewhere: the next failure opens, any answer clears it.
+
+        What nobody finds out about is forgotten after a window.
+        """
+        if self._open_until is None:
+            self._doubted_until = now + self.rules.window_s
+
+    def is_doubted(self, now: float) -> bool:
+        """Whether another validator has said so of late, and nobody here knows better yet."""
+        return now < self._doubted_until
+
+    def is_being_tested(self, now: float) -> bool:
+        """Whether it is doubted and a request is finding out; others had better go elsewhere."""
+        return self._probing and self.is_doubted(now)
+
     def abandoned(self) -> None:
         """The request ended before it could tell, as when the caller hung up."""
         self._probing = False
@@ -157,5 +197,7 @@ class Breaker:
         return calls >= self.rules.min_calls and count * 100 >= calls * percent
 
     def _rest(self, now: float, luck: float) -> None:
+        self._doubted_until, self._probing = 0.0, False
         self._open_until = now + self._rest_s * (1 + JITTER * luck)
         self._open.add(self)
+        self._tell()
