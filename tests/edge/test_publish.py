@@ -201,6 +201,21 @@ def test_signing_anew_renews_snapshot_and_hints_before_they_lapse(project: Proje
     assert opened(project).versions["snapshot"] == 2
 
 
+def test_what_was_observed_is_forgotten_when_signed_anew_and_what_is_drained_is_not(
+    project: Project,
+) -> None:
+    publish_project(project)
+    tell(project, Hint(model="small", health=0, drain=True), Hint(model="large", health=0))
+    keyring = load_keyring(project.keys)
+    signers = load_signers(keyring, project.keys, ONLINE, passphrase=None)
+    soon, later = int(time.time()) + 3_600, int(time.time()) + 13 * 3_600
+
+    resign(project, signers=signers, now=soon)
+    assert len(opened(project).hints.models) == 2  # type: ignore[union-attr]
+    resign(project, signers=signers, now=later)
+    assert opened(project).hints.models == (Hint(model="small", drain=True),)  # type: ignore[union-attr]
+
+
 def test_signing_anew_before_anything_was_published_does_nothing(project: Project) -> None:
     before = tree_of(project)
     resign(project, signers={}, now=int(time.time()))
@@ -314,7 +329,8 @@ def tell(project: Project, *hints: Hint) -> int:
     """Publish hints as an edge does: with the online keys alone."""
     keyring = load_keyring(project.keys)
     signers = load_signers(keyring, project.keys, ONLINE, passphrase=None)
-    return publish_hints(project, hints, channel="prod", signers=signers, now=int(time.time()))
+    now = int(time.time())
+    return publish_hints(project, hints, channel="prod", signers=signers, now=now).version
 
 
 def test_hints_reach_clients_without_the_keys_of_people(project: Project) -> None:

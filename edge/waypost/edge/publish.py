@@ -193,9 +193,18 @@ def apply_drafts(
 
 
 def publish_hints(
-    project: Project, models: Sequence[Hint], *, channel: str, signers: Signers, now: int
-) -> int:
-    """Publish what the fleet sees of the models; return the hints' version.
+    project: Project,
+    models: Sequence[Hint],
+    *,
+    channel: str,
+    signers: Signers,
+    now: int,
+    known_only: bool = False,
+) -> Hints:
+    """Publish what the fleet sees of the models; return what was published.
+
+    Args:
+        known_only: leave out models that clients do not see, instead of refusing.
 
     Raises:
         PolicyError: ``hints_invalid``: a model that the policy does not have.
@@ -206,22 +215,25 @@ def publish_hints(
         repository = _repository(project, signers, now=now)
         if not repository.has("targets") or channel not in repository.channels():
             raise StoreError(f"channel '{channel}' has no policy yet", code="nothing_published")
-        version = repository.version("hints") + 1
-        repository.put_hints(
-            channel, Hints(channel=channel, version=version, issued_at=now, models=tuple(models))
-        )
-        repository.sign_online()
-        seen = _verified(project, repository)
         # Everybody can read hints, so what is private must not be named in them.
-        known = {model.id for model in seen[channel, "client"].policy.models}
+        known = {model.id for model in repository.policy(channel).models}
         unknown = sorted({hint.model for hint in models} - known)
-        if unknown:
+        if unknown and not known_only:
             raise PolicyError(
                 f"the policy that clients of '{channel}' see has no model {', '.join(unknown)}",
                 code="hints_invalid",
             )
+        hints = Hints(
+            channel=channel,
+            version=repository.version("hints") + 1,
+            issued_at=now,
+            models=tuple(hint for hint in models if hint.model in known),
+        )
+        repository.put_hints(channel, hints)
+        repository.sign_online()
+        _verified(project, repository)
         _write_tree(project, repository)
-        return version
+        return hints
 
 
 def resign(project: Project, *, signers: Signers, now: int) -> None:

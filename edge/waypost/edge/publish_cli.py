@@ -152,14 +152,21 @@ def _sign(
 
 
 def _hints_publish(
-    file: Annotated[Path, typer.Argument(help='JSON: [{"model": "small", "ttft_ms": 180}, …]')],
+    file: Annotated[
+        Path,
+        typer.Argument(help='JSON: [{"model": "small", "ttft_ms": 180}, …]; - reads the input.'),
+    ],
     directory: Directory = Path(),
     channel: Channel = "prod",
     to: To = None,
+    known_only: Annotated[
+        bool, typer.Option("--known-only", help="Leave out models that clients do not see.")
+    ] = False,
 ) -> None:
     """Publish what the fleet sees of its models, with the online keys alone.
 
-    Fields: model, ttft_ms, tokens_per_s, health (0 to 100), drain.
+    Fields: model, ttft_ms, tokens_per_s, health (0 to 100), drain. All but drain is forgotten after
+    half a day, so publish anew every few minutes: `waypost decisions hints` writes such a file.
     """
     import msgspec
 
@@ -174,13 +181,17 @@ def _hints_publish(
         raise StoreError(f"{file}: {exc}", code="hints_invalid") from None
     signers = signers_at_hand(project, ONLINE_ROLES)
     now = int(time.time())
-    version = publish_hints(project, models, channel=channel, signers=signers, now=now)
-    say(f"Published hints v{version} of {channel} on {len(models)} models.")
+    hints = publish_hints(
+        project, models, channel=channel, signers=signers, now=now, known_only=known_only
+    )
+    say(f"Published hints v{hints.version} of {channel} on {len(hints.models)} models.")
     if to is not None:
         deliver_to(project, to)
 
 
 def _read(path: Path) -> bytes:
+    if path == Path("-"):
+        return sys.stdin.buffer.read()
     try:
         return path.read_bytes()
     except OSError as exc:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+from msgspec import structs
 from securesystemslib.signer import Key, Signer
 from tuf.api.exceptions import UnsignedMetadataError
 from tuf.api.metadata import (
@@ -31,7 +32,14 @@ from tuf.api.metadata import (
 from tuf.api.serialization import DeserializationError
 from tuf.repository import Repository
 
-from waypost.shared.contracts import Hints, Issuers, Policy
+from waypost.shared.contracts import (
+    Hint,
+    Hints,
+    Issuers,
+    Policy,
+    decode_hints,
+    decode_policy,
+)
 from waypost.shared.errors import StoreError
 from waypost.shared.trust.bundle import Projection, target_path
 
@@ -259,8 +267,10 @@ class ManifestRepository(Repository):
         if self.signers.get("hints") and (
             self._lapses("hints", within_s) or self._wants_signature("hints")
         ):
-            with self.edit_targets("hints"):
-                pass
+            with self.edit_targets("hints") as targets:
+                for path in list(targets.targets):
+                    hints = decode_hints(self._need(self._target_file_path("hints", path)))
+                    self._add(targets, path, _lasting(hints))
         self.sign_online(within_s=within_s)
 
     def sign_online(self, *, within_s: Mapping[str, int] | None = None) -> None:
@@ -340,6 +350,12 @@ class ManifestRepository(Repository):
     def expires_at(self, role: str) -> int:
         """Return when the newest metadata of ``role`` lapses, Unix seconds."""
         return int(self.open(role).signed.expires.timestamp())
+
+    def policy(self, channel: str) -> Policy:
+        """Return the newest policy of ``channel``, as clients see it."""
+        return decode_policy(
+            self._need(self._target_file_path("targets", target_path(channel, "client")))
+        )
 
     # ── parts ──────────────────────────────────────────────────────────────────────────────────
 
@@ -421,6 +437,15 @@ class ManifestRepository(Repository):
         if place is None:
             raise StoreError(f"'{role}' has no target {path}")
         return place
+
+
+def _lasting(hints: Hints) -> Hints:
+    """Return what still holds half a day later: who is drained, not what was observed.
+
+    Or a model that nobody measures any more would be demoted by one bad hour for ever.
+    """
+    drained = tuple(Hint(model=hint.model, drain=True) for hint in hints.models if hint.drain)
+    return hints if drained == hints.models else structs.replace(hints, models=drained)
 
 
 def metadata_path(role: str, version: int) -> str:

@@ -51,6 +51,9 @@ HINT_GROW = 16
 # is cached need not be read again, by how much nobody says.
 STAY_NUMERATOR, STAY_DENOMINATOR = 4, 5
 
+# A model that answers fewer of a hundred requests is tried last; a breaker opens there as well.
+UNWELL = 50
+
 MEMO_ENTRIES = 4_096
 
 
@@ -93,7 +96,7 @@ class CompiledPolicy:
             for m in policy.models
         }
         self._demoted = {
-            hint.model for hint in hint_of.values() if hint.drain or hint.health == 0
+            hint.model for hint in hint_of.values() if hint.drain or hint.health < UNWELL
         } & self.models.keys()
 
         self.by_tier: dict[str, int] = {tier: self._mask(tier, "tiers") for tier in policy.tiers}

@@ -337,7 +337,7 @@ class Policy(Struct, frozen=True, kw_only=True):
 
 
 class Hint(Struct, frozen=True, kw_only=True):
-    """What the fleet sees of one model lately. ``health`` is 0 (dead) to 100."""
+    """What the fleet sees of one model lately. ``health``: how many of a hundred are answered."""
 
     model: Name
     ttft_ms: Millis | None = None

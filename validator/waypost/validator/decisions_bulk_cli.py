@@ -1,6 +1,7 @@
-"""``waypost decisions replay``, ``export``, ``compare``: what takes many records at once."""
+"""``waypost decisions replay``, ``export``, ``compare``, ``hints``: many records at once."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,6 +34,7 @@ __all__ = ["register"]
 
 PAGE = 2_000
 NEWEST = 50_000  # of each side; more would narrow the intervals by little
+OBSERVED_S = 600  # by default
 
 
 def register(decisions: typer.Typer) -> None:
@@ -40,6 +42,7 @@ def register(decisions: typer.Typer) -> None:
     decisions.command("replay")(_replay)
     decisions.command("export")(_export)
     decisions.command("compare")(_compare)
+    decisions.command("hints")(_hints)
 
 
 async def _pages(store: "RecordStore", filters: "RecordFilter") -> AsyncGenerator[Sequence[bytes]]:
@@ -271,3 +274,20 @@ def _told(measure: str, value: float | None) -> str:
     if measure == "cost_nusd":
         return f"${value / 1_000_000_000:.3g}"
     return f"{value:,.0f} ms" if measure.endswith("_ms") else f"{value:.1%}"
+
+
+# ── hints ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _hints(
+    since: Since = None, db: Database = None, config: Config = Path("validator.yaml")
+) -> None:
+    """Write what was seen of each model as JSON for `waypost hints publish`: health and speed.
+
+    Of the last ten minutes, unless --since says otherwise; of all validators that share the store.
+    """
+    from waypost.validator.records.observed import hints_of
+
+    since_ms = int((time.time() - OBSERVED_S) * 1_000) if since is None else since
+    wanted = filter_of(since_ms=since_ms)
+    print_json(hints_of(read(db, config, lambda store: store.list(wanted, limit=NEWEST))))
