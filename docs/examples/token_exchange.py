@@ -12,6 +12,7 @@ Needs ``waypost[edge]``. What to make yours is ``grant``: who gets which tier, a
 """
 
 import asyncio
+import hmac
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -70,13 +71,17 @@ class IdentityProvider:
     _fetched_at: float = -KEYS_LAST_S
     _fetching: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def user(self, id_token: str) -> dict[str, Any]:
-        """Return the claims of an ID token that is for us and holds now; raises Refused."""
+    async def user(self, id_token: str, *, nonce: str | None) -> dict[str, Any]:
+        """Return the claims of an ID token that is for us and holds now; raises Refused.
+
+        Args:
+            nonce: what the login was begun with; ``None`` if whoever began it has compared them.
+        """
         try:
             kid = str(jwt.get_unverified_header(id_token).get("kid"))
             key = await self._key(kid)
             # One algorithm, the key's own: what the token asks for does not count.
-            return jwt.decode(
+            claims: dict[str, Any] = jwt.decode(
                 id_token,
                 public_key(key),
                 algorithms=[key.alg],
@@ -87,6 +92,13 @@ class IdentityProvider:
             )
         except (jwt.PyJWTError, ValueError, RecursionError):
             raise Refused("invalid_grant") from None
+        # OpenID Connect Core §3.1.3.7, 5 and 11: it was made for us, and in answer to this login.
+        if claims.get("azp", self.client_id) != self.client_id or not (
+            nonce is None
+            or hmac.compare_digest(str(claims.get("nonce", "")).encode(), nonce.encode())
+        ):
+            raise Refused("invalid_grant")
+        return claims
 
     async def _key(self, kid: str) -> IssuerKey:
         async with self._fetching:
@@ -127,11 +139,8 @@ class Exchange:
         return JSONResponse(answer, status, headers={"Cache-Control": "no-store"})
 
     async def _exchanged(self, form: Mapping[str, str]) -> dict[str, Any]:
-        if form.get("grant_type") != EXCHANGE:
-            raise Refused("unsupported_grant_type")
-        if form.get("subject_token_type") != ID_TOKEN:
-            raise Refused("invalid_request")
-        user = await self.provider.user(form.get("subject_token", ""))
+        self._check(form)
+        user = await self.provider.user(form.get("subject_token", ""), nonce=form.get("nonce"))
         # Of the client's key. No proof of it is asked for: a token bound to a key that the asker
         # does not have is of no use to them.
         jkt = form.get("dpop_jkt")
@@ -158,6 +167,21 @@ class Exchange:
             "expires_in": claims.exp - now,
         }
 
+    def _check(self, form: Mapping[str, str]) -> None:
+        """Return if the form asks for what there is here (RFC 8693 §2.1); raises Refused."""
+        if form.get("grant_type") != EXCHANGE:
+            raise Refused("unsupported_grant_type")
+        if (
+            form.get("subject_token_type") != ID_TOKEN
+            or form.get("requested_token_type", ACCESS_TOKEN) != ACCESS_TOKEN
+            or "actor_token" in form
+        ):
+            raise Refused("invalid_request")
+        if form.get("audience", self.audience) != self.audience or "resource" in form:
+            raise Refused("invalid_target")
+        if "scope" in form:
+            raise Refused("invalid_scope")
+
 
 async def _form(request: Request) -> dict[str, str]:
     body = b""
@@ -166,7 +190,8 @@ async def _form(request: Request) -> dict[str, str]:
         if len(body) > MAX_FORM_BYTES:
             raise Refused("invalid_request")
     try:
-        fields = parse_qs(body.decode("ascii"), max_num_fields=20)
+        # Blank values too: an empty nonce is to be compared, not overlooked.
+        fields = parse_qs(body.decode("ascii"), keep_blank_values=True, max_num_fields=20)
     except ValueError:
         raise Refused("invalid_request") from None
     if any(len(values) > 1 for values in fields.values()):  # RFC 6749 §3.2

@@ -2,6 +2,7 @@
 
 import hmac
 import json
+import re
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
@@ -11,24 +12,31 @@ from types import ModuleType
 from typing import Any
 
 import httpx
+import keyring
 import pytest
+from anyio import to_thread
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
     PublicFormat,
 )
+from keyring.backends import fail
 
 from support.origin import Reply, serving
 from support.tokens import App
+from support.upstream import running_upstream
+from support.validator import HELLO, running_validator
 from support.validator import serving as running
 from waypost.client.dpop import DPoPKey
 from waypost.shared.contracts import Claims
 from waypost.shared.issuer_keys import as_jwk, b64url
+from waypost.validator.dpop import ProofChecker
 from waypost.validator.tokens import TokenVerifier
 
 pytestmark = pytest.mark.anyio
 
+PAGE = Path(__file__).parents[2] / "docs/tokens.md"
 RECIPE = Path(__file__).parents[2] / "docs/examples/token_exchange.py"
 BACKEND = App(iss="https://app.example", audience="waypost")
 
@@ -134,6 +142,48 @@ async def test_an_id_token_becomes_an_access_token_that_holds(
     assert response.headers["cache-control"] == "no-store"
 
 
+async def test_the_page_s_client_is_served_by_a_validator(
+    backend: httpx.AsyncClient, provider: Provider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.S | re.M)[-1]
+    monkeypatch.setattr(keyring, "get_keyring", fail.Keyring)  # none of who runs this
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    (tmp_path / "validator").mkdir()
+    async with (
+        running_upstream() as acme,
+        running_validator(
+            tmp_path / "validator", {"acme": acme, "medcloud": acme}, audience="waypost"
+        ) as validator,
+    ):
+        validator.desk.proofs = ProofChecker([validator.url], nonce_key=b"n" * 32)
+        bundle = validator.publisher.publish(issuers=BACKEND.issuers())
+        await validator.client.put("/admin/bundle", content=bundle)
+
+        def ask() -> httpx.Response:
+            with serving(lambda _: Reply(bundle)) as edge:
+                names: dict[str, Any] = {
+                    "session": {"id_token": provider.id_token(nonce="n-0S6"), "nonce": "n-0S6"},
+                    "manifest_url": edge.url,
+                    "root": validator.publisher.root,
+                }
+                exec(  # noqa: S102
+                    source.replace(
+                        "https://app.example", str(backend.base_url).rstrip("/")
+                    ).replace("https://gateway.example", validator.url),
+                    names,
+                )
+                with names["wp"] as wp, wp.http_client() as client:
+                    answer: httpx.Response = client.post(
+                        f"{wp.base_url}/chat/completions", json=HELLO
+                    )
+                    return answer
+
+        answer = await to_thread.run_sync(ask)
+
+    # The clinic's data goes where it may.
+    assert (answer.status_code, acme.seen[0].json["model"]) == (200, "acme-clinical")
+
+
 async def test_a_client_that_names_its_key_gets_a_token_bound_to_it(
     backend: httpx.AsyncClient, provider: Provider
 ) -> None:
@@ -162,6 +212,7 @@ async def test_the_provider_is_asked_for_its_keys_once(
     [
         {"aud": "another-app"},
         {"aud": ["my-app", "another-app"]},
+        {"azp": "another-app"},
         {"iss": "https://evil.example"},
         {"exp": int(time.time()) - 60},
         {"iat": int(time.time()) + 3_600, "exp": int(time.time()) + 7_200},
@@ -199,11 +250,27 @@ async def test_forged_id_tokens_are_refused(backend: httpx.AsyncClient, provider
         assert (response.status_code, response.json()) == (400, {"error": "invalid_grant"})
 
 
+async def test_an_id_token_of_another_login_is_refused(
+    backend: httpx.AsyncClient, provider: Provider
+) -> None:
+    ours, without = provider.id_token(nonce="n-0S6", azp="my-app"), provider.id_token()
+
+    assert (await exchanged(backend, ours, nonce="n-0S6")).status_code == 200
+    for token, nonce in ((ours, "another"), (ours, ""), (without, "n-0S6")):
+        refused = await exchanged(backend, token, nonce=nonce)
+        assert (refused.status_code, refused.json()) == (400, {"error": "invalid_grant"})
+
+
 @pytest.mark.parametrize(
     ("form", "error"),
     [
         ({"grant_type": "password"}, "unsupported_grant_type"),
         ({"subject_token_type": "urn:ietf:params:oauth:token-type:saml2"}, "invalid_request"),
+        ({"requested_token_type": "urn:ietf:params:oauth:token-type:saml2"}, "invalid_request"),
+        ({"actor_token": "x"}, "invalid_request"),
+        ({"audience": "another-validator"}, "invalid_target"),
+        ({"resource": "https://elsewhere.example"}, "invalid_target"),
+        ({"scope": "everything"}, "invalid_scope"),
         ({"dpop_jkt": "short"}, "invalid_request"),
     ],
 )
