@@ -18,7 +18,7 @@ from support.projects import a_project, publish_project
 from support.tokens import AUDIENCE, NOW, App
 from waypost.edge.project import Project
 from waypost.shared.issuer_keys import as_jwk
-from waypost.shared.trust import open_bundle
+from waypost.shared.trust import Trusted, open_bundle
 from waypost.validator.tokens import TokenVerifier
 
 ISS = "https://idp.example"
@@ -87,6 +87,19 @@ def kept(command: Command) -> list[str]:
     return [key["kid"] for key in json.loads(path.read_text())["keys"]] if path.exists() else []
 
 
+def opened(command: Command) -> Trusted:
+    """Return what a validator sees."""
+    project = Project(command.folder)
+    bundle = (project.private / "v1/prod/bundle.json").read_bytes()
+    return open_bundle(bundle, root=project.root.read_bytes(), channel="prod", projection="full")
+
+
+def verified(command: Command, app: App) -> str:
+    """Return whose token one of ``app`` is, by what is published."""
+    verifier = TokenVerifier(opened(command).issuers, audience=AUDIENCE)
+    return verifier.verify(app.bearer(scope="infer"), now=NOW).iss
+
+
 def test_a_provider_s_tokens_hold_once_its_keys_are_imported_and_published(
     command: Command, provider: Provider
 ) -> None:
@@ -94,29 +107,22 @@ def test_a_provider_s_tokens_hold_once_its_keys_are_imported_and_published(
 
     assert (done.code, kept(command)) == (0, ["2027-01"])
     assert "added: 2027-01" in done.out
-    project = Project(command.folder)
-    publish_project(project)
-    bundle = (project.private / "v1/prod/bundle.json").read_bytes()
-    opened = open_bundle(bundle, root=project.root.read_bytes(), channel="prod", projection="full")
-    verifier = TokenVerifier(opened.issuers, audience=AUDIENCE)
-    assert verifier.verify(FIRST.bearer(), now=NOW).iss == ISS
+    publish_project(Project(command.folder))
+    assert verified(command, FIRST) == ISS
 
 
 def test_the_example_of_the_tokens_page_works(command: Command, provider: Provider) -> None:
     page = (Path(__file__).parents[2] / "docs/tokens.md").read_text()
     section = page.split("## Keys of an identity provider")[1].split("\n## ")[0]
-    settings, lines = re.findall(r"^```\w*\n(.*?)^```", section, re.S | re.M)
+    settings, by_hand, timer = re.findall(r"^```\w*\n(.*?)^```", section, re.S | re.M)
     Project(command.folder).issuers.write_text(settings)
 
-    for line in lines.splitlines():
-        words = shlex.split(line.replace("https://idp.example/jwks.json", provider.url))
-        assert command(*words[1:], *DRAFTS.get(words[1], ())).code == 0
+    for line in (*by_hand.splitlines(), timer):
+        line = line.rpartition(" && ")[2].replace("https://idp.example/jwks.json", provider.url)
+        command.good(*shlex.split(line)[1:])
+        provider.publish(FIRST, SECOND)
 
-    assert kept(command) == ["2027-01"]
-
-
-# Publishing asks for signing keys, which this project has none of; a draft reads all that counts.
-DRAFTS = {"publish": ("--draft", "--out", "draft.json")}
+    assert verified(command, SECOND) == ISS
 
 
 def test_a_planned_rotation_is_followed_without_a_word(
@@ -253,6 +259,119 @@ def test_it_goes_on_until_it_is_stopped(
     # The second set was an alarm and was not taken, the third has a known key again.
     assert slept == [3_600] * 3
     assert kept(command) == ["2027-01", "2027-02"]
+
+
+# ── import, sign and publish, with nobody watching ─────────────────────────────────────────────
+
+
+@pytest.fixture
+def unattended(command: Command, provider: Provider) -> Command:
+    """A project that a person has set up: the first keys imported and published."""
+    path = Project(command.folder).issuers
+    path.write_text(path.read_text().replace("[RS256]", "[RS256, ES256]"))
+    imports(command, provider)
+    publish_project(Project(command.folder))
+    return command
+
+
+def test_a_rotation_is_published_and_nothing_else_is(
+    unattended: Command, provider: Provider
+) -> None:
+    before = opened(unattended)
+    project = Project(unattended.folder)
+    for file in (project.policy, project.issuers):
+        file.write_text(file.read_text() + "# half a thou")
+    project.policy.write_text("models: [")
+    provider.publish(FIRST, SECOND)
+
+    done = imports(unattended, provider, "--publish")
+
+    assert done.code == 0
+    assert "added: 2027-02" in done.out
+    assert verified(unattended, SECOND) == ISS
+    after = opened(unattended)
+    assert (after.policy, after.policy_digest) == (before.policy, before.policy_digest)
+    assert after.issuers.version > before.issuers.version
+
+
+def test_nothing_new_publishes_nothing(unattended: Command, provider: Provider) -> None:
+    before = opened(unattended)
+
+    assert imports(unattended, provider, "--publish").code == 0
+    assert opened(unattended).issuers == before.issuers
+
+
+def test_a_publication_that_failed_is_made_up_for(unattended: Command, provider: Provider) -> None:
+    provider.publish(FIRST, SECOND)
+    keys = Project(unattended.folder).keys
+    elsewhere = keys.rename(keys.with_name("taken away"))
+
+    assert imports(unattended, provider, "--publish").code == 1
+    elsewhere.rename(keys)
+    assert imports(unattended, provider, "--publish").code == 0
+
+    assert verified(unattended, SECOND) == ISS
+
+
+def test_the_first_keys_are_imported_by_a_person(command: Command, provider: Provider) -> None:
+    done = imports(command, provider, "--publish")
+
+    assert (done.code, kept(command)) == (2, [])
+    assert "a person imports the first keys" in done.err
+
+
+def test_keys_of_an_algorithm_it_had_none_of_are_an_alarm(
+    unattended: Command, provider: Provider
+) -> None:
+    provider.publish(FIRST, idp("2027-ec", App.with_es256()))
+
+    done = imports(unattended, provider, "--publish")
+
+    assert done.code == 1
+    assert "ALARM: keys of an algorithm that it had none of: ES256" in done.err
+    assert kept(unattended) == ["2027-01"]
+    assert imports(unattended, provider, "--publish", "--accept").code == 0
+    assert len(opened(unattended).issuers.issuers[0].keys) == 2
+
+
+def test_alarms_and_publications_are_told_to_the_webhook(
+    unattended: Command, provider: Provider
+) -> None:
+    with serving(lambda _: Reply()) as pager:
+        provider.publish(FIRST, SECOND)
+        imports(unattended, provider, "--publish", "--webhook", pager.url)
+        provider.publish(THIRD)
+        imports(unattended, provider, "--publish", "--webhook", pager.url)
+        provider.status = 500
+        imports(unattended, provider, "--webhook", pager.url)
+    published, alarm, outage = (json.loads(request[":body"]) for request in pager.requests)
+    gone = imports(unattended, provider, "--webhook", pager.url)
+
+    assert (published["event"], published["iss"]) == ("jwks_published", ISS)
+    assert (published["added"], published["removed"]) == (["2027-02"], [])
+    assert (alarm["event"], alarm["code"]) == ("jwks_alarm", "jwks_invalid")
+    assert "not one of the known keys is left" in alarm["message"]
+    assert outage["code"] == "jwks_unavailable"
+    assert kept(unattended) == ["2027-01", "2027-02"]
+    assert "the webhook was not told" in gone.err
+    assert pager.url not in gone.err
+
+
+def test_a_key_id_of_another_issuer_is_not_published(
+    unattended: Command, provider: Provider
+) -> None:
+    path = Project(unattended.folder).issuers
+    public = App().public_key().x
+    path.write_text(
+        path.read_text()
+        + f"  - iss: https://app.example\n    keys: [{{kid: 2027-02, alg: EdDSA, x: {public}}}]\n"
+    )
+    publish_project(Project(unattended.folder))
+    provider.publish(FIRST, SECOND)
+
+    assert "key_taken: another issuer has a key '2027-02'" in (
+        imports(unattended, provider, "--publish").err
+    )
 
 
 def test_a_project_whose_keys_were_never_imported_is_not_published(command: Command) -> None:

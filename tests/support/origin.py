@@ -20,7 +20,7 @@ class Reply:
 @dataclass
 class Origin:
     """The server's address, and the headers of each request it got: names in lower case, and
-    ``:path`` for what was asked for.
+    ``:path`` for what was asked for, ``:body`` for what was sent along.
     """
 
     url: str
@@ -41,6 +41,7 @@ def serving(answer: Callable[[dict[str, str]], Reply]) -> Iterator[Origin]:
         def do_GET(self) -> None:
             headers = {name.lower(): value for name, value in self.headers.items()}
             headers[":path"] = self.path
+            headers[":body"] = self.rfile.read(int(headers.get("content-length", 0))).decode()
             origin.requests.append(headers)
             reply = answer(headers)
             self.send_response(reply.status)
@@ -55,6 +56,8 @@ def serving(answer: Callable[[dict[str, str]], Reply]) -> Iterator[Origin]:
                     self.wfile.write(chunk)
             except (BrokenPipeError, ConnectionResetError):
                 pass  # the client has had enough
+
+        do_POST = do_GET
 
         def log_message(self, *_: object) -> None:
             pass

@@ -114,6 +114,8 @@ def compare(before: Mapping[str, IssuerKey], now: Imported) -> Update:
         alarm = f"other keys under known ids: {', '.join(changed)}"
     elif before and not kept:
         alarm = "not one of the known keys is left, as a planned rotation would leave them"
+    elif before and (new := {k.alg for k in now.keys.values()} - {k.alg for k in before.values()}):
+        alarm = f"keys of an algorithm that it had none of: {', '.join(sorted(new))}"
     return Update(
         added=tuple(sorted(now.keys.keys() - before.keys())),
         removed=tuple(sorted(before.keys() - now.keys.keys())),

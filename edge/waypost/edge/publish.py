@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from msgspec import Struct
+from msgspec import Struct, structs
 from securesystemslib.signer import Key, Signer
 
 from waypost.edge.analysis.prove import refuse_broken
@@ -32,7 +32,7 @@ from waypost.edge.repository import (
     ManifestRepository,
     metadata_path,
 )
-from waypost.shared.contracts import Hint, Hints
+from waypost.shared.contracts import Hint, Hints, IssuerKey, Issuers
 from waypost.shared.errors import PolicyError, StoreError, TrustError
 from waypost.shared.trust import Projection, Trusted, open_bundle
 from waypost.shared.trust.bundle import pack_bundle
@@ -48,6 +48,7 @@ __all__ = [
     "draft_root",
     "publish",
     "publish_hints",
+    "publish_issuer_keys",
     "resign",
     "role_keys",
 ]
@@ -132,6 +133,59 @@ def _draft_publication(
         hints_keys=repository.keys_of("hints") or hints_keys,
     )
     return make_draft(repository)
+
+
+def publish_issuer_keys(
+    project: Project,
+    iss: str,
+    keys: Sequence[IssuerKey],
+    *,
+    channel: str,
+    signers: Signers,
+    now: int,
+) -> Published | None:
+    """Have tokens of ``iss`` hold by ``keys``; return ``None`` if they do already.
+
+    All else stays as it is published, whatever people are writing into their files meanwhile.
+
+    Raises:
+        StoreError: ``nothing_published``, ``issuer_unknown``, ``signatures_missing``,
+            ``key_missing``, ``key_taken``, or the disk refused.
+        TrustError: clients would refuse the result, so nothing was published.
+    """
+    with locked(project.lock):
+        repository = _repository(project, {}, now=now, drafting=True)
+        if not repository.has("targets") or channel not in repository.channels():
+            raise StoreError(f"channel '{channel}' has no policy yet", code="nothing_published")
+        published = repository.issuers(channel)
+        issuers = _with_keys(published, iss, keys)
+        if issuers == published:
+            return None
+        version = repository.version("targets") + 1
+        repository.put_issuers(channel, structs.replace(issuers, version=version, issued_at=now))
+        draft = _sign_here(project, make_draft(repository), signers)
+        return _apply(project, draft, signers=signers, now=now)[channel]
+
+
+def _with_keys(published: Issuers, iss: str, keys: Sequence[IssuerKey]) -> Issuers:
+    others = [issuer for issuer in published.issuers if issuer.iss != iss]
+    if len(others) == len(published.issuers):
+        raise StoreError(
+            f"what is published has no issuer '{iss}'; publish issuers.yaml first",
+            code="issuer_unknown",
+        )
+    taken = {key.kid for issuer in others for key in issuer.keys} & {key.kid for key in keys}
+    if taken:
+        raise StoreError(
+            f"another issuer has a key '{min(taken)}'; a token names just one", code="key_taken"
+        )
+    return structs.replace(
+        published,
+        issuers=tuple(
+            structs.replace(issuer, keys=tuple(keys)) if issuer.iss == iss else issuer
+            for issuer in published.issuers
+        ),
+    )
 
 
 def draft_root(

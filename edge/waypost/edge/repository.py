@@ -222,6 +222,16 @@ class ManifestRepository(Repository):
         with self.edit_targets("full") as private:
             self._add(private, target_path(channel, "full"), full)
 
+    def put_issuers(self, channel: str, issuers: Issuers) -> None:
+        """Make the channel's tokens hold by these; its policy stays."""
+        with self.edit_targets() as targets:
+            self._add(targets, f"issuers/{channel}.json", issuers)
+
+    def issuers(self, channel: str) -> Issuers:
+        """Return by whose keys the channel's tokens hold now; raises StoreError if by nobody's."""
+        data = self._need(self._target_file_path("targets", f"issuers/{channel}.json"))
+        return msgspec.json.decode(data, type=Issuers)
+
     def change_keys(self, changes: Sequence[KeyChange]) -> None:
         """Make the root, and the targets that delegate, name other keys.
 
