@@ -79,13 +79,19 @@ def singly(data: bytes) -> tuple[bytes, ...]:
 async def gzipped(exchange: Exchange) -> None:
     body = gzip.compress(completion())
     if exchange.seen.json.get("stream"):
-        stream = gzip.compress(event("Four.") + DONE)
+        stream = gzip.compress(EVENTS)
         await exchange.send(head(len(stream), b"content-encoding: gzip\r\n", kind=SSE) + stream)
     else:
         await exchange.respond(200, body, extra="content-encoding: gzip\r\n")
 
 
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
 ANSWER = completion()
+EVENTS = event("Four.") + DONE
+GZIPPED = gzip.compress(ANSWER)
 CHUNKED = b"transfer-encoding: chunked\r\n"
 
 
@@ -141,6 +147,20 @@ FAULTS = {
     ),
     "sends no HTTP": Fault(raw(b"220 mail.example ESMTP\r\n"), "bad_response"),
     "compresses though asked not to": Fault(gzipped, "bad_response"),
+    "says gzip and sends something else": Fault(
+        both(
+            raw(head(len(GZIPPED), b"content-encoding: gzip\r\n") + GZIPPED[::-1]),
+            raw(head(None, CHUNKED + b"content-encoding: gzip\r\n", kind=SSE) + chunk(EVENTS)),
+        ),
+        "bad_response",
+    ),
+    "compresses and does not say so": Fault(
+        both(
+            raw(head(len(GZIPPED)) + GZIPPED),
+            raw(head(len(GZIPPED), kind=SSE) + GZIPPED, then="end"),
+        ),
+        "bad_response",
+    ),
     "sends an endless head": Fault(raw(head()[:-2] + b"x: " + b"y" * 70_000), "bad_response"),
     "breaks a chunk": Fault(
         raw(head(None, CHUNKED, kind=SSE) + b"zz\r\n"),
@@ -215,10 +235,6 @@ async def test_a_provider_that(
 # ── in the middle of a stream ──────────────────────────────────────────────────────────────────
 
 BEGUN = head(None, CHUNKED, kind=SSE)
-
-
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%s\r\n" % (len(data), data)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,10 @@
 
 import pytest
 
+from support.worlds import a_model
+from waypost.validator.config.providers import ProviderConfig
 from waypost.validator.resilience.breaker import JITTER, Breaker, BreakerRules
+from waypost.validator.upstream import Upstream
 
 NOW = 1_000.0
 RULES = BreakerRules()
@@ -83,6 +86,17 @@ def test_failures_of_requests_sent_before_it_opened_do_not_lengthen_the_rest() -
     breaker.failed(NOW + FIRST_COOL_OFF_S - 1, luck=0)
 
     assert breaker.admit(NOW + FIRST_COOL_OFF_S)
+
+
+def test_models_and_regions_rest_apart_and_a_new_manifest_wakes_none_of_them() -> None:
+    acme = Upstream("acme", ProviderConfig(base_url="http://127.0.0.1:1/v1"), api_keys=[])
+    here, there = a_model("small", region="eu"), a_model("small", region="us")
+    for _ in range(FAILURES):
+        acme.breaker(here).failed(NOW, luck=0)
+
+    assert acme.breaker(a_model("small", region="eu", quality=99)).refuses(NOW)
+    assert acme.breaker(there).is_closed
+    assert acme.breaker(a_model("large", region="eu")).is_closed
 
 
 # ── what another validator says ────────────────────────────────────────────────────────────────

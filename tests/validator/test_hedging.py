@@ -103,6 +103,43 @@ async def test_no_more_are_asked_twice_than_the_route_allows(
     assert len(medcloud.seen) == 2
 
 
+async def test_without_a_time_of_its_own_a_route_hedges_what_is_later_than_usual(
+    tmp_path: Path, acme: Upstream, medcloud: Upstream
+) -> None:
+    async with running_validator(
+        tmp_path, {"acme": acme, "medcloud": medcloud}, policy=hedging(after_ms=None)
+    ) as validator:
+        acme.behave = late
+        unmeasured = await validator.record(await validator.chat())
+        acme.behave = answering()
+        await warmed_up(validator, ENOUGH)
+        acme.behave = late
+        record = await validator.record(await validator.chat())
+
+    assert len(unmeasured.attempts) == 1
+    assert {(one.model, one.kind, one.outcome) for one in record.attempts} == {
+        ("small", "first", "cancelled"),
+        ("second", "hedge", "ok"),
+    }
+
+
+async def test_a_second_request_goes_nowhere_that_the_first_might_not(
+    tmp_path: Path, acme: Upstream, medcloud: Upstream
+) -> None:
+    async with running_validator(
+        tmp_path, {"acme": acme, "medcloud": medcloud}, policy=hedging()
+    ) as validator:
+        await warmed_up(validator)
+        acme.behave = late
+        record = await validator.record(await validator.chat(models=("small",)))
+
+    assert {(one.model, one.kind) for one in record.attempts} == {
+        ("small", "first"),
+        ("small", "hedge"),
+    }
+    assert not medcloud.seen
+
+
 async def test_what_runs_in_the_background_is_not_asked_twice(
     tmp_path: Path, acme: Upstream, medcloud: Upstream
 ) -> None:
