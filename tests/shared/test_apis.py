@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from waypost.shared.apis import decode, measure
 from waypost.shared.contracts import ENDPOINTS, Measured, Route, TextHas
 from waypost.shared.errors import InvalidRequestError
+from waypost.shared.measure import DOCUMENT_BYTES_PER_TOKEN, DOCUMENT_TOKENS
 from waypost.shared.reading import TextReader
 
 NOTHING_ASKED = TextReader(())
@@ -96,6 +97,40 @@ def test_what_a_request_needs_is_seen(
     assert read(endpoint, {**saying(endpoint, "Hi"), **body}).needs == needs
 
 
+DATA = "JVBERi0xLjcK" * 100
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "block"),
+    [
+        ("chat.completions", {"type": "file", "file": {"file_data": DATA}}),
+        ("messages", {"type": "document", "source": {"type": "base64", "data": DATA}}),
+        ("responses", {"type": "input_file", "file_data": DATA}),
+    ],
+)
+def test_a_document_is_bounded_by_its_pages_and_not_by_its_bytes(
+    endpoint: str, block: dict[str, Any]
+) -> None:
+    said = [{"role": "user", "content": [block]}]
+    measured = read(endpoint, {"input" if endpoint == "responses" else "messages": said})
+
+    assert measured.needs == ("vision",)
+    assert measured.max_input_tokens > DOCUMENT_TOKENS
+    # What is expected of it is no more than models hold.
+    assert len(DATA) / DOCUMENT_BYTES_PER_TOKEN < measured.input_tokens < 2_000
+
+
+def test_a_document_of_plain_text_is_text() -> None:
+    source = {"type": "text", "media_type": "text/plain", "data": "Hello, you."}
+    inside = {"type": "content", "content": [{"type": "image", "source": PNG}]}
+    blocks = [{"type": "document", "source": source}, {"type": "document", "source": inside}]
+    measured = read("messages", {"messages": [{"role": "user", "content": blocks}]})
+
+    assert measured.input_bytes == len("Hello, you.")
+    assert measured.needs == ("vision",)
+    assert measured.max_input_tokens < DOCUMENT_TOKENS
+
+
 def test_a_tools_result_is_not_what_the_user_said() -> None:
     said = [
         {"role": "user", "content": "Please prove it."},
@@ -143,6 +178,16 @@ def test_texts_may_come_as_tokens() -> None:
                         "role": "user",
                         "content": [{"type": "document", "source": {"type": "url", "url": "x"}}],
                     }
+                ]
+            },
+            "unbounded_input",
+            "messages[0].content[0]",
+        ),
+        (
+            "chat.completions",
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "file", "file": {"file_id": "f"}}]}
                 ]
             },
             "unbounded_input",

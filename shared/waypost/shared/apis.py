@@ -128,6 +128,7 @@ def _measure_embeddings(
 class _Source(Struct):
     type: str = ""
     data: str = ""
+    content: "str | list[_Block] | None" = None
 
 
 class _Block(Part):
@@ -139,6 +140,7 @@ class _Block(Part):
     input: Raw = Raw()
     file_id: str | None = None
     file_url: str | None = None
+    file_data: str = ""
 
 
 class _Message(Struct):
@@ -201,25 +203,24 @@ def _add_content(gist: Gist, content: str | list[_Block] | dict[str, Any] | None
             case "image" | "input_image":
                 gist.images += 1
             case "document" | "input_file":
-                _check_document(block, f"{at}[{place}]")
-                gist.images += 1
-                gist.text_bytes += len(block.source.data) if block.source is not None else 0
+                _add_document(gist, block, f"{at}[{place}]")
             case "input_audio":
                 gist.audio = True
             case _:
                 pass
         _add_content(gist, block.content, f"{at}[{place}].content")
+        if block.source is not None:
+            _add_content(gist, block.source.content, f"{at}[{place}].source.content")
 
 
-def _check_document(block: _Block, at: str) -> None:
-    source = block.source
-    if block.file_id or block.file_url or (source is not None and source.type in ("file", "url")):
-        raise InvalidRequestError(
-            "Send documents in the request itself: the price of one that the provider fetches has"
-            " no bound, and nobody here could look into it.",
-            code="unbounded_input",
-            param=at,
-        )
+def _add_document(gist: Gist, block: _Block, at: str) -> None:
+    source = block.source or _Source()
+    if source.type == "text":
+        gist.add_text(source.data)
+    elif source.type != "content":  # which is blocks, each counted by itself
+        is_elsewhere = block.file_id or block.file_url or source.type in ("file", "url")
+        data = source.data or block.file_data
+        gist.add_document(data, at=at, is_elsewhere=bool(is_elsewhere))
 
 
 def _measure_messages(request: MessagesRequest, *, body_bytes: int, reader: TextReader) -> Measured:

@@ -6,7 +6,7 @@ types reject what providers would reject later and dearer: missing messages, a n
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
@@ -22,6 +22,10 @@ __all__ = ["ChatRequest", "Count", "Gist", "Part", "decode_body", "decode_chat",
 BYTES_PER_TOKEN = 4  # English prose in current tokenizers; an estimate, never a bound
 TOKENS_PER_MESSAGE = 4  # role and separators in the usual chat templates
 IMAGE_TOKENS = 1_500  # a large picture in high detail, as providers price it
+# A hundred pages, which few providers exceed, each of them read as a picture. A page may take less
+# than a byte of the file, so no length bounds them.
+DOCUMENT_TOKENS = 100 * IMAGE_TOKENS
+DOCUMENT_BYTES_PER_TOKEN = 40  # of base64; a page of 50 kB is some 1,500 tokens; an estimate too
 AUDIO_BYTES_PER_TOKEN = 1_000
 TOOLS_OVERHEAD_TOKENS = 1_000  # providers put a system prompt of their own before tools
 
@@ -37,9 +41,18 @@ class Part(Struct):
     text: str = ""
 
 
+class _File(Struct):
+    file_id: str | None = None
+    file_data: str = ""
+
+
+class _ChatPart(Part):
+    file: _File | None = None
+
+
 class _Message(Struct):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[Part] | None = None
+    content: str | list[_ChatPart] | None = None
 
 
 class _ResponseFormat(Struct):
@@ -107,17 +120,45 @@ def decode_body(decode: Callable[[bytes], _Request], body: bytes) -> _Request:
 class Gist:
     """What there is in a request of any API, counted up; ``measured`` makes facts of it."""
 
-    __slots__ = ("audio", "images", "messages", "newest_user", "text_bytes", "tools", "wants_json")
+    __slots__ = (
+        "audio",
+        "document_bytes",
+        "documents",
+        "images",
+        "messages",
+        "newest_user",
+        "text_bytes",
+        "tools",
+        "wants_json",
+    )
 
     def __init__(self) -> None:
         self.text_bytes = self.messages = self.images = 0
+        self.documents = self.document_bytes = 0
         self.audio = self.wants_json = False
         self.tools: list[Raw] = []
-        self.newest_user: str | list[Part] | None = None
+        self.newest_user: str | Sequence[Part] | None = None
 
     def add_text(self, text: str) -> None:
         """Count a text in."""
         self.text_bytes += len(text) if text.isascii() else len(text.encode())
+
+    def add_document(self, data: str, *, at: str, is_elsewhere: bool) -> None:
+        """Count a document in, by its pages.
+
+        Raises:
+            InvalidRequestError: ``unbounded_input``: it is not in the request.
+        """
+        if is_elsewhere:
+            raise InvalidRequestError(
+                "Send documents in the request itself: the price of one that the provider fetches"
+                " has no bound, and nobody here could look into it.",
+                code="unbounded_input",
+                param=at,
+            )
+        self.images += 1
+        self.documents += 1
+        self.document_bytes += len(data)
 
     def measured(
         self,
@@ -160,9 +201,11 @@ class Gist:
             input_tokens=-(-text_bytes // BYTES_PER_TOKEN)
             + TOKENS_PER_MESSAGE * self.messages
             + image_tokens
+            + self.document_bytes // DOCUMENT_BYTES_PER_TOKEN
             + (body_bytes // AUDIO_BYTES_PER_TOKEN if self.audio else 0),
             max_input_tokens=body_bytes
             + image_tokens
+            + DOCUMENT_TOKENS * self.documents
             + (TOOLS_OVERHEAD_TOKENS if self.tools else 0),
             max_output_tokens=max_output_tokens,
             choices=choices,
@@ -174,18 +217,28 @@ class Gist:
 
 
 def measure_chat(request: ChatRequest, *, body_bytes: int, reader: TextReader) -> Measured:
-    """Return the measured facts of a chat-completions request; see ``Gist.measured``."""
+    """Return the measured facts of a chat-completions request; see ``Gist.measured``.
+
+    Raises:
+        InvalidRequestError: ``unbounded_input``: a document is not in it.
+    """
     gist = Gist()
     gist.messages = len(request.messages)
-    for message in request.messages:
+    for number, message in enumerate(request.messages):
         content = message.content
         if isinstance(content, str):
             gist.add_text(content)
         elif content:
-            for part in content:
+            for place, part in enumerate(content):
                 gist.add_text(part.text)
                 gist.images += part.type == "image_url"
                 gist.audio |= part.type == "input_audio"
+                if part.file is not None:
+                    gist.add_document(
+                        part.file.file_data,
+                        at=f"messages[{number}].content[{place}]",
+                        is_elsewhere=bool(part.file.file_id),
+                    )
         if message.role == "user":
             gist.newest_user = content
     gist.wants_json = request.response_format is not None and request.response_format.type != "text"
