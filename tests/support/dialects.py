@@ -56,7 +56,7 @@ async def running_dialects(folder: Path, **changes: Any) -> AsyncGenerator[Diale
     """Run it. ``changes`` are settings of providers: by name, what differs."""
 
     def change(providers: dict[str, Any]) -> None:
-        providers["anthropic"]["dialect"] = "anthropic"
+        providers["anthropic"] |= {"dialect": "anthropic", "betas": ["files-2025", "thinking-2026"]}
         providers["google"]["dialect"] = "gemini"
         for settings in providers.values():
             # Many tests fail these providers; none is about giving one a rest.

@@ -742,6 +742,39 @@ async def test_bytes_pass_untouched_where_the_provider_speaks_the_api(
         assert "authorization" not in seen.headers
 
 
+async def test_of_the_betas_a_caller_asks_for_those_pass_that_the_operator_lists(
+    world: Dialects, claude_sdk: anthropic.AsyncAnthropic
+) -> None:
+    asked = ["thinking-2026", "context-1m-2025", "files-2025", "thinking-2026"]
+    for model in ("claude", "gpt"):
+        await claude_sdk.beta.messages.create(
+            model=model, max_tokens=50, messages=HELLO, betas=asked
+        )
+    await claude_sdk.beta.messages.create(
+        model="claude", max_tokens=50, messages=HELLO, betas=["context-1m-2025"]
+    )
+
+    allowed, none = world.anthropic.seen
+    assert allowed.headers["anthropic-beta"] == "thinking-2026,files-2025"
+    assert "anthropic-beta" not in none.headers
+    assert "anthropic-beta" not in world.openai.seen[0].headers
+
+
+@pytest.mark.parametrize("value", [",,", "files-2025;q=1", "FILES-2025", "ﬁles-2025"])
+async def test_nothing_else_of_what_callers_call_a_beta_reaches_a_provider(
+    world: Dialects, value: str
+) -> None:
+    headers = {**world.validator.headers(), "anthropic-beta": value}
+    lines = [(name.encode(), text.encode()) for name, text in headers.items()]
+    await world.validator.client.post(
+        "/v1/messages",
+        json={"model": "claude", "max_tokens": 9, "messages": HELLO},
+        headers=[*lines, (b"anthropic-beta", b"thinking-2026")],
+    )
+
+    assert [seen.headers["anthropic-beta"] for seen in world.anthropic.seen] == ["thinking-2026"]
+
+
 @pytest.mark.parametrize("model", ["claude", "gemini"])
 @pytest.mark.parametrize("path", ["completions", "embeddings"])
 async def test_an_api_that_a_provider_has_not_is_served_by_who_has_it(

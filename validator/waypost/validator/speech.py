@@ -5,6 +5,7 @@ are spoken to by translation (``waypost.validator.translation``). Either way a `
 bytes in, bytes out. Connections, time-outs and status codes are ``waypost.validator.upstream``'s.
 """
 
+from collections.abc import Set
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -29,10 +30,11 @@ class Asked:
     Attributes:
         id, now: of the call, for answers that are written anew.
         version: of the API, where callers send one (``anthropic-version``).
+        betas: what a caller asks for beyond it (``anthropic-beta``).
         kept: what translations made of it, each once.
     """
 
-    __slots__ = ("body", "endpoint", "id", "kept", "now", "request", "version")
+    __slots__ = ("betas", "body", "endpoint", "id", "kept", "now", "request", "version")
 
     def __init__(
         self,
@@ -43,6 +45,7 @@ class Asked:
         id: str = "",
         now: int = 0,
         version: str | None = None,
+        betas: tuple[str, ...] = (),
     ) -> None:
         self.endpoint = endpoint
         self.request = request
@@ -50,6 +53,7 @@ class Asked:
         self.id = id
         self.now = now
         self.version = version
+        self.betas = betas
         self.kept: dict[str, Any] = {}
 
 
@@ -114,20 +118,28 @@ class Speech(Protocol):
 class Native:
     """An API that the provider speaks itself: bytes pass through."""
 
-    __slots__ = ("_api", "_max_tokens_field", "_path", "_version")
+    __slots__ = ("_api", "_betas", "_max_tokens_field", "_path", "_version")
 
     kind = "native"
 
     def __init__(
-        self, endpoint: str, path: str, *, max_tokens_field: str, version: str | None
+        self,
+        endpoint: str,
+        path: str,
+        *,
+        max_tokens_field: str,
+        version: str | None,
+        betas: Set[str] = frozenset(),
     ) -> None:
         """Args:
         version: what the provider is told where the caller does not say; ``None``: nothing.
+        betas: what the operator lets callers ask for.
         """
         self._api = APIS[endpoint]
         self._path = path
         self._max_tokens_field = max_tokens_field
         self._version = version
+        self._betas = betas
 
     def check(self, asked: Asked) -> None:
         """See ``Speech``. All can be said."""
@@ -144,8 +156,11 @@ class Native:
         if self._version is None:
             return Outgoing(self._path, body)
         # The body means what it means in the version that it was written for.
-        version = asked.version or self._version
-        return Outgoing(self._path, body, f"anthropic-version: {version}\r\n")
+        lines = f"anthropic-version: {asked.version or self._version}\r\n"
+        betas = [beta for beta in asked.betas if beta in self._betas]
+        if betas:
+            lines += f"anthropic-beta: {','.join(betas)}\r\n"
+        return Outgoing(self._path, body, lines)
 
     def reply(self, asked: Asked, body: bytes) -> Reply:
         """See ``Speech``."""

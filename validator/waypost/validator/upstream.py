@@ -68,6 +68,7 @@ class Upstream:
             max_tokens_field=config.max_tokens_field,
             apis=None if config.apis is None else frozenset(config.apis),
             sampling=config.sampling,
+            betas=frozenset(config.betas),
         )
         self.timeout_s = config.timeout_s
         self.max_retries = config.retries

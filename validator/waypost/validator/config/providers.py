@@ -41,6 +41,7 @@ class ProviderConfig(FileModel):
         sampling: whether its models take ``temperature``, ``top_p`` and ``top_k``; ``None``: as
             usual for its dialect.
         max_tokens_field: what the provider calls the answer's limit.
+        betas: of what a caller asks for in ``anthropic-beta``, what is passed on.
         timeout_s: longest silence of the provider; of an unstreamed answer, its whole time.
         retries: how often one request may be sent here again after a failure.
         retry_percent: how many requests more, in per cent, all retries together may make.
@@ -55,6 +56,7 @@ class ProviderConfig(FileModel):
     apis: list[Literal["chat.completions", "completions", "embeddings", "responses"]] | None = None
     sampling: bool | None = None
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    betas: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")]] = []
     timeout_s: Seconds = 60.0
     connect_timeout_s: Seconds = 3.0
     retries: Annotated[int, Field(ge=0, le=5)] = 1
@@ -80,6 +82,12 @@ class ProviderConfig(FileModel):
     def _apis_are_its_own(self) -> "ProviderConfig":
         if self.apis is not None and self.dialect != "openai":
             raise wrong(f"apis is for dialect openai; {self.dialect} has a fixed set")
+        return self
+
+    @model_validator(mode="after")
+    def _betas_are_anthropics(self) -> "ProviderConfig":
+        if self.betas and self.dialect != "anthropic":
+            raise wrong("betas is for dialect anthropic; no other has them")
         return self
 
     @field_validator("base_url")

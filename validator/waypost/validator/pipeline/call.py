@@ -27,6 +27,7 @@ Headers = dict[bytes, bytes]
 # What is read of a request. All else is neither looked at nor passed on.
 _READ = frozenset(
     {
+        b"anthropic-beta",
         b"anthropic-version",
         b"authorization",
         b"content-encoding",
@@ -40,14 +41,15 @@ _READ = frozenset(
         b"waypost-proposal",
     }
 )
-_CREDENTIALS = frozenset({b"authorization", b"dpop"})
+# Of which several lines are one list; what that means is for whoever reads it.
+_LISTS = frozenset({b"anthropic-beta", b"authorization", b"dpop"})
 
 
 def pick_headers(raw: Iterable[tuple[bytes, bytes]]) -> Headers:
     """Return the headers that are read, each once.
 
-    Several lines of what the token check reads are joined with commas, as HTTP joins them, for
-    it to refuse.
+    Several lines of a list are joined with commas, as HTTP joins them; the token check refuses
+    what that makes of its own.
 
     Raises:
         InvalidRequestError: ``header_repeated``: of two lines, a proxy may have read the other.
@@ -56,7 +58,7 @@ def pick_headers(raw: Iterable[tuple[bytes, bytes]]) -> Headers:
     for name, value in raw:
         if name in _READ:
             if name in headers:
-                if name not in _CREDENTIALS:
+                if name not in _LISTS:
                     text = name.decode()
                     raise InvalidRequestError(
                         f"Send {text} once.", code="header_repeated", param=text

@@ -44,7 +44,13 @@ async def understand(
     request = decode(endpoint, call.body)
     measured = await _measured(call, request, serving)
     asked = Asked(
-        endpoint, request, call.body, id=call.id, now=call.now, version=_version(call.headers)
+        endpoint,
+        request,
+        call.body,
+        id=call.id,
+        now=call.now,
+        version=_version(call.headers),
+        betas=_betas(call.headers),
     )
     out = desk.out_of_service(serving)
     untranslatable = _untranslatable(call, asked, serving)
@@ -78,6 +84,13 @@ def _version(headers: Headers) -> str | None:
             param="anthropic-version",
         )
     return version.decode()
+
+
+def _betas(headers: Headers) -> tuple[str, ...]:
+    text = headers.get(b"anthropic-beta")
+    if text is None:
+        return ()
+    return tuple(dict.fromkeys(beta.strip() for beta in text.decode("latin-1").split(",")))
 
 
 def _untranslatable(call: Call, asked: Asked, serving: Serving) -> tuple[str, ...]:

@@ -44,13 +44,19 @@ DIALECTS: dict[str, Dialect] = {"anthropic": anthropic, "gemini": gemini, "opena
 
 
 def speeches(
-    name: str, *, max_tokens_field: str, apis: Set[str] | None = None, sampling: bool | None = None
+    name: str,
+    *,
+    max_tokens_field: str,
+    apis: Set[str] | None = None,
+    sampling: bool | None = None,
+    betas: Set[str] = frozenset(),
 ) -> dict[str, Speech]:
     """Return the APIs that a provider of the dialect ``name`` can be asked by, and how.
 
     Args:
         apis: those that it speaks itself, if not all of the dialect's.
         sampling: whether its models take ``temperature`` and the like, if not as the dialect's.
+        betas: what may be passed on of ``anthropic-beta``.
     """
     dialect = DIALECTS[name]
     refuses = dialect.REFUSES
@@ -65,6 +71,10 @@ def speeches(
     for endpoint, path in dialect.NATIVE.items():
         if apis is None or endpoint in apis:
             found[endpoint] = Native(
-                endpoint, path, max_tokens_field=max_tokens_field, version=dialect.VERSION
+                endpoint,
+                path,
+                max_tokens_field=max_tokens_field,
+                version=dialect.VERSION,
+                betas=betas,
             )
     return found
