@@ -91,6 +91,13 @@ def memory_mib(pid: int) -> float:
     return sum(map(int, listed.split())) / 1_024
 
 
+def cpu_s(pid: int, *, thread: int | None = None) -> float:
+    """Return the processor time that a process has taken, or one thread of it."""
+    stat = f"/proc/{pid}/stat" if thread is None else f"/proc/{pid}/task/{thread}/stat"
+    fields = Path(stat).read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def nginx(folder: Path, port: int) -> tuple[list[str | Path], Path]:
     """Return the command of an nginx that answers every request with one static completion."""
     answer = (Path(__file__).parent / "answer.json").read_text()
@@ -127,6 +134,7 @@ class Load:
     p50_ms: float
     p99_ms: float
     errors: int
+    requests: int = 0
 
 
 def wrk(
@@ -147,10 +155,11 @@ local f = io.open("{body}", "rb"); wrk.body = f:read("*a"); f:close()
 wrk.method = "POST"; wrk.headers["Content-Type"] = "application/json"
 {lines}
 done = function(summary, latency, requests)
-  io.write(string.format("RESULT %f %f %f %d\\n",
+  io.write(string.format("RESULT %f %f %f %d %d\\n",
     summary.requests / (summary.duration / 1e6), latency:percentile(50) / 1e3,
     latency:percentile(99) / 1e3,
-    summary.errors.status + summary.errors.connect + summary.errors.read + summary.errors.timeout))
+    summary.errors.status + summary.errors.connect + summary.errors.read + summary.errors.timeout,
+    summary.requests))
 end
 """)
     output = subprocess.run(
@@ -161,8 +170,8 @@ end
         capture_output=True, text=True, check=True,
         preexec_fn=lambda: _pin(LOAD_CORE),
     ).stdout  # fmt: skip
-    match = re.search(r"RESULT (\S+) (\S+) (\S+) (\d+)", output)
+    match = re.search(r"RESULT (\S+) (\S+) (\S+) (\d+) (\d+)", output)
     if match is None:
         raise RuntimeError(output)
-    rps, p50, p99, errors = match.groups()
-    return Load(float(rps), float(p50), float(p99), int(errors))
+    rps, p50, p99, errors, requests = match.groups()
+    return Load(float(rps), float(p50), float(p99), int(errors), int(requests))

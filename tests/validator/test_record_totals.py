@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from support.recorded import a_record, fill
 from support.worlds import NOW
-from waypost.shared.records import Attempt, DecisionRecord, Feedback
+from waypost.shared.records import Attempt, DecisionRecord, Feedback, encode_record
 from waypost.validator.records import DIMENSIONS, RecordFilter, SqliteRecordStore
 from waypost.validator.records.sql import ADDED_UP, DAY_MS, DELETED, HOUR_MS, VOID, pieces
 from waypost.validator.records.totals import bucket_of, rank_ms
@@ -153,19 +153,23 @@ async def test_feedback_is_joined_and_its_newest_word_counts(store: SqliteRecord
     }
 
 
-async def test_old_bodies_are_deflated_and_read_as_they_were(
-    store: SqliteRecordStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("waypost.validator.records.sqlite.NEWS", 10)
-    records = [a_record(number, duration_ms=number * 1.7) for number in range(60)]
-    await fill(store, *records)
+async def test_bodies_are_deflated_and_read_as_they_were(tmp_path: Path) -> None:
+    path = tmp_path / "records.sqlite"
+    refused = a_record(0, facts=None, attempts=())  # says too little to deflate others by
+    records = [refused, *(a_record(number, duration_ms=number * 1.7) for number in range(1, 60))]
+    for part in (records[:1], records[1:30], records[20:]):  # each by another process
+        store = SqliteRecordStore.open(path)
+        await fill(store, *part)
+        await store.close()
+    with closing(sqlite3.connect(path)) as db:
+        sizes = [size for (size,) in db.execute("SELECT length(body) FROM bodies ORDER BY seq")]
+    store = SqliteRecordStore.open(path)
     bodies = await store.bodies(ALL, limit=99)
-    await store.compact()
-    with closing(sqlite3.connect(tmp_path / "records.sqlite")) as db:
-        (largest,) = db.execute("SELECT max(length(body)) FROM bodies WHERE seq < 40").fetchone()
-    assert largest < len(bodies[0]) / 5
-    assert await store.bodies(ALL, limit=99) == bodies
+    assert bodies == tuple(map(encode_record, records))
     assert await store.list(ALL, limit=99) == tuple(reversed(records))
+    assert sizes[0] == len(bodies[0])
+    assert max(sizes[1:]) < len(bodies[1]) / 5
+    await store.close()
 
 
 # ── the pure parts ─────────────────────────────────────────────────────────────────────────────

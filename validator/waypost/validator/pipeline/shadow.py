@@ -32,9 +32,11 @@ ACTING_APIS = frozenset({"responses"})  # providers keep what they answered, and
 
 def is_drawn(desk: Desk, record: DecisionRecord) -> bool:
     """Whether this request is sent along. Where both policies choose alike nothing is learnt."""
-    shadow = record.shadow
     config = None if desk.candidate is None else desk.candidate.send
-    if config is None or shadow is None or shadow.model in (None, record.chosen):
+    if config is None:
+        return False
+    shadow = record.shadow
+    if shadow is None or shadow.model in (None, record.chosen):
         return False
     # Failures too: of answered requests alone, what served them would never seem to fail.
     return fate_of(record) in ("answered", "failed") and desk.luck() < config.share

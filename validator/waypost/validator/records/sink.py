@@ -18,7 +18,7 @@ __all__ = ["RecordSink"]
 
 logger = logging.getLogger(__name__)
 
-GATHER_S = 0.02  # a batch of what arrives in this time; then the store writes it
+GATHER_S = 0.05  # a batch of what arrives in this time: of twice as many, each costs a fifth less
 FIRST_RETRY_S = 0.1
 LAST_RETRY_S = 5.0
 MAX_BATCH = 2_000

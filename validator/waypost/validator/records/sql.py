@@ -90,7 +90,7 @@ def columns_of(record: DecisionRecord) -> tuple[object, ...]:
         record.reason,
         record.tier,
         record.tenant,
-        *[min(max(value, -MOST), MOST) for value in sums_of(record)],
+        *[v if -MOST <= v <= MOST else (MOST if v > 0 else -MOST) for v in sums_of(record)],
         bucket_of(record.ttft_ms),
         bucket_of(record.duration_ms),
     )

@@ -5,9 +5,9 @@ Many rows go into one statement: for each statement the writing thread gives up 
 Python's global lock, and 20,000 records a second, inserted row by row, halve the speed of an event
 loop on the same core; a hundred at a time take a fifth of it.
 
-Upkeep rides on writing, a little at a time: hours and days that are over are added up, records past
-their time are deleted, and bodies that are no longer news are deflated, to a tenth or so, against a
-dictionary of one of their own.
+Bodies are deflated, to a tenth or so, against a dictionary of their own: that costs less than
+writing them as they are and again later. Upkeep rides on writing, a little at a time: hours and
+days that are over are added up, and records past their time are deleted.
 
 Methods run in threads; each read has a connection of its own.
 """
@@ -58,7 +58,7 @@ from waypost.validator.sqlite_file import create
 
 __all__ = ["SqliteRecordStore"]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _DIMENSIONS = ",\n    ".join(f"{name} TEXT" for name in DIMENSIONS)
 _SUMS = ",\n    ".join(f"{name} INTEGER NOT NULL" for name in SUMS)
 _TOTALS = f"""
@@ -105,7 +105,7 @@ CREATE TABLE feedback (
 CREATE INDEX feedback_by_time ON feedback (at_ms);
 CREATE TABLE policies (digest TEXT PRIMARY KEY, body BLOB NOT NULL);
 CREATE TABLE gaps (at_ms INTEGER NOT NULL, dropped INTEGER NOT NULL);
-CREATE TABLE packing (deflated_to INTEGER NOT NULL, dictionary BLOB NOT NULL);
+CREATE TABLE packing (dictionary BLOB NOT NULL);
 """
 
 T = TypeVar("T")
@@ -115,7 +115,7 @@ ROWS_PER_STATEMENT = 100
 BUSY_S = 5.0  # another process writes its batch, or the command line reads
 UPKEEP_EVERY_S = 60.0
 UPKEEP_BATCH = 2_000
-NEWS = 10_000  # the newest bodies, which are read most, stay as they are
+MAX_DICTIONARY_BYTES = 16_384  # half of what zlib looks back
 
 
 class SqliteRecordStore:
@@ -255,19 +255,24 @@ class SqliteRecordStore:
     def _append(self, records: Sequence[Encoded], dropped: int) -> None:
         now_ms = int(self._clock() * 1_000)
 
+        dictionary = self._dictionary
+
         def change(db: sqlite3.Connection) -> None:
+            nonlocal dictionary
             try:
-                _insert(db, records)
+                dictionary = _insert(db, records, self._dictionary)
             except sqlite3.IntegrityError:
                 # Rare: a record that is here already. Looking for it each time would slow all.
                 db.execute("ROLLBACK")
                 db.execute("BEGIN IMMEDIATE")
                 new = {record.id: (record, body) for record, body in reversed(records)}
-                _insert(db, [one for one in reversed(new.values()) if not _is_kept(db, one[0].id)])
+                others = [one for one in reversed(new.values()) if not _is_kept(db, one[0].id)]
+                dictionary = _insert(db, others, self._dictionary)
             if dropped:
                 db.execute("INSERT INTO gaps VALUES (?, ?)", (now_ms, dropped))
 
         self._write(change)
+        self._dictionary = dictionary  # not before it is kept
         if now_ms >= self._upkeep_at:
             try:
                 is_done = self._upkeep(now_ms)
@@ -291,7 +296,6 @@ class SqliteRecordStore:
                 left += _delete_records(db, now_ms - self._retain_days * DAY_MS)
             if self._totals_days is not None:
                 _delete_totals(db, now_ms - self._totals_days * DAY_MS)
-            left += _deflate(db)
 
         self._write(change)
         return not left
@@ -364,7 +368,9 @@ def _connect(path: Path) -> sqlite3.Connection:
 # ── writing ────────────────────────────────────────────────────────────────────────────────────
 
 
-def _insert(db: sqlite3.Connection, records: Sequence[Encoded]) -> None:
+def _insert(db: sqlite3.Connection, records: Sequence[Encoded], dictionary: bytes) -> bytes:
+    """Insert the records; return the dictionary that their bodies are deflated against."""
+    dictionary = dictionary or _dictionary(db, records)
     (last,) = db.execute("SELECT coalesce(max(seq), 0) FROM records").fetchone()
     for start in range(0, len(records), ROWS_PER_STATEMENT):
         chunk = records[start : start + ROWS_PER_STATEMENT]
@@ -374,11 +380,25 @@ def _insert(db: sqlite3.Connection, records: Sequence[Encoded]) -> None:
         bodies: list[object] = []
         for seq, (record, body) in zip(seqs, chunk, strict=True):
             rows += (seq, *columns_of(record))
-            bodies += (seq, body)
+            bodies += (seq, _deflated(body, dictionary) if dictionary else body)
         db.execute(put_rows, rows)
         db.execute(put_bodies, bodies)
     for sql, value in voiding((record.at_ms for record, _ in records), "?"):
         db.execute(sql, value)
+    return dictionary
+
+
+def _dictionary(db: sqlite3.Connection, records: Sequence[Encoded]) -> bytes:
+    """Return what is kept, or keep the first body that says what most say; else empty."""
+    kept = db.execute("SELECT dictionary FROM packing").fetchone()
+    if kept is not None:
+        (found,) = kept
+        return bytes(found)
+    for record, body in records:
+        if record.attempts and record.facts is not None and len(body) <= MAX_DICTIONARY_BYTES:
+            db.execute("INSERT INTO packing VALUES (?)", (body,))
+            return body
+    return b""
 
 
 @lru_cache(maxsize=ROWS_PER_STATEMENT)
@@ -423,28 +443,6 @@ def _delete_totals(db: sqlite3.Connection, oldest_ms: int) -> None:
     oldest_ms = oldest_ms // DAY_MS * DAY_MS
     for name in ADDED_UP_TABLES:
         db.execute(f"DELETE FROM {name} WHERE at_ms < ?", (oldest_ms,))
-
-
-def _deflate(db: sqlite3.Connection) -> int:
-    (last,) = db.execute("SELECT coalesce(max(seq), 0) FROM bodies").fetchone()
-    packing = db.execute("SELECT deflated_to, dictionary FROM packing").fetchone()
-    done, dictionary = packing or (0, b"")
-    if last - done <= NEWS:
-        return 0
-    found = db.execute(
-        "SELECT seq, body FROM bodies WHERE seq > ? ORDER BY seq LIMIT ?", (done, UPKEEP_BATCH)
-    ).fetchall()
-    if not packing:
-        dictionary = found[-1][1]
-        db.execute("INSERT INTO packing VALUES (0, ?)", (dictionary,))
-    # Out and in again: rows that shrink in place leave their pages as large as they were.
-    db.execute("DELETE FROM bodies WHERE seq > ? AND seq <= ?", (done, found[-1][0]))
-    db.executemany(
-        "INSERT INTO bodies (seq, body) VALUES (?, ?)",
-        [(seq, _deflated(body, dictionary)) for seq, body in found],
-    )
-    db.execute("UPDATE packing SET deflated_to = ?", (found[-1][0],))
-    return 1
 
 
 def _deflated(body: bytes, dictionary: bytes) -> bytes:
