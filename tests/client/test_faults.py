@@ -1,102 +1,20 @@
 """What goes wrong on the machines of users, done to the example app and to clients like it."""
 
 import asyncio
-import os
-import resource
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import httpx
-import msgspec
 import pytest
 import trio
 
-from support.loopback import asgi, dead_origin, serving
-from support.origin import Reply
-from support.origin import serving as origin_serving
-from support.publisher import Publisher
+from support.chat_app import APP, a_world, filled
+from support.loopback import dead_origin
 from support.worlds import a_policy
 from waypost.client import AsyncWaypost, Waypost
 from waypost.client.testing import FakeValidator, StaticManifest, static_waypost, unsigned_token
-from waypost.shared.contracts import Endpoint
-
-APP = Path(__file__).parents[2] / "docs" / "examples" / "chat.py"
-PORTAL = Reply(b"<html>Please log in</html>", headers={"Content-Type": "text/html"})
-
-
-class Here:
-    """A validator and an edge on this machine, and a folder that an app keeps its things in."""
-
-    def __init__(self, folder: Path, validator: str, *dead: str) -> None:
-        endpoints = tuple(
-            Endpoint(id=str(place), url=url + "/v1") for place, url in enumerate((validator, *dead))
-        )
-        self.folder = folder
-        self.validator = validator
-        self.publisher = Publisher(policy=a_policy(projection="client", endpoints=endpoints))
-        self.bundle = self.publisher.publish()
-        self.portal = False
-        (folder / "root.json").write_bytes(self.publisher.root)
-        (folder / "token").write_text(unsigned_token(tier="free"))
-
-    def __call__(self, headers: dict[str, str]) -> Reply:
-        return PORTAL if self.portal else Reply(self.bundle)
-
-    @property
-    def cache(self) -> Path:
-        return self.folder / "cache" / "waypost"
-
-    def run(self, manifest_url: str, *, disk_full: bool = False, **environment: str) -> str:
-        """Ask the app one question; return what it printed."""
-
-        def fill_disk() -> None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-
-        done = subprocess.run(
-            [sys.executable, str(APP)],
-            input="Hello\n\n",
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=30,
-            preexec_fn=fill_disk if disk_full else None,
-            env={
-                **os.environ,
-                "XDG_CACHE_HOME": str(self.folder / "cache"),
-                "WAYPOST_MANIFEST_URL": manifest_url,
-                "WAYPOST_ROOT": str(self.folder / "root.json"),
-                "WAYPOST_BASE_URL": self.validator + "/v1",
-                "WAYPOST_TOKEN_FILE": str(self.folder / "token"),
-                **environment,
-            },
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-
-@contextmanager
-def a_world(folder: Path, *dead: str) -> Iterator[tuple[Here, str]]:
-    with serving(asgi(FakeValidator(a_policy()))) as validator:
-        here = Here(folder, validator, *dead)
-        with origin_serving(here) as edge:
-            yield here, edge.url
-
-
-def filled(here: Here, url: str) -> None:
-    """Have a manifest in the cache, as an earlier run leaves it."""
-    with Waypost(
-        manifest_url=url,
-        root=here.publisher.root,
-        cache_dir=here.cache,
-        refresh_interval_s=None,
-    ) as wp:
-        assert wp.refresh()
-
 
 # ── the example app, live ──────────────────────────────────────────────────────────────────────
 
@@ -121,19 +39,20 @@ def test_a_captive_portal_does_not_stop_the_app(tmp_path: Path) -> None:
     assert "[none]" not in said, "the cached manifest is good"
 
 
-def test_a_cache_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
+def test_a_cache_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
     with a_world(tmp_path) as (here, url):
         filled(here, url)
-        (cached,) = here.cache.glob("*.json")
-        state = msgspec.json.decode(cached.read_bytes())
-        cached.write_bytes(msgspec.json.encode({**state, "schema": 99, "format": 99}))
+        (cache,) = here.cache.glob("*.json")
+        later = cache.read_bytes().replace(b"waypost-state/1", b"waypost-state/2")
+        cache.write_bytes(later)
         assert "This is small." in here.run(url)
+        assert cache.read_bytes() == later
 
 
 def test_a_disk_that_is_full_does_not_stop_the_app(tmp_path: Path) -> None:
     """No file may grow: what a full disk does, without filling one."""
     with a_world(tmp_path) as (here, url):
-        said = here.run(url, disk_full=True, PYTHONDONTWRITEBYTECODE="1")
+        said = here.start(url, disk_full=True, PYTHONDONTWRITEBYTECODE="1")
         assert not [path for path in here.cache.glob("*") if path.stat().st_size]
     assert "This is small." in said
 

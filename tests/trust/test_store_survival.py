@@ -118,6 +118,21 @@ def test_a_store_cannot_name_files_outside_the_verifier_s_directory(
     assert not list(tmp_path.rglob("*escaped*"))
 
 
+def test_a_store_of_a_later_version_is_neither_read_nor_written_over(
+    tmp_path: Path, stored: bytes
+) -> None:
+    cache = tmp_path / "state"
+    later = stored.replace(b"waypost-state/1", b"waypost-state/2")
+    cache.write_bytes(later)
+    keeper = keeper_of(cache)
+    assert keeper.load() is None
+    keeper.accept(FIRST, etag=None)
+    assert version_of(keeper) == 1, "this process has its manifest in memory"
+    assert keeper.store_error is not None
+    assert keeper.store_error.code == "store_newer"
+    assert cache.read_bytes() == later, "the later version's floor is kept"
+
+
 def test_a_store_that_never_ends_is_not_read_whole(tmp_path: Path) -> None:
     cache = tmp_path / "state"
     with cache.open("wb") as file:

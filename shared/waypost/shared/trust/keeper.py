@@ -120,8 +120,8 @@ class ManifestKeeper:
             data = self._store.read() if self._store is not None else None
             if data is None:
                 return None
-            self._stored_digest = hashlib.sha256(data).digest()
             state = decode_state(data)
+            self._stored_digest = hashlib.sha256(data).digest()
         except StoreError as exc:
             self.store_error = exc
             raise TrustError(exc.message, code="unavailable") from exc
@@ -315,7 +315,9 @@ class ManifestKeeper:
             return False
         try:
             theirs = decode_state(found)
-        except StoreError:
+        except StoreError as exc:
+            if exc.code == "store_newer":
+                raise  # writing over it would take back the newest version that it has seen
             return False
         if theirs.channel != self._channel:
             return False

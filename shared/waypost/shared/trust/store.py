@@ -10,7 +10,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -22,6 +22,8 @@ __all__ = ["State", "Store", "decode_state", "encode_state"]
 
 MAX_STATE_BYTES = 4 * MAX_BUNDLE_BYTES  # the rest is room for a long chain of roots
 LOCK_TRIES, LOCK_PAUSE_S = 20, 0.025
+
+FORMAT: Final = "waypost-state/1"
 
 # Becomes a file name in the verifier's directory, so it must not lead out of it.
 _Role = Annotated[str, Meta(pattern=r"^(?:[0-9]{1,10}\.root|[a-z]{1,32})\Z")]
@@ -42,19 +44,41 @@ class State(Struct, frozen=True, kw_only=True):
     floor: dict[_Role, str]
     etag: str | None = None
     root: int = 0
-    format: Literal["waypost-state/1"] = "waypost-state/1"
+    format: Literal["waypost-state/1"] = FORMAT
+
+
+class _Format(Struct):
+    format: str = ""
 
 
 encode_state = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(State).decode
+_decode_format = msgspec.json.Decoder(_Format).decode
 
 
 def decode_state(data: bytes) -> State:
-    """Return the state; raises StoreError (``store_corrupt``)."""
+    """Return the state.
+
+    Raises:
+        StoreError: ``store_newer``, in the format of a later version; else ``store_corrupt``.
+    """
     try:
         return _decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        found = _format_of(data)
+        if found.startswith("waypost-state/") and found != FORMAT:
+            raise StoreError(
+                f"the stored manifest is of a later version of Waypost ({found[:40]})",
+                code="store_newer",
+            ) from exc
         raise StoreError(f"the stored manifest is unreadable: {exc}", code="store_corrupt") from exc
+
+
+def _format_of(data: bytes) -> str:
+    try:
+        return _decode_format(data).format
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
 
 
 class Store:
