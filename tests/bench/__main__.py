@@ -52,9 +52,10 @@ SECTIONS: dict[str, Callable[[Path], Rows]] = {
 }
 
 # Install other people's code, so only when asked for: `make bench-rivals`.
-# The race takes minutes: `python -m bench race`.
+# The latency worlds and the race take minutes: `python -m bench latencies race`.
 ASKED_FOR: dict[str, Callable[[Path], Rows]] = {
     "choose": lambda _: choosing.rows(),
+    "latencies": lambda _: latency_world.rows_of_many(),
     "race": ledgers.race_rows,
     "rivals": rivals.rows,
 }

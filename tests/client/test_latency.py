@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from waypost.client._latency import EJECTED, FAILURE_MS, FAR_MS, FLOOR, Book, two_choices
+from waypost.client._latency import EJECTED, FAILURE_MS, FAR_MS, FLOOR, GROSS, Book, two_choices
 
 EXPECTED_MS = 400.0
 
@@ -27,11 +27,17 @@ def test_before_any_news_the_manifest_is_believed() -> None:
 def test_slow_answers_count_at_once() -> None:
     book = a_book()
     book.observe("m", 400, expected_ms=EXPECTED_MS, now_s=0.0)
-    book.observe("m", 3_000, expected_ms=EXPECTED_MS, now_s=0.1)
-    assert wait_ms(book, 0.1) == pytest.approx(1_700), "half the way: one may be bad luck"
+    book.observe("m", 1_400, expected_ms=EXPECTED_MS, now_s=0.1)
+    assert wait_ms(book, 0.1) == pytest.approx(900), "half the way: one may be bad luck"
     for _ in range(3):
-        book.observe("m", 3_000, expected_ms=EXPECTED_MS, now_s=0.1)
-    assert wait_ms(book, 0.1) > 2_800
+        book.observe("m", 1_400, expected_ms=EXPECTED_MS, now_s=0.1)
+    assert wait_ms(book, 0.1) > 1_300
+
+
+def test_a_wait_beyond_what_chance_does_counts_whole() -> None:
+    book = a_book()
+    book.observe("m", GROSS * EXPECTED_MS, expected_ms=EXPECTED_MS, now_s=0.0)
+    assert wait_ms(book, 0.0) == pytest.approx(GROSS * EXPECTED_MS)
 
 
 def test_a_fast_answer_counts_by_and_by() -> None:

@@ -115,7 +115,12 @@ class Core:
         self._source = source
         self._declared = merge(Declared(), declared)
         self.models = Book(eject_after=EJECT_MODEL_AFTER, draw=draw)
-        self.endpoints = Book(eject_after=EJECT_ENDPOINT_AFTER, draw=draw, tau_s=ENDPOINT_TAU_S)
+        self.endpoints = Book(
+            eject_after=EJECT_ENDPOINT_AFTER,
+            draw=draw,
+            tau_s=ENDPOINT_TAU_S,
+            gross=float("inf"),  # a first answer's time has handshakes in it
+        )
         self.retries = RetryBudget()
         self.network = network or Network()
         self._on_event = on_event

@@ -21,6 +21,9 @@ __all__ = ["Book", "Track", "two_choices"]
 
 TAU_S = 10.0  # Finagle's and tower's decay: a spike is down to a third after ten seconds
 RISE = 0.5  # of the way up at one slow answer; more flees from noise (bench/latency_world)
+# Waits that are so many times the expected count whole: chance gives one in 25,000 of them
+# (lognormal, sigma 0.35), and by halves a slow provider is back among the near within seconds.
+GROSS = 4.0
 FLOOR = 0.5  # of the expected wait: one lucky answer must not draw everything
 FAILURE_MS = 5_000.0  # linkerd2-proxy's load-biaser; without it fast failures win
 MAX_FAILURE_MS = 300_000.0
@@ -92,13 +95,20 @@ class Book:
     """The tracks of all models, or of all endpoints."""
 
     def __init__(
-        self, *, eject_after: int, draw: Callable[[], float], tau_s: float = TAU_S
+        self,
+        *,
+        eject_after: int,
+        draw: Callable[[], float],
+        tau_s: float = TAU_S,
+        gross: float = GROSS,
     ) -> None:
         """Args:
         eject_after: failures in a row that take one out of service.
         draw: a number in [0, 1), as ``random.random``.
         tau_s: time in which a deviation is down to a third.
+        gross: times the expected, from which on a wait counts whole.
         """
+        self._gross = gross
         self._eject_after = eject_after
         self._draw = draw
         self._tau_s = tau_s
@@ -145,7 +155,7 @@ class Book:
         if ms < before:
             kept = exp((track.at_s - now_s) / self._tau_s)
             ms = before * kept + ms * (1 - kept)
-        else:
+        elif ms < expected_ms * self._gross:
             ms = before + (ms - before) * RISE
         track.ms, track.at_s = ms, now_s
 
