@@ -135,40 +135,85 @@ def test_openai_survives_a_dead_endpoint(validator: FakeValidator, library: str)
     assert answer.choices[0].message.content == "This is small."
 
 
-def test_a_model_is_proposed_to_every_api(validator: FakeValidator) -> None:
-    models = tuple(structs.replace(m, endpoints=ENDPOINTS) for m in a_policy().models)
-    with serving(asgi(validator)) as origin:
-        policy = a_policy(models=models, endpoints=(Endpoint(id="here", url=origin + "/v1"),))
-        with (
-            Waypost(
-                token=unsigned_token(), manifest=StaticManifest(policy), refresh_interval_s=None
-            ) as wp,
-            wp.http_client() as client,
-        ):
-            for path, body in (
-                ("messages", {"messages": MESSAGES, "max_tokens": 9}),
-                ("responses", {"input": "Hello"}),
-                ("completions", {"prompt": "Hello"}),
-                ("embeddings", {"input": ["Hello", "again"]}),
-            ):
-                client.post(f"{wp.base_url}/{path}", json=body)
+SPEAKING_ALL = tuple(structs.replace(model, endpoints=ENDPOINTS) for model in a_policy().models)
 
-    assert [seen.headers["waypost-proposal"] for seen in validator.requests] == [
+
+@pytest.fixture
+def polyglot() -> FakeValidator:
+    return FakeValidator(a_policy(models=SPEAKING_ALL))
+
+
+@pytest.fixture
+def everything(polyglot: FakeValidator) -> Iterator[Waypost]:
+    """A client whose models speak all APIs."""
+    with serving(asgi(polyglot)) as origin:
+        here = (Endpoint(id="here", url=origin + "/v1"),)
+        manifest = StaticManifest(a_policy(models=SPEAKING_ALL, endpoints=here))
+        with Waypost(token=unsigned_token(), manifest=manifest, refresh_interval_s=None) as made:
+            yield made
+
+
+def test_a_model_is_proposed_to_every_api(everything: Waypost, polyglot: FakeValidator) -> None:
+    with everything.http_client() as client:
+        for path, body in (
+            ("messages", {"messages": MESSAGES, "max_tokens": 9}),
+            ("responses", {"input": "Hello"}),
+            ("completions", {"prompt": "Hello"}),
+            ("embeddings", {"input": ["Hello", "again"]}),
+        ):
+            client.post(f"{everything.base_url}/{path}", json=body)
+
+    assert [seen.headers["waypost-proposal"] for seen in polyglot.requests] == [
         'model="small", route="short-chat", manifest=42'
     ] * 4
 
 
-def test_anthropic_is_routed_too(wp: Waypost, validator: FakeValidator) -> None:
+def test_the_fake_validator_answers_each_of_openais_apis_as_its_sdk_reads_it(
+    everything: Waypost,
+) -> None:
+    with openai.OpenAI(
+        base_url=everything.base_url, api_key="unused", http_client=everything.httpx2_client()
+    ) as client:
+        chat = client.chat.completions.create(model="auto", messages=MESSAGES)
+        written = client.completions.create(model="auto", prompt="Hello")
+        response = client.responses.create(model="auto", input="Hello")
+        vectors = client.embeddings.create(model="auto", input=["Hello", "again"])
+        chunks = client.completions.create(model="auto", prompt="Hello", stream=True)
+        completed = "".join(chunk.choices[0].text for chunk in chunks)
+        with client.responses.stream(model="auto", input="Hello") as stream:
+            streamed = stream.get_final_response()
+
+    assert chat.choices[0].message.content == "This is small."
+    assert written.choices[0].text == completed == "This is small."
+    assert response.output_text == streamed.output_text == "This is small."
+    assert [one.index for one in vectors.data] == [0, 1]
+    # Strictly, as the SDK's own types have it: nothing is missing and nothing is of another type.
+    for answer in (chat, written, response, vectors):
+        type(answer).model_validate(answer.model_dump(), strict=True)
+
+
+def test_the_fake_validator_answers_messages_as_anthropics_sdk_reads_them(
+    everything: Waypost, polyglot: FakeValidator
+) -> None:
     with anthropic.Anthropic(
-        base_url=wp.base_url.removesuffix("/v1"),
+        base_url=everything.base_url.removesuffix("/v1"),
         api_key="unused",
-        http_client=wp.httpx2_client(),
+        http_client=everything.httpx2_client(),
         max_retries=0,
     ) as client:
-        # The fake speaks chat completions only, which anthropic's SDK reads as far as it can.
-        client.messages.create(
-            model="auto", max_tokens=9, messages=[{"role": "user", "content": "Hello"}]
-        )
-    seen = validator.requests[0]
-    assert seen.path == "/v1/messages"
-    assert seen.headers["authorization"].startswith("Bearer ey")
+        ask: Any = {"model": "auto", "max_tokens": 9, "messages": MESSAGES}
+        message = client.messages.create(**ask)
+        with client.messages.stream(**ask) as stream:
+            streamed = stream.get_final_message()
+        polyglot.status = 503
+        with pytest.raises(anthropic.InternalServerError) as down:
+            client.messages.create(**ask)
+
+    for one in (message, streamed):
+        told = one.model_dump()
+        assert [block["text"] for block in told["content"]] == ["This is small."]
+        assert told["stop_reason"] == "end_turn"
+    type(message).model_validate(message.model_dump(), strict=True)
+    assert "down" in down.value.message
+    assert [seen.path for seen in polyglot.requests] == ["/v1/messages"] * 3
+    assert polyglot.requests[0].headers["authorization"].startswith("Bearer ey")

@@ -21,6 +21,8 @@ import msgspec
 from msgspec import Struct
 
 from waypost.client._client import AsyncWaypost, Options, Waypost
+from waypost.client._fake_answers import error_of, events_of, whole_of
+from waypost.shared.apis import ENDPOINT_BY_PATH, decode, measure
 from waypost.shared.compiled import CompiledPolicy, compile_policy
 from waypost.shared.contracts import AUTO, Declared, Facts, Hints, Policy, Proposal
 from waypost.shared.engine import Decision, decide
@@ -34,7 +36,6 @@ from waypost.shared.headers import (
     parse_facts,
     parse_proposal,
 )
-from waypost.shared.measure import decode_chat, measure_chat
 from waypost.shared.unverified import unverified_claims
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ class SeenRequest(Struct, frozen=True, kw_only=True):
 
 
 class FakeValidator:
-    """Answers chat completions and decides as the real one does; believes every token.
+    """Answers each API in its own words and decides as the real one does; believes every token.
 
     Attributes:
         requests: what it has seen, oldest first.
@@ -201,36 +202,42 @@ class FakeValidator:
         if path == "/v1/feedback":
             self.requests.append(seen)
             return 200, {"Content-Type": JSON}, body
-        if self.status != 200:
+        endpoint = ENDPOINT_BY_PATH.get(path)
+
+        def refuse(status: int, code: str, why: str) -> tuple[int, dict[str, str], bytes]:
             self.requests.append(seen)
-            return _error(self.status, "upstream_unavailable", "This validator is down.")
+            return status, {"Content-Type": JSON}, error_of(endpoint, code, why)
+
+        if self.status != 200:
+            return refuse(self.status, "upstream_unavailable", "This validator is down.")
+        if endpoint is None:
+            return refuse(404, "not_found", "There is nothing at this path.")
         claims = unverified_claims(headers.get("authorization", "").partition(" ")[2])
         if claims is None:
-            self.requests.append(seen)
-            return _error(401, "token_invalid", "There is no access token.")
+            return refuse(401, "token_invalid", "There is no access token.")
         try:
-            request = decode_chat(body)
+            request = decode(endpoint, body)
             proposed, said = headers.get(PROPOSAL.lower()), headers.get(FACTS.lower())
             proposal = None if proposed is None else parse_proposal(proposed)
             declared = Declared() if said is None else parse_facts(said)
+            measured = measure(endpoint, request, body_bytes=len(body), reader=self._policy.reader)
         except InvalidRequestError as exc:
-            self.requests.append(seen)
-            return _error(400, exc.code, exc.message)
+            return refuse(400, exc.code, exc.message)
         if proposal is None and request.model != AUTO:
             proposal = Proposal(model=request.model)
         facts = Facts(
             now=int(time.time()),
             signed=claims.signed,
-            measured=measure_chat(request, body_bytes=len(body), reader=self._policy.reader),
+            measured=measured,
             declared=declared,
         )
         decision = decide(self._policy, facts, proposal)
-        self.requests.append(
-            msgspec.structs.replace(seen, decision=decision, proposal=proposal, declared=declared)
+        seen = msgspec.structs.replace(
+            seen, decision=decision, proposal=proposal, declared=declared
         )
         answer = {
             DECISION: format_decision(
-                decision_id=f"fake-{len(self.requests)}",
+                decision_id=f"fake-{len(self.requests) + 1}",
                 verdict=decision.verdict,
                 model=decision.model,
                 reason=decision.reason,
@@ -238,50 +245,12 @@ class FakeValidator:
             MANIFEST: str(self._policy.policy.version),
         }
         if decision.model is None:
-            status, headers, refusal = _error(403, decision.reason, "No model may serve this.")
-            return status, {**answer, **headers}, refusal
+            status, kind, refusal = refuse(403, decision.reason, "No model may serve this.")
+            return status, {**answer, **kind}, refusal
+        self.requests.append(seen)
         text = self._reply.format(model=decision.model)
-        kind, write = ("text/event-stream", _events) if request.stream else (JSON, _completion)
-        return 200, {**answer, "Content-Type": kind}, write(decision.model, text)
-
-
-def _error(status: int, code: str, message: str) -> tuple[int, dict[str, str], bytes]:
-    body = {"error": {"message": message, "type": "waypost_error", "code": code, "param": None}}
-    return status, {"Content-Type": JSON}, msgspec.json.encode(body)
-
-
-def _completion(model: str, text: str) -> bytes:
-    return msgspec.json.encode(
-        {
-            "id": "chatcmpl-fake",
-            "object": "chat.completion",
-            "created": 0,
-            "model": model,
-            "choices": [
-                {
-                    "index": 0,
-                    "message": {"role": "assistant", "content": text},
-                    "finish_reason": "stop",
-                }
-            ],
-            "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
-        }
-    )
-
-
-def _events(model: str, text: str) -> bytes:
-    words = [word + " " for word in text.split(" ")]
-    words[-1] = words[-1][:-1]
-    deltas: list[tuple[dict[str, str], str | None]] = [({"content": word}, None) for word in words]
-    chunks = [
-        {
-            "id": "chatcmpl-fake",
-            "object": "chat.completion.chunk",
-            "created": 0,
-            "model": model,
-            "choices": [{"index": 0, "delta": delta, "finish_reason": reason}],
-        }
-        for delta, reason in [({"role": "assistant"}, None), *deltas, ({}, "stop")]
-    ]
-    events = [b"data: " + msgspec.json.encode(chunk) + b"\n\n" for chunk in chunks]
-    return b"".join((*events, b"data: [DONE]\n\n"))
+        if request.stream:
+            events = events_of(endpoint, decision.model, text)
+            return 200, {**answer, "Content-Type": "text/event-stream"}, events
+        whole = whole_of(endpoint, decision.model, text, texts=measured.messages)
+        return 200, {**answer, "Content-Type": JSON}, whole
