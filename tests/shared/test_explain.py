@@ -161,6 +161,7 @@ def test_what_each_of_several_attempts_cost_is_told() -> None:
 
     told = explain_record(a_record(attempts=(unsure, better)), compile_policy(a_policy()))
 
+    assert told.sentence.endswith("small's answer was not sure enough, so large answered.")
     lines = [line for line in told.trace if line.startswith("attempt: ")]
     assert [line.rpartition(", ")[2] for line in lines] == ["$0.0020", "$0.0300"]
 

@@ -4,7 +4,7 @@ Everything is derived from facts, policy and decision by the engine's own functi
 explanation cannot tell another story than the decision.
 """
 
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from msgspec import Struct, structs
 
@@ -13,7 +13,7 @@ from waypost.shared.contracts import Demands, Facts
 from waypost.shared.costs import cost_estimate_nusd
 from waypost.shared.engine import Decision, Exclusion, decide, exclusion
 from waypost.shared.money import format_usd
-from waypost.shared.records import Attempt, AttemptOutcome, DecisionRecord
+from waypost.shared.records import Attempt, AttemptOutcome, DecisionRecord, fate_of
 from waypost.shared.rules import describe, holds
 
 __all__ = ["Explanation", "explain", "explain_record", "matched_rule"]
@@ -275,7 +275,16 @@ def _mishaps(record: DecisionRecord) -> str:
     if failed and record.model is not None and record.attempts[-1].outcome == "ok":
         again = record.model == failed[-1].model
         said += " It answered in the end." if again else f" {record.model} answered in its place."
-    return said
+    elif fate_of(record) == "failed":
+        said += " Nobody answered."
+    return said + _escalated(record)
+
+
+def _escalated(record: DecisionRecord) -> str:
+    for before, attempt in pairwise(record.attempts):
+        if attempt.kind == "escalation" and attempt.outcome == "ok":
+            return f" {before.model}'s answer was not sure enough, so {attempt.model} answered."
+    return ""
 
 
 def _bare_sentence(record: DecisionRecord) -> str:

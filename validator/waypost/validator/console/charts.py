@@ -1,7 +1,8 @@
 """Where the bars and lines of a chart go. Pure geometry; the templates draw it as SVG.
 
 Charts are drawn on the server: no script has to run, no style has to be allowed, and the same
-picture goes into a report. What a chart shows stands beside it as a table.
+picture goes into a report. The drawing stretches to the room there is; what is written stands
+beside it as text, so that it is as large on a phone. What a chart shows is told in words too.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,17 +10,17 @@ from math import ceil, floor, log10
 
 from msgspec import Struct
 
-__all__ = ["Bar", "Chart", "Line", "Tick", "lines", "nice_top", "stacked_bars"]
+__all__ = ["Bar", "Chart", "Label", "Line", "lines", "nice_top", "stacked_bars"]
 
-WIDTH, HEIGHT = 960, 168
-LEFT, RIGHT, TOP, BOTTOM = 56, 8, 10, 22
+WIDTH, HEIGHT = 1_000, 100  # units, not pixels
+LABELS = 8  # below a chart; half as many where there is little room
 
 
-class Tick(Struct, frozen=True):
-    """A mark on an axis: where, and what it says."""
+class Label(Struct, frozen=True):
+    """What stands below a step: often nothing; ``is_extra``, it goes where room is scarce."""
 
-    at: float
-    label: str
+    text: str = ""
+    is_extra: bool = False
 
 
 class Bar(Struct, frozen=True):
@@ -41,17 +42,14 @@ class Line(Struct, frozen=True):
 
 
 class Chart(Struct, frozen=True, kw_only=True):
-    """Everything of a chart but its colours."""
+    """Everything of a chart but its colours. ``y_labels`` are from the top: end, half, nought."""
 
     width: int = WIDTH
     height: int = HEIGHT
-    left: int = LEFT
-    right: int = WIDTH - RIGHT
-    bottom: int = HEIGHT - BOTTOM
     bars: tuple[Bar, ...] = ()
     lines: tuple[Line, ...] = ()
-    x_ticks: tuple[Tick, ...] = ()
-    y_ticks: tuple[Tick, ...] = ()
+    x_labels: tuple[Label, ...] = ()
+    y_labels: tuple[str, ...] = ()
 
 
 def nice_top(value: float) -> float:
@@ -81,28 +79,19 @@ def stacked_bars(
     """
     totals = [sum(values) for values in zip(*series.values(), strict=True)]
     top = nice_top(max(totals, default=0))
-    scale = (HEIGHT - TOP - BOTTOM) / top
-    step = (WIDTH - LEFT - RIGHT) / max(1, len(labels))
+    step = WIDTH / max(1, len(labels))
     bars: list[Bar] = []
     for place in range(len(labels)):
-        y = float(HEIGHT - BOTTOM)
+        y = float(HEIGHT)
         for name, values in series.items():
-            height = values[place] * scale
-            if height > 0:
-                # A few among very many must not vanish.
-                height = max(height, 1.5)
-                y -= height
-                bars.append(
-                    Bar(
-                        round(LEFT + place * step + step * 0.12, 2),
-                        round(y, 2),
-                        round(step * 0.76, 2),
-                        round(height, 2),
-                        name,
-                        titles[place],
-                    )
-                )
-    return Chart(bars=tuple(bars), x_ticks=_x_ticks(labels, step), y_ticks=_y_ticks(top, say))
+            if values[place] <= 0:
+                continue
+            # A few among very many must not vanish.
+            height = max(values[place] * HEIGHT / top, 1.2)
+            y -= height
+            x, width = round((place + 0.12) * step, 2), round(step * 0.76, 2)
+            bars.append(Bar(x, round(y, 2), width, round(height, 2), name, titles[place]))
+    return Chart(bars=tuple(bars), x_labels=_x_labels(labels), y_labels=_y_labels(top, say))
 
 
 def lines(
@@ -114,34 +103,41 @@ def lines(
     """Return one line per series over ``labels``."""
     known = [v for values in series.values() for v in values if v is not None]
     top = nice_top(max(known, default=0))
-    scale = (HEIGHT - TOP - BOTTOM) / top
-    step = (WIDTH - LEFT - RIGHT) / max(1, len(labels))
-    drawn: list[Line] = []
-    for name, values in series.items():
-        path: list[str] = []
-        is_down = False
-        for place, value in enumerate(values):
-            if value is None:
-                is_down = False
-                continue
-            x, y = LEFT + (place + 0.5) * step, HEIGHT - BOTTOM - value * scale
-            # A point alone between two gaps is a stroke of no length, which round caps show.
-            path.append(f"{'L' if is_down else 'M'}{x:.1f} {y:.1f}" + ("" if is_down else "h0"))
-            is_down = True
-        drawn.append(Line(name, "".join(path)))
-    return Chart(lines=tuple(drawn), x_ticks=_x_ticks(labels, step), y_ticks=_y_ticks(top, say))
+    step = WIDTH / max(1, len(labels))
+    drawn = [
+        Line(name, "".join(_stroke(part, step, HEIGHT / top) for part in _runs(values)))
+        for name, values in series.items()
+    ]
+    return Chart(lines=tuple(drawn), x_labels=_x_labels(labels), y_labels=_y_labels(top, say))
 
 
-def _x_ticks(labels: Sequence[str], step: float) -> tuple[Tick, ...]:
-    every = max(1, ceil(len(labels) / 8))
+def _runs(values: Sequence[float | None]) -> list[list[tuple[int, float]]]:
+    """Return the stretches of ``values`` that are known, each value with its place."""
+    runs: list[list[tuple[int, float]]] = [[]]
+    for place, value in enumerate(values):
+        if value is not None:
+            runs[-1].append((place, value))
+        elif runs[-1]:
+            runs.append([])
+    return [run for run in runs if run]
+
+
+def _stroke(run: Sequence[tuple[int, float]], step: float, scale: float) -> str:
+    points = [((place + 0.5) * step, HEIGHT - value * scale) for place, value in run]
+    if len(points) == 1:
+        # One value between two gaps is a dash, as a point would not be seen.
+        ((x, y),) = points
+        points = [(x - 0.3 * step, y), (x + 0.3 * step, y)]
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+
+
+def _x_labels(labels: Sequence[str]) -> tuple[Label, ...]:
+    every = max(1, ceil(len(labels) / LABELS))
     return tuple(
-        Tick(round(LEFT + (place + 0.5) * step, 1), labels[place])
-        for place in range(0, len(labels), every)
+        Label(text, place % (2 * every) != 0) if place % every == 0 else Label()
+        for place, text in enumerate(labels)
     )
 
 
-def _y_ticks(top: float, say: Callable[[float], str]) -> tuple[Tick, ...]:
-    room = HEIGHT - TOP - BOTTOM
-    return tuple(
-        Tick(round(HEIGHT - BOTTOM - room * share, 1), say(top * share)) for share in (0, 0.5, 1)
-    )
+def _y_labels(top: float, say: Callable[[float], str]) -> tuple[str, ...]:
+    return tuple(say(top * share) for share in (1, 0.5, 0))

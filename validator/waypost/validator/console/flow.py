@@ -1,35 +1,38 @@
-"""The picture of one request: client → validator → attempts, the manifest above, with times.
+"""The picture of one request: client → validator → attempts, the edge above, with times.
 
 Pure geometry, twice: wide for a desk, tall for a phone. The templates draw it.
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 from msgspec import Struct
 
 from waypost.shared.money import format_usd
-from waypost.shared.records import Attempt, DecisionRecord
+from waypost.shared.records import Attempt, AttemptKind, AttemptOutcome, DecisionRecord
 from waypost.validator.console.words import decimal_ms
 
 __all__ = ["Arrow", "Box", "Flow", "Step", "flow_of", "steps_of"]
 
 Tone = Literal["plain", "accepted", "decided", "overridden", "refused", "muted"]
 
-WIDTH, GAP = 250, 84
+WIDTH, TALL_WIDTH, GAP = 250, 300, 84
 LINE, HEAD, PAD = 19, 30, 14
 MARGIN = 2
-STACK_GAP = 18
+STACK_GAP, TALL_GAP, EDGE_GAP = 18, 30, 44
+TIP = 7  # what an arrow's head takes
 MAX_ATTEMPTS = 6
 
 
 class Box(Struct, frozen=True, kw_only=True):
-    """One station: a title and lines of text, each a pair: left, right."""
+    """One station: a title, a word beside it, and lines of text, each a pair: left, right."""
 
     x: int
     y: int
     width: int
     height: int
     title: str
+    aside: str
     tone: Tone
     lines: tuple[tuple[str, str], ...]
 
@@ -54,17 +57,45 @@ class Step(Struct, frozen=True, kw_only=True):
     """One stretch of the request's time, in milliseconds and in per cent of the whole."""
 
     name: str
+    aside: str = ""
     duration_ms: float
     start: float
     width: float
     tone: Tone = "plain"
 
 
-_OUTCOMES: dict[str, Tone] = {"ok": "accepted", "cancelled": "muted", "client_error": "overridden"}
+class Station(NamedTuple):
+    """A box without its place."""
+
+    title: str
+    tone: Tone
+    lines: tuple[tuple[str, str], ...]
+    aside: str = ""
+
+    @property
+    def height(self) -> int:
+        """Of its box."""
+        return HEAD + LINE * len(self.lines) + PAD
 
 
-def _stations(record: DecisionRecord) -> tuple[tuple[str, Tone, tuple[tuple[str, str], ...]], ...]:
-    """Return client, manifest, validator and attempts: title, tone, lines."""
+_TONES: dict[AttemptOutcome, Tone] = {
+    "ok": "accepted",
+    "cancelled": "muted",
+    "client_error": "overridden",
+}
+_OUTCOMES: dict[AttemptOutcome, str] = {"ok": "answered", "cancelled": "stopped"}
+_KINDS: dict[AttemptKind, str] = {
+    "first": "first try",
+    "retry": "retry",
+    "fallback": "fallback",
+    "hedge": "hedge",
+    "escalation": "escalated to",
+    "sample": "sample",
+}
+
+
+def _stations(record: DecisionRecord) -> tuple[Station, Station, Station, tuple[Station, ...]]:
+    """Return client, edge, validator and attempts."""
     declared = None if record.facts is None else record.facts.declared
     proposal = record.proposal
     client = [
@@ -73,105 +104,123 @@ def _stations(record: DecisionRecord) -> tuple[tuple[str, Tone, tuple[tuple[str,
     ]
     if declared is not None:
         client.append(("waits", "yes" if declared.interactive else "no, background"))
-    manifest = [
-        (
-            "version",
-            "unknown" if record.manifest_version is None else f"v{record.manifest_version}",
-        ),
+    version = record.manifest_version
+    edge = [
+        ("signed manifest", "unknown" if version is None else f"v{version}"),
         ("route", record.route or "none"),
     ]
     validator = [
         (name, decimal_ms(ms)) for name, ms in record.steps_ms.items() if name != "forward"
     ]
-    validator.append(("verdict", record.verdict))
+    attempts = [_attempt(attempt) for attempt in record.attempts[:MAX_ATTEMPTS]]
+    if more := record.attempts[MAX_ATTEMPTS:]:
+        attempts.append(Station(f"{len(more)} more", "muted", (("see", "the table below"),)))
     return (
-        ("Client", "plain", tuple(client)),
-        ("Signed manifest", "muted", tuple(manifest)),
-        ("Validator", record.verdict, tuple(validator)),
-        *map(_attempt, record.attempts[:MAX_ATTEMPTS]),
+        Station("Client", "plain", tuple(client)),
+        Station("Edge", "muted", tuple(edge)),
+        Station("Validator", record.verdict, tuple(validator), record.verdict),
+        tuple(attempts),
     )
 
 
-def _attempt(attempt: Attempt) -> tuple[str, Tone, tuple[tuple[str, str], ...]]:
+def _attempt(attempt: Attempt) -> Station:
+    outcome = _OUTCOMES.get(attempt.outcome) or attempt.outcome.replace("_", " ")
+    status = attempt.http_status
     lines = [
         ("at", attempt.provider),
-        ("outcome", attempt.outcome.replace("_", " ")),
-        ("took", decimal_ms(attempt.duration_ms)),
+        ("outcome", outcome if status in (None, 200) else f"{outcome}, {status}"),
     ]
+    if attempt.kind != "first":
+        lines.append(("began after", decimal_ms(attempt.started_ms)))
     if attempt.ttft_ms is not None:
         lines.append(("first token", decimal_ms(attempt.ttft_ms)))
+    lines.append(("took", decimal_ms(attempt.duration_ms)))
+    if attempt.confidence is not None:
+        lines.append(("confidence", f"{attempt.confidence:.2f}"))
     if attempt.cost_nusd:
         lines.append(("cost", format_usd(attempt.cost_nusd)))
-    return attempt.model, _OUTCOMES.get(attempt.outcome, "refused"), tuple(lines)
-
-
-def _height(lines: tuple[tuple[str, str], ...]) -> int:
-    return HEAD + LINE * len(lines) + PAD
+    return Station(
+        attempt.model,
+        _TONES.get(attempt.outcome, "refused"),
+        tuple(lines),
+        _KINDS[attempt.kind],
+    )
 
 
 def flow_of(record: DecisionRecord, *, is_tall: bool) -> Flow:
     """Return the picture of ``record``."""
-    return (_tall if is_tall else _wide)(_stations(record))
+    return (_tall if is_tall else _wide)(*_stations(record))
 
 
-def _box(
-    station: tuple[str, Tone, tuple[tuple[str, str], ...]], x: int, y: int, width: int = WIDTH
-) -> Box:
-    title, tone, lines = station
+def _box(station: Station, x: int, y: int, width: int = WIDTH) -> Box:
     return Box(
-        x=x, y=y, width=width, height=_height(lines), title=title[:28], tone=tone, lines=lines
+        x=x,
+        y=y,
+        width=width,
+        height=station.height,
+        title=station.title if len(station.title) <= 20 else f"{station.title[:19]}…",
+        aside=station.aside,
+        tone=station.tone,
+        lines=station.lines,
     )
 
 
-def _wide(stations: tuple[tuple[str, Tone, tuple[tuple[str, str], ...]], ...]) -> Flow:
-    client, manifest, validator, *attempts = stations
+def _wide(client: Station, edge: Station, validator: Station, attempts: Sequence[Station]) -> Flow:
     middle = MARGIN + WIDTH + GAP
     right = middle + WIDTH + GAP
-    top = _box(manifest, middle, MARGIN)
-    centre = _box(validator, middle, top.y + top.height + 44)
-    heart = centre.y + centre.height // 2
-    tallness = sum(_height(a[2]) for a in attempts) + STACK_GAP * max(0, len(attempts) - 1)
+    stacked = sum(one.height + STACK_GAP for one in attempts) - STACK_GAP
+    # Client, validator and the middle of the attempts are on one line, and none sticks out above.
+    heart = max(
+        MARGIN + edge.height + EDGE_GAP + max(validator.height, client.height) // 2,
+        MARGIN + stacked // 2,
+    )
+    centre = _box(validator, middle, heart - validator.height // 2)
+    above = _box(edge, middle, centre.y - EDGE_GAP - edge.height)
+    first = _box(client, MARGIN, heart - client.height // 2)
     stack: list[Box] = []
-    y = max(MARGIN, heart - tallness // 2)
+    y = heart - stacked // 2
     for attempt in attempts:
         stack.append(_box(attempt, right, y))
         y += stack[-1].height + STACK_GAP
-    height = max(centre.y + centre.height, y - STACK_GAP if stack else 0) + MARGIN
-    first = _box(client, MARGIN, heart - _height(client[2]) // 2)
-    arrows = [
-        Arrow(path=f"M{first.x + WIDTH} {first.y + first.height // 2}H{centre.x - 7}"),
-        Arrow(path=f"M{middle + WIDTH // 2} {top.y + top.height}V{centre.y - 7}", is_dashed=True),
-        Arrow(
-            path=f"M{middle} {top.y + top.height // 2}H{MARGIN + WIDTH // 2}V{first.y - 7}",
-            is_dashed=True,
-        ),
-    ]
-    for box in stack:
-        end = box.y + box.height // 2
-        half = centre.x + WIDTH + GAP // 2
-        arrows.append(Arrow(path=f"M{centre.x + WIDTH} {heart}H{half}V{end}H{right - 7}"))
+    boxes = (first, above, centre, *stack)
+    down = f"M{middle + WIDTH // 2} {above.y + above.height}V{centre.y - TIP}"
+    around = f"M{middle} {above.y + above.height // 2}H{MARGIN + WIDTH // 2}V{first.y - TIP}"
+    half = right - GAP // 2
     return Flow(
-        width=(right if stack else middle) + WIDTH + MARGIN,
-        height=height,
-        boxes=(first, top, centre, *stack),
-        arrows=tuple(arrows),
+        width=max(box.x for box in boxes) + WIDTH + MARGIN,
+        height=max(box.y + box.height for box in boxes) + MARGIN,
+        boxes=boxes,
+        arrows=(
+            Arrow(path=f"M{first.x + WIDTH} {heart}H{middle - TIP}"),
+            Arrow(path=down, is_dashed=True),
+            Arrow(path=around, is_dashed=True),
+            *(
+                Arrow(
+                    path=f"M{middle + WIDTH} {heart}H{half}V{box.y + box.height // 2}H{right - TIP}"
+                )
+                for box in stack
+            ),
+        ),
     )
 
 
-def _tall(stations: tuple[tuple[str, Tone, tuple[tuple[str, str], ...]], ...]) -> Flow:
+def _tall(client: Station, edge: Station, validator: Station, attempts: Sequence[Station]) -> Flow:
     boxes: list[Box] = []
     arrows: list[Arrow] = []
     y = MARGIN
-    for place, station in enumerate(stations):
-        box = _box(station, MARGIN, y, 300)
-        boxes.append(box)
-        y += box.height + 30
-        if place < len(stations) - 1:
-            arrows.append(
-                Arrow(path=f"M{MARGIN + 150} {box.y + box.height}v23", is_dashed=place == 1)
-            )
+    # The edge first: what it gave was there before the request was.
+    for station in (edge, client, validator, *attempts):
+        if boxes:
+            top = boxes[-1].y + boxes[-1].height
+            path = f"M{MARGIN + TALL_WIDTH // 2} {top}V{y - TIP}"
+            arrows.append(Arrow(path=path, is_dashed=len(boxes) == 1))
+        boxes.append(_box(station, MARGIN, y, TALL_WIDTH))
+        y += station.height + TALL_GAP
     return Flow(
-        width=300 + 2 * MARGIN, height=y - 30 + MARGIN, boxes=tuple(boxes), arrows=tuple(arrows)
+        width=TALL_WIDTH + 2 * MARGIN,
+        height=y - TALL_GAP + MARGIN,
+        boxes=tuple(boxes),
+        arrows=tuple(arrows),
     )
 
 
@@ -190,17 +239,19 @@ def steps_of(record: DecisionRecord) -> tuple[Step, ...]:
             begin = at
             for attempt in record.attempts:
                 begin = attempt.started_ms or begin
-                tone = _OUTCOMES.get(attempt.outcome, "refused")
-                steps.append(_step(attempt.model, begin, attempt.duration_ms, whole, tone))
-                begin += attempt.duration_ms
+                tone = _TONES.get(attempt.outcome, "refused")
+                took = attempt.duration_ms
+                steps.append(_step(attempt.model, begin, took, whole, tone, _KINDS[attempt.kind]))
+                begin += took
         at += ms
     return tuple(steps)
 
 
-def _step(name: str, at: float, ms: float, whole: float, tone: Tone) -> Step:
+def _step(name: str, at: float, ms: float, whole: float, tone: Tone, aside: str = "") -> Step:
     start = min(100 * at / whole, 99.4)
     return Step(
         name=name,
+        aside=aside,
         duration_ms=ms,
         start=round(start, 2),
         width=round(min(max(100 * ms / whole, 0.6), 100 - start), 2),

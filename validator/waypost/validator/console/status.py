@@ -16,7 +16,7 @@ from waypost.shared.rules import describe
 from waypost.validator.config.budgets import Budgets
 from waypost.validator.console.charts import Chart, lines
 from waypost.validator.console.pages import WINDOWS, Window, desk_of, page, window_of
-from waypost.validator.console.words import decimal_ms
+from waypost.validator.console.words import decimal_ms, duration
 from waypost.validator.desk import Desk
 from waypost.validator.ledger import Balance, Scope, scope_of
 from waypost.validator.records import RecordFilter, RecordStats, StatsRow
@@ -25,6 +25,7 @@ __all__ = ["budgets", "manifest", "providers", "routes"]
 
 MAX_ACCOUNTS = 200
 RECENT = 500
+FEW_FAIL = 0.05  # of attempts; what providers do on an ordinary day
 NO_LIMIT_NUSD = 2**53 - 1
 
 
@@ -145,12 +146,22 @@ async def budgets(request: Request) -> Response:
     return await page(
         request,
         "budgets.html",
-        spenders=spenders,
+        spenders=sorted(spenders, key=_used, reverse=True),
         more=max(0, len(names) - MAX_ACCOUNTS),
         wanted=wanted,
         recent=RECENT,
         no_limit=NO_LIMIT_NUSD,
     )
+
+
+def _used(spender: Spender) -> float:
+    """Return the share of its tightest window that is spent or reserved."""
+    shares = [
+        (one.spent_nusd + one.reserved_nusd) / one.limit_nusd if one.limit_nusd else 1.0
+        for one in spender.balances
+        if one.limit_nusd != NO_LIMIT_NUSD
+    ]
+    return max(shares, default=0.0)
 
 
 _NO_LIMITS = (
@@ -242,7 +253,42 @@ async def providers(request: Request) -> Response:
         for name, config in desk.config.providers.items()
     ]
     unserved = [m.id for m in models if m.provider not in desk.config.providers]
-    return await page(request, "providers.html", served=served, unserved=unserved, recent=RECENT)
+    return await page(
+        request,
+        "providers.html",
+        served=served,
+        troubles=_troubles(served, unserved),
+        has_traffic=any(health.attempts for one in served for health in one.models),
+        recent=RECENT,
+    )
+
+
+class Trouble(NamedTuple):
+    """What a person should know first. ``tone`` is that of a verdict."""
+
+    tone: str
+    words: str
+
+
+def _troubles(served: Sequence[Served], unserved: Sequence[str]) -> list[Trouble]:
+    """Return what is wrong, worst first; nothing if all is well."""
+    found: list[Trouble] = []
+    every = [(one.name, health) for one in served for health in one.models]
+    for name, health in every:
+        if health.state == "open":
+            wait = duration(health.rests_s)
+            words = f"{health.model.id} at {name} is resting: nothing is sent to it for {wait}."
+            found.append(Trouble("refused", words))
+    for name, health in every:
+        if health.state != "open" and health.failed > FEW_FAIL * health.attempts:
+            words = (
+                f"{health.model.id} at {name} failed {health.failed} of {health.attempts} times."
+            )
+            found.append(Trouble("overridden", words))
+    if unserved:
+        words = f"No provider is configured here for {', '.join(unserved)}: never chosen."
+        found.append(Trouble("overridden", words))
+    return found
 
 
 def _health(

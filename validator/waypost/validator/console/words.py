@@ -20,10 +20,23 @@ __all__ = [
     "money",
     "percent",
     "pretty_json",
+    "short_reason",
     "shown",
     "when",
     "whole",
 ]
+
+# Of the commonest reasons, as a list has room for; the decision's own page has the sentence.
+_REASONS = {
+    "budget_downgrade": "the budget covers no dearer one",
+    "duty_unmet": "its provider lacks a promise",
+    "no_proposal": "the client left it open",
+    "not_in_route": "the rule names others",
+    "not_in_token": "not in the access token",
+    "proposal_admissible": "as the client asked",
+    "tier_not_allowed": "not open to the tier",
+    "token_signature": "the access token does not hold",
+}
 
 MAX_SHOWN_CHARS = 2_000
 NOTHING = "–"
@@ -44,6 +57,11 @@ def shown(value: object) -> object:
 def count(number: int) -> str:
     """Return ``12,345``."""
     return f"{number:,}"
+
+
+def short_reason(code: str) -> str:
+    """Return a reason's code in a few words."""
+    return _REASONS.get(code) or code.replace("_", " ")
 
 
 def percent(part: float, whole: float) -> str:
@@ -135,6 +153,7 @@ FILTERS = {
     "count": count,
     "ms": decimal_ms,
     "pretty": pretty_json,
+    "reason": short_reason,
     "duration": duration,
     "usd": money,
     "when": when,
