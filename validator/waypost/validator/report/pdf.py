@@ -11,7 +11,7 @@ __all__ = ["as_pdf"]
 FONT = "Helvetica"
 SOFT, DARK, LINE = (91, 95, 107), (22, 24, 29), (228, 229, 234)
 SPENT, SAVED = (79, 70, 229), (167, 220, 188)
-CHART_MM = 38.0
+CHART_MM, ROW_MM = 38.0, 6.0
 
 # The built-in fonts know Latin-1 and no more.
 _PLAIN = str.maketrans({"–": "-", "−": "-", "→": ">", "…": "...", "’": "'"})
@@ -41,14 +41,7 @@ def as_pdf(report: Report) -> bytes:
     for table in report.tables:
         _table(pdf, table)
     pdf.ln(6)
-    _text(
-        pdf,
-        "Spent is what budgets were charged: the providers' token counts at the policy's prices."
-        " Saved compares with sending each request to the best-rated model that it was allowed."
-        " Days are in UTC.",
-        size=8,
-        colour=SOFT,
-    )
+    _text(pdf, report.footnote, size=8, colour=SOFT)
     return bytes(pdf.output())
 
 
@@ -107,7 +100,8 @@ def _heading(pdf: FPDF, title: str, *, room: float) -> None:
 
 
 def _table(pdf: FPDF, table: Table) -> None:
-    _heading(pdf, table.title, room=30)
+    # On one page, as a table of twelve rows always fits.
+    _heading(pdf, table.title, room=20 + ROW_MM * (len(table.rows) + 1))
     pdf.set_draw_color(*LINE)
     pdf.set_fill_color(255)  # or cells take the chart's
     pdf.set_font(FONT, "", 9)
@@ -118,7 +112,7 @@ def _table(pdf: FPDF, table: Table) -> None:
         col_widths=(100 - 14 * figures, *[14] * figures),
         text_align=("LEFT", *["RIGHT"] * figures),
         headings_style=FontFace(emphasis="", color=SOFT),
-        line_height=6,
+        line_height=ROW_MM,
     ) as made:
         for row in (table.columns, *table.rows):
             made.row([_plain(cell) for cell in row])

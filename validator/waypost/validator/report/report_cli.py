@@ -11,12 +11,14 @@ from waypost.cli.output import console, fail, print_json, table
 from waypost.validator.decisions_options import JSON, Config, Database, filter_of, read, say
 
 if TYPE_CHECKING:
-    from waypost.validator.records import RecordStore
+    from waypost.validator.records import RecordFilter, RecordStats, RecordStore
+    from waypost.validator.report.baseline import Alone
     from waypost.validator.report.facts import Gathered, Report
 
 __all__ = ["register"]
 
 DAY_MS = 86_400_000
+NEWEST = 20  # decisions among which one with a manifest is looked for
 
 
 def _date(text: str) -> datetime:
@@ -38,6 +40,13 @@ def _report(
         datetime | None,
         typer.Option(parser=_date, metavar="DATE", help="Its last day, in UTC; today if left out."),
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Tell savings against this model; else the best-rated in regular use.",
+        ),
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write it as HTML to this file.")] = None,
     pdf: Annotated[Path | None, typer.Option(help="Write it as PDF to this file.")] = None,
     db: Database = None,
@@ -53,7 +62,7 @@ def _report(
     last = until or datetime.fromtimestamp(time.time(), UTC)
     start = datetime(last.year, last.month, last.day, tzinfo=UTC) - timedelta(days=days - 1)
     start_ms = int(start.timestamp()) * 1_000
-    gathered = read(db, config, lambda store: _gather(store, start_ms, days))
+    gathered = read(db, config, lambda store: _gather(store, start_ms, days, against))
     report = report_of(
         gathered,
         title=f"{'Thirty days' if month else 'A week'} of language models",
@@ -72,21 +81,46 @@ def _report(
         _show(report)
 
 
-async def _gather(store: "RecordStore", start_ms: int, days: int) -> "Gathered":
+async def _gather(
+    store: "RecordStore", start_ms: int, days: int, against: str | None
+) -> "Gathered":
     from waypost.validator.report.facts import Gathered
 
     end_ms = start_ms + days * DAY_MS
     wanted = filter_of(since_ms=start_ms, until_ms=end_ms)
     earlier = filter_of(since_ms=start_ms - days * DAY_MS, until_ms=start_ms)
+    models = await store.stats(wanted, by=("model",), times=())
     return Gathered(
-        whole=await store.stats(wanted, by=()),
-        before=await store.stats(earlier, by=()),
-        models=await store.stats(wanted, by=("model",)),
-        routes=await store.stats(wanted, by=("route",)),
-        reasons=await store.stats(wanted, by=("verdict", "reason")),
-        days=await store.stats(wanted, by=(), step_ms=DAY_MS),
+        alone=await _alone(store, wanted, models, against),
+        before=await store.stats(earlier, by=("model",), times=()),
+        models=models,
+        routes=await store.stats(wanted, by=("route", "model"), times=()),
+        reasons=await store.stats(wanted, by=("verdict", "reason"), times=()),
+        days=await store.stats(wanted, by=("model",), step_ms=DAY_MS, times=()),
         starts_ms=range(start_ms, end_ms, DAY_MS),
     )
+
+
+async def _alone(
+    store: "RecordStore", wanted: "RecordFilter", models: "RecordStats", against: str | None
+) -> "Alone":
+    """Return what to compare with, at the prices of the manifest that was last decided by."""
+    from waypost.validator.records.policies import policy_of
+    from waypost.validator.report.baseline import Alone, best_in_use
+
+    for record in await store.list(wanted, limit=NEWEST):
+        compiled = await policy_of(store, record)
+        if compiled is None:
+            continue
+        known = {model.id: model for model in compiled.policy.models}
+        if against is None:
+            return Alone(compiled.policy, best_in_use(compiled.policy, models.rows))
+        if against not in known:
+            fail(f"the manifest has no model {against}; it has {', '.join(known)}", exit_code=2)
+        return Alone(compiled.policy, known[against], True)
+    if against is not None:
+        fail("no decision of that time has its manifest kept, so no prices are known")
+    return Alone()
 
 
 def _period(start: datetime, days: int) -> str:
@@ -134,3 +168,5 @@ def _show(report: "Report") -> None:
         for column in shown.columns[1:]:
             column.justify = "right"
         console.print(shown)
+    say("")
+    console.print(report.footnote, style="dim", markup=False, highlight=False)
