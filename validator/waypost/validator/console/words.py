@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from markupsafe import Markup, escape
 
 from waypost.shared.money import NUSD_PER_USD, format_usd
+from waypost.shared.records import DecisionRecord, Fate, fate_of
 
 __all__ = [
     "FILTERS",
@@ -17,6 +18,7 @@ __all__ = [
     "csv_cell",
     "decimal_ms",
     "duration",
+    "mishap",
     "money",
     "percent",
     "pretty_json",
@@ -36,6 +38,13 @@ _REASONS = {
     "proposal_admissible": "as the client asked",
     "tier_not_allowed": "not open to the tier",
     "token_signature": "the access token does not hold",
+    "upstream_unavailable": "no provider answered",
+}
+
+_MISHAPS: dict[Fate, str] = {
+    "failed": "failed",
+    "abandoned": "caller left",
+    "rejected": "provider refused",
 }
 
 MAX_SHOWN_CHARS = 2_000
@@ -64,11 +73,18 @@ def short_reason(code: str) -> str:
     return _REASONS.get(code) or code.replace("_", " ")
 
 
+def mishap(record: DecisionRecord) -> str:
+    """Return what went wrong after the verdict, in a word or two; nothing if it was answered."""
+    return _MISHAPS.get(fate_of(record), "")
+
+
 def percent(part: float, whole: float) -> str:
     """Return ``4.2 %``; a dash where there is no whole."""
     if not whole:
         return NOTHING
     share = 100 * part / whole
+    if 0 < share < 0.05:
+        return "< 0.1 %"
     return f"{share:.0f} %" if share in (0, 100) or share >= 10 else f"{share:.1f} %"
 
 
@@ -153,6 +169,7 @@ FILTERS = {
     "count": count,
     "ms": decimal_ms,
     "pretty": pretty_json,
+    "mishap": mishap,
     "reason": short_reason,
     "duration": duration,
     "usd": money,

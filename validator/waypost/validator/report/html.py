@@ -11,12 +11,14 @@ from waypost.validator.report.facts import Report
 __all__ = ["as_html"]
 
 _FOLDER = Path(__file__).parent
+# Charts are drawn by the console's macros.
+_FOLDERS = (_FOLDER, _FOLDER.parent / "console" / "templates")
 
 
 def as_html(report: Report) -> str:
     """Return the page."""
     environment = Environment(
-        loader=FileSystemLoader(_FOLDER),
+        loader=FileSystemLoader(_FOLDERS),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=shown,

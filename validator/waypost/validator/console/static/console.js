@@ -21,6 +21,7 @@ function offerTheme(button) {
 
 // ── decisions as they come ─────────────────────────────────────────────────────────────────────
 const MOST_ROWS = 200;
+const AGAIN_MS = 10000;
 
 function offerLive(button) {
   const rows = document.querySelector("[data-rows]");
@@ -28,12 +29,13 @@ function offerLive(button) {
   const text = button.querySelector("[data-live-text]");
   let source = null;
   let news = 0;
+  let again = 0;
   const show = (state, words) => {
     button.dataset.state = state;
     text.textContent = words;
     button.setAttribute("aria-pressed", String(state !== "off"));
   };
-  const stop = () => { source?.close(); source = null; show("off", "Paused"); };
+  const stop = () => { clearTimeout(again); source?.close(); source = null; show("off", "Paused"); };
   const start = () => {
     const address = new URL(button.dataset.live, location.href);
     const newest = rows.querySelector("a[href^='/console/decisions/']");
@@ -41,7 +43,11 @@ function offerLive(button) {
     source = new EventSource(address);
     show("wait", "Connecting");
     source.onopen = () => show("on", "Live");
-    source.onerror = () => { if (source.readyState === EventSource.CLOSED) stop(); else show("wait", "Reconnecting"); };
+    // A browser tries again by itself unless it was answered with an error, as by a proxy.
+    source.onerror = () => {
+      show("wait", "Reconnecting");
+      if (source.readyState === EventSource.CLOSED) again = setTimeout(start, AGAIN_MS);
+    };
     source.addEventListener("rows", (event) => {
       document.querySelector("[data-empty]")?.remove();
       rows.insertAdjacentHTML("afterbegin", event.data);
@@ -81,6 +87,7 @@ async function refresh(part) {
 }
 
 addEventListener("DOMContentLoaded", () => {
+  document.querySelector(".side nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
   document.querySelectorAll("[data-theme-button]").forEach(offerTheme);
   document.querySelectorAll("[data-live]").forEach(offerLive);
   setInterval(() => document.querySelectorAll("[data-until]").forEach(count), 1000);
