@@ -11,7 +11,7 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
-from support.recorded import a_record, fill
+from support.recorded import DIGEST, POLICY, a_record, fill
 from waypost.edge import advise_cli, usage_export
 from waypost.validator.config import load_config
 from waypost.validator.records import SqliteRecordStore
@@ -46,6 +46,7 @@ def test_the_commands_of_the_reports_page_run(
 ) -> None:
     async def write() -> None:
         store = SqliteRecordStore.open(tmp_path / "state" / "records.sqlite")
+        await store.put_policy(DIGEST, POLICY)
         await fill(store, a_record(at_ms=int(datetime.now(UTC).timestamp() * 1_000)))
         await store.close()
 
