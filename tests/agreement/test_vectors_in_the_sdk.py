@@ -51,6 +51,36 @@ def test_the_sdk_decides_requests_as_the_vectors_say(case: dict[str, Any]) -> No
     assert choice.model in {None, *choice.decision.candidates, *choice.decision.chain[:1]}
 
 
+def test_what_a_body_demands_may_be_said_to_choose() -> None:
+    policy = decode_policy((VECTORS / "policy.json").read_bytes())
+    asked = 0
+    for (case,) in (param.values for param in cases()):
+        body: Any = {name: value for name, value in case["body"].items() if name != "model"}
+        if not body.keys() & {"models", "provider"} or "n" in body:
+            continue
+        wp = Waypost(
+            token=unsigned_token(**case["token"]),
+            manifest=StaticManifest(policy),
+            refresh_interval_s=None,
+        )
+        declared = msgspec.convert(case["declared"], Declared)
+
+        choice = wp.choose(
+            body.pop("messages"),
+            interactive=declared.interactive,
+            data=declared.data_classes,
+            task=declared.task,
+            tags=declared.tags,
+            expected_output_tokens=declared.expected_output_tokens,
+            **body,
+        )
+
+        assert choice.decision is not None
+        assert list(choice.decision.chain) == case["expect"]["chain"]
+        asked += 1
+    assert asked > 5
+
+
 def test_the_sdk_decides_facts_of_other_policies_as_the_vectors_say() -> None:
     decided = 0
     for drawn in json.loads((VECTORS / "drawn-decisions.json").read_text()):

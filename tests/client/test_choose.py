@@ -54,6 +54,21 @@ def test_a_choice_is_what_the_engine_decides() -> None:
     assert choice.model == decide(choice.policy, choice.facts).model == "frontier"
 
 
+def test_a_choice_heeds_what_the_body_will_demand() -> None:
+    wp = static_waypost(a_policy())
+
+    assert wp.choose("Hello", models=["large", "small"]).model == "large"
+    assert wp.choose("Hello", provider={"only": ["medcloud"]}).model == "clinical"
+    assert wp.choose("Hello", provider={"ignore": ["acme", "medcloud"]}).reason == (
+        "request_excludes"
+    )
+    with pytest.raises(InvalidRequestError, match="provider"):
+        wp.choose("Hello", provider={"olny": ["medcloud"]})
+    # What was measured is done with; a demand must not be lost in silence.
+    with pytest.raises(TypeError, match="give them to measure"):
+        wp.choose(wp.measure("Hello"), models=["large"])
+
+
 def test_measuring_once_serves_many_choices() -> None:
     wp = static_waypost(a_policy())
     measured = wp.measure([{"role": "user", "content": "x" * 4_000}], max_tokens=5)

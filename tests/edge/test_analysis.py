@@ -112,13 +112,17 @@ def test_no_request_takes_a_row_or_uses_a_model_that_is_called_dead(
     compiled = compile_policy(policy)
 
     for request in random_facts(200, seed=seed):
-        # An outage, or what a request demands, may bring anyone into a chain; the rest must hold
-        # without.
+        # An outage, what a request demands, or that providers have no words for it, may bring
+        # anyone into a chain; the rest must hold without.
         request = structs.replace(
             request,
             signed=structs.replace(request.signed, models=None),
             measured=structs.replace(
-                request.measured, affordable_nusd=None, out_of_service=(), demands=None
+                request.measured,
+                affordable_nusd=None,
+                out_of_service=(),
+                untranslatable=(),
+                demands=None,
             ),
         )
         decision = decide(compiled, request)
@@ -396,6 +400,18 @@ def test_imported_prices_are_a_file_that_a_policy_can_extend(tmp_path: Path) -> 
     (medium,) = (model for model in policy.models if model.id == "medium")
     assert medium.price.input_nusd_per_mtok == 250_000_000
     assert not [p for p in problems(policy) if p.code == "stale_price"]
+
+
+def test_prices_are_looked_up_of_the_models_of_every_layer(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(template("policy.yaml"))
+    (tmp_path / "policy.yaml").write_text(
+        "extends: base.yaml\nmodels: {small: {provider: openai, name: gpt-5-mini}}\n"
+    )
+
+    said = run("prices", str(tmp_path / "policy.yaml")).output
+
+    assert "  medium:  #" in said
+    assert "  small:  # https://developers.openai.com" in said
 
 
 def test_prices_of_nothing_are_refused_in_words(tmp_path: Path) -> None:

@@ -179,6 +179,8 @@ def test_explain_says_which_model_and_why_not_the_others(project: Path) -> None:
         (["--tier", "pro", "--tenant", "sandbox"], "small", "sandbox"),
         (["--need", "vision"], "medium", "short-chat"),
         (["--data", "phi"], None, None),
+        (["--tier", "pro", "--demand", '{"models": ["large"]}'], "large", "short-chat"),
+        (["--demand", '{"provider": {"only": ["unheard-of"]}}'], None, None),
     ],
 )
 def test_explain_takes_the_facts_one_by_one(
@@ -188,6 +190,18 @@ def test_explain_takes_the_facts_one_by_one(
 
     decision = json.loads(result.output)["decision"]
     assert (decision["model"], decision["route"]) == (model, route)
+
+
+@pytest.mark.parametrize(
+    ("demand", "code"),
+    [("large", 2), ("[]", 2), ('{"model": "large"}', 2), ('{"provider": {"olny": []}}', 1)],
+)
+def test_a_demand_that_no_body_can_make_is_not_explained(
+    project: Path, demand: str, code: int
+) -> None:
+    result = run("policy", "explain", str(project / "policy.yaml"), "--demand", demand)
+
+    assert result.exit_code == code
 
 
 # ── token mint, token inspect ──────────────────────────────────────────────────────────────────

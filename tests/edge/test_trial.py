@@ -64,10 +64,24 @@ def differences(folder: Path, case: str, policy: Policy | None = None) -> tuple[
         "request: {budget: 1.00}, expect: {verdict: decided}",
         "request: {out_of_service: small}, expect: {model: large}",
         "request: {endpoint: embeddings}, expect: {reason: endpoint_unsupported}",
+        "request: {demand: {models: [large, small]}}, expect: {model: large, not_admissible: clinical}",
+        "request: {demand: {provider: {only: [medcloud]}}}, expect: {model: clinical}",
+        "request: {demand: {provider: {order: [medcloud]}}}, expect: {model: clinical, admissible: small}",
+        "request: {demand: {provider: {ignore: [acme, medcloud]}}}, expect: {reason: request_excludes}",
+        "request: {demand: {provider: {only: [nobody]}}}, expect: {reason: unknown_provider}",
     ],
 )  # fmt: skip
 def test_a_case_is_in_the_words_of_the_policy(tmp_path: Path, case: str) -> None:
     assert differences(tmp_path, case) == ()
+
+
+@pytest.mark.parametrize(
+    "demand",
+    ["{provider: {only: medcloud}}", "{provider: {zdr: maybe}}", "{provider: {olny: [medcloud]}}"],
+)
+def test_a_demand_that_no_body_can_make_is_named_with_its_line(tmp_path: Path, demand: str) -> None:
+    with pytest.raises(FileError, match=r"policy.test.yaml:2.*no demand that a body can make"):
+        run(tmp_path, f"request: {{demand: {demand}}}, expect: {{model: small}}")
 
 
 def test_a_difference_says_what_came_instead_and_the_engine_says_why(tmp_path: Path) -> None:

@@ -149,14 +149,18 @@ class _Client(Generic[TokensT]):
         tools: Sequence[object] = (),
         max_tokens: int | None = None,
         response_format: object = None,
+        models: Sequence[str] = (),
+        provider: Mapping[str, object] | None = None,
     ) -> Measured:
         """Return what a decision sees of a chat request; to choose for it more than once.
 
         Args:
             messages: a prompt, or chat messages as for the ``openai`` SDK.
+            models, provider: what the body demands of whoever serves it, as in its ``extra_body``.
 
         Raises:
-            InvalidRequestError: ``invalid_body``, naming the field at fault.
+            InvalidRequestError: ``invalid_body``, naming the field at fault;
+                ``parameter_unsupported``, for ``require_parameters``.
         """
         body: dict[str, object] = {
             "model": AUTO,
@@ -170,6 +174,10 @@ class _Client(Generic[TokensT]):
             body["max_completion_tokens"] = max_tokens
         if response_format is not None:
             body["response_format"] = response_format
+        if models:
+            body["models"] = models
+        if provider is not None:
+            body["provider"] = provider
         data = msgspec.json.encode(body, enc_hook=_plain)
         return self._core.measure(decode_chat(data), len(data))
 
@@ -180,6 +188,8 @@ class _Client(Generic[TokensT]):
         tools: Sequence[object] = (),
         max_tokens: int | None = None,
         response_format: object = None,
+        models: Sequence[str] = (),
+        provider: Mapping[str, object] | None = None,
         interactive: bool | None = None,
         data: Names = (),
         task: str | None = None,
@@ -192,7 +202,9 @@ class _Client(Generic[TokensT]):
         Without a valid manifest or token there is still an answer: no model, and the reason.
 
         Args:
-            messages: a prompt, chat messages, or what ``measure`` returned.
+            messages: a prompt, chat messages, or what ``measure`` returned, which then has seen
+                all that belongs to the body.
+            models, provider: as for ``measure``.
             interactive: as the rest, declared for this choice on top of what holds anyway.
             session: the conversation that the request goes on with, by any name. It stays with
                 the model that has its beginning cached, where the policy finds that cheapest.
@@ -203,8 +215,16 @@ class _Client(Generic[TokensT]):
         """
         if not isinstance(messages, Measured):
             messages = self.measure(
-                messages, tools=tools, max_tokens=max_tokens, response_format=response_format
+                messages,
+                tools=tools,
+                max_tokens=max_tokens,
+                response_format=response_format,
+                models=models,
+                provider=provider,
             )
+        elif models or provider is not None:
+            # A demand that is dropped in silence would be a breach.
+            raise TypeError("models and provider belong to the body: give them to measure()")
         more = None
         if interactive is not None or data or task or tags or expected_output_tokens:
             more = said(

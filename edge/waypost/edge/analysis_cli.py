@@ -119,11 +119,16 @@ def _prices(
     """Look up what the policy's models cost by genai-prices, as a file that it can extend."""
     from datetime import UTC, datetime
 
-    from waypost.cli.yamlfile import read_yaml
+    from waypost.cli.yamlfile import FileError, read_yaml
     from waypost.edge.analysis.prices import imported
     from waypost.edge.files import write_file
+    from waypost.edge.layers import read_layers
 
-    models = read_yaml(policy).value.get("models")
+    try:
+        models = read_layers(policy).value.get("models")
+    except FileError:
+        # Of what it extends, this may be what is to be written.
+        models = read_yaml(policy).value.get("models")
     if not isinstance(models, dict):
         fail(f"{policy} has no models to look up")
     named = cast("dict[str, object]", models)

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import typer
 
-from waypost.cli.output import console, print_json, table
+from waypost.cli.output import console, fail, print_json, table
 from waypost.edge import analysis_cli, trial_cli
 from waypost.edge.asking import JSON, load_unsigned
 from waypost.edge.training import calibrate_cli, training_cli
@@ -91,6 +91,9 @@ def _explain(
     region: Annotated[str | None, typer.Option()] = None,
     background: Annotated[bool, typer.Option("--background", help="Nobody is waiting.")] = False,
     propose: Annotated[str | None, typer.Option(help="The model a client proposes.")] = None,
+    demand: Annotated[
+        str | None, typer.Option(help="""JSON, as in a body: {"provider": {"zdr": true}}.""")
+    ] = None,
     at: Annotated[int | None, typer.Option(min=0, help="Unix seconds; default: now.")] = None,
     as_json: JSON = False,
 ) -> None:
@@ -106,7 +109,7 @@ def _explain(
 
     now = _now() if at is None else at
     compiled = compile_policy(load_unsigned(policy).full)
-    measured = _measured(compiled, text or "")
+    measured = _measured(compiled, text or "", {} if demand is None else _demands(demand))
     if tokens is not None:
         measured = structs.replace(measured, input_tokens=tokens, max_input_tokens=tokens)
     facts = Facts(
@@ -138,13 +141,26 @@ def _explain(
     console.print(table(("model", "order", "why"), rows))
 
 
-def _measured(policy: "CompiledPolicy", text: str) -> "Measured":
+def _demands(text: str) -> dict[str, object]:
+    """Return the fields of a body that demand something, as written; the rest is none of them."""
+    import msgspec
+
+    try:
+        said = msgspec.json.decode(text, type=dict[str, object])
+    except msgspec.MsgspecError:
+        said = {}
+    if not said or not said.keys() <= {"models", "provider"}:
+        fail("--demand takes a JSON object with models, provider or both", exit_code=2)
+    return said
+
+
+def _measured(policy: "CompiledPolicy", text: str, demands: dict[str, object]) -> "Measured":
     """Return what client and validator would measure of a chat that says ``text``."""
     import msgspec
 
     from waypost.shared.measure import decode_chat, measure_chat
 
-    body = msgspec.json.encode({"messages": [{"role": "user", "content": text}]})
+    body = msgspec.json.encode({"messages": [{"role": "user", "content": text}], **demands})
     return measure_chat(decode_chat(body), body_bytes=len(body), reader=policy.reader)
 
 

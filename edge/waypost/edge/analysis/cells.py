@@ -5,9 +5,10 @@ cut its values into cells, and every value of a cell fulfils the same conditions
 for one value of each cell holds for all requests. Which cells fulfil a condition is asked of
 the engine's own functions.
 
-Left aside is what only takes models away: a token's list of models, what a body demands, an empty
-account and open breakers. So is what a conversation has cached, which only reorders candidates,
-and so are tiers and data classes that the policy does not know, which it always refuses.
+Left aside is what only takes models away: a token's list of models, what a body demands, what a
+provider has no words for, an empty account and open breakers. So is what a conversation has cached,
+which only reorders candidates, and so are tiers and data classes that the policy does not know,
+which it always refuses.
 """
 
 from array import array

@@ -180,8 +180,9 @@ class _Finder:
                 yield _warning(
                     "dead_model",
                     ("models", model.id),
-                    "no route ever tries it, and it is used only if a client proposes it; add it"
-                    " to a route or to last_resort, or delete it",
+                    "no route ever tries it, and it is used only if a client proposes it or a"
+                    " body's models or provider ask for it; add it to a route or to last_resort,"
+                    " or delete it",
                 )
             else:
                 yield _warning(

@@ -34,6 +34,7 @@ from waypost.shared.contracts import (
     TextHas,
 )
 from waypost.shared.engine import Decision, decide, exclusion
+from waypost.shared.errors import InvalidRequestError
 from waypost.shared.explain import explain
 from waypost.shared.language import LANGUAGES
 from waypost.shared.measure import decode_chat, measure_chat
@@ -59,6 +60,25 @@ class _Message(FileModel):
     content: str
 
 
+class _Demand(FileModel):
+    """What the request's body demands of whoever serves it, as the body says it."""
+
+    models: list[str] | None = None
+    provider: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _can_be_read(self) -> "_Demand":
+        try:
+            decode_chat(msgspec.json.encode({"messages": [{"role": "user"}], **self.body()}))
+        except InvalidRequestError as exc:
+            raise wrong(f"is no demand that a body can make: {exc}") from None
+        return self
+
+    def body(self) -> dict[str, Any]:
+        """Return the fields of the body that say it."""
+        return self.model_dump(exclude_none=True)
+
+
 class _Request(FileModel):
     """A request. What nobody says is as in a short chat on a Monday noon."""
 
@@ -68,6 +88,7 @@ class _Request(FileModel):
     caller: _Caller | None = None
     models: Some[ModelName] | None = None
     data: Words = []
+    demand: _Demand = _Demand()
     text: str | None = None
     messages: Whole | list[_Message] | None = None
     input_tokens: Whole | None = None
@@ -119,7 +140,7 @@ class _Request(FileModel):
         chat = [{"role": "user", "content": self.text or ""}]
         if isinstance(self.messages, list):
             chat = [{"role": each.role, "content": each.content} for each in self.messages]
-        body = msgspec.json.encode({"messages": chat})
+        body = msgspec.json.encode({"messages": chat, **self.demand.body()})
         measured = measure_chat(decode_chat(body), body_bytes=len(body), reader=policy.reader)
         said: dict[str, Any] = {
             "endpoint": self.endpoint,
