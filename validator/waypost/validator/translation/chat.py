@@ -25,6 +25,7 @@ from waypost.validator.translation.neutral import (
     Turn,
 )
 from waypost.validator.translation.strict import (
+    OpenAIBody,
     Strict,
     image_of,
     late_instructions,
@@ -149,7 +150,7 @@ class _SchemaFormat(Strict, tag_field="type", tag="json_schema"):
     json_schema: _Schema
 
 
-class _Body(Strict):
+class _Body(OpenAIBody):
     messages: list[_System | _Developer | _User | _Assistant | _ToolMessage]
     tools: list[_Tool] | None = None
     tool_choice: str | _NamedTool | None = None
@@ -162,19 +163,8 @@ class _Body(Strict):
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     # Translated elsewhere: by the pipeline.
-    model: Any = None
-    models: Any = None
-    provider: Any = None
-    stream: Any = None
-    stream_options: Any = None
     max_tokens: Any = None
     max_completion_tokens: Any = None
-    # Without bearing on the answer.
-    metadata: Any = None
-    prompt_cache_key: Any = None
-    prompt_cache_retention: Any = None
-    safety_identifier: Any = None
-    user: Any = None
     # Translatable only where they ask for nothing, see ``_IDLE``.
     logit_bias: dict[str, Any] | None = None
     logprobs: bool | None = None

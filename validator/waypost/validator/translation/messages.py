@@ -24,7 +24,7 @@ from waypost.validator.translation.neutral import (
     object_of,
     untranslatable,
 )
-from waypost.validator.translation.strict import Strict, late_instructions, only, read
+from waypost.validator.translation.strict import Body, Strict, late_instructions, only, read
 
 __all__ = ["PARAMS", "STOP_REASONS", "answer", "failure", "prompt", "writer"]
 
@@ -127,7 +127,7 @@ class _Thinking(Strict, tag_field="type", tag="disabled"):
     pass
 
 
-class _Body(Strict):
+class _Body(Body):
     messages: list[_User | _Assistant | _System]
     system: str | list[_Text] | None = None
     tools: list[_Tool] | None = None
@@ -139,13 +139,8 @@ class _Body(Strict):
     output_config: _Output | None = None
     thinking: _Thinking | None = None
     # Translated elsewhere: by the pipeline.
-    model: Any = None
-    models: Any = None
-    provider: Any = None
-    stream: Any = None
     max_tokens: Any = None
     # Without bearing on the answer.
-    metadata: Any = None
     service_tier: str | None = None
     cache_control: Any = None
 

@@ -24,6 +24,7 @@ from waypost.validator.translation.neutral import (
     untranslatable,
 )
 from waypost.validator.translation.strict import (
+    OpenAIBody,
     Strict,
     image_of,
     late_instructions,
@@ -109,7 +110,7 @@ class _TextConfig(Strict):
     verbosity: str | None = None
 
 
-class _Body(Strict):
+class _Body(OpenAIBody):
     input: str | list[_Item]
     instructions: str | None = None
     tools: list[_Tool] | None = None
@@ -119,19 +120,9 @@ class _Body(Strict):
     temperature: float | None = None
     top_p: float | None = None
     # Translated elsewhere: by the pipeline.
-    model: Any = None
-    models: Any = None
-    provider: Any = None
-    stream: Any = None
     max_output_tokens: Any = None
-    # Without bearing on the answer. Nothing is kept here, whatever ``store`` says.
-    metadata: Any = None
-    prompt_cache_key: Any = None
-    prompt_cache_retention: Any = None
-    safety_identifier: Any = None
+    # Nothing is kept here, whatever this says.
     store: Any = None
-    stream_options: Any = None
-    user: Any = None
     # Translatable only where they ask for nothing, see ``_IDLE``.
     background: bool | None = None
     conversation: Any = None

@@ -14,13 +14,42 @@ from msgspec import Struct
 from waypost.validator.speech import UntranslatableError
 from waypost.validator.translation.neutral import Choice, Image, untranslatable
 
-__all__ = ["Strict", "image_of", "late_instructions", "only", "openai_choice", "read"]
+__all__ = [
+    "Body",
+    "OpenAIBody",
+    "Strict",
+    "image_of",
+    "late_instructions",
+    "only",
+    "openai_choice",
+    "read",
+]
 
 T = TypeVar("T")
 
 
 class Strict(Struct, forbid_unknown_fields=True):
     """Part of a body, all of whose fields are named."""
+
+
+class Body(Strict, kw_only=True):
+    """A body of any API: what the pipeline sees to, and what has no bearing on the answer."""
+
+    model: Any = None
+    models: Any = None
+    provider: Any = None
+    stream: Any = None
+    metadata: Any = None
+
+
+class OpenAIBody(Body, kw_only=True):
+    """A body of OpenAI's APIs: what else has no bearing on the answer."""
+
+    prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+    safety_identifier: Any = None
+    stream_options: Any = None
+    user: Any = None
 
 
 def read(decode: Callable[[bytes], T], body: bytes) -> T:
