@@ -22,7 +22,7 @@ from support.worlds import a_model, a_policy
 from waypost.shared.contracts import Policy, Route, SpendLimit
 from waypost.shared.headers import parse_decision
 from waypost.shared.records import fate_of
-from waypost.validator.resilience.breaker import BreakerRules
+from waypost.validator.resilience.breaker import JITTER, BreakerRules
 
 pytestmark = pytest.mark.anyio
 
@@ -239,9 +239,15 @@ async def test_with_every_provider_at_rest_the_caller_is_told(
     assert (response.status_code, response.json()["error"]["code"]) == (503, "out_of_service")
 
 
-@pytest.mark.parametrize("behave", [failing(500), failing(429, extra="retry-after: 60\r\n")])
+@pytest.mark.parametrize(
+    ("behave", "longest_s"),
+    [
+        (failing(500), 1 + BreakerRules().first_rest_s * (1 + JITTER)),
+        (failing(429, extra="retry-after: 50\r\n"), 51),
+    ],
+)
 async def test_an_enforced_route_at_rest_is_an_outage_and_no_matter_of_rights(
-    tmp_path: Path, acme: Upstream, medcloud: Upstream, behave: Behaviour
+    tmp_path: Path, acme: Upstream, medcloud: Upstream, behave: Behaviour, longest_s: float
 ) -> None:
     acme.behave = behave
     policy = a_policy(
@@ -258,6 +264,7 @@ async def test_an_enforced_route_at_rest_is_an_outage_and_no_matter_of_rights(
         record = await validator.record(response)
 
     assert (response.status_code, response.json()["error"]["code"]) == (503, "out_of_service")
+    assert 1 <= int(response.headers["retry-after"]) <= longest_s
     assert fate_of(record) == "failed"
     assert not medcloud.seen
 
@@ -269,6 +276,7 @@ async def test_a_model_whose_provider_is_not_configured_is_never_chosen(
         response = await validator.chat(headers={"Waypost-Facts": 'data="phi"'})
 
     assert (response.status_code, response.json()["error"]["code"]) == (503, "out_of_service")
+    assert "retry-after" not in response.headers
     assert not acme.seen
 
 

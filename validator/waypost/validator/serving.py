@@ -61,6 +61,11 @@ class Target(Struct, frozen=True):
         until = self.upstream.keys.rests_until(self.model.name, now)
         return until is not None and until > now + LONGEST_WAIT_S
 
+    def rests_s(self, now: float) -> float:
+        """Return how long it can still be sent nothing, as far as is known; 0 if it can."""
+        until = self.upstream.keys.rests_until(self.model.name, now)
+        return max(self.breaker.rests_s(now), 0.0 if until is None else until - now)
+
 
 class Speaking(Struct, frozen=True):
     """How the models of a manifest can be asked by one API.

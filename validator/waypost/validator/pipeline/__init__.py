@@ -87,7 +87,7 @@ async def consider(desk: Desk, call: Call) -> Considered:
     bound_time(call)
     call.mark("understand")
     decision = call.decision = engine_decide(serving.compiled, facts, call.proposal)
-    require_served(serving.compiled, facts, decision, call.untranslatable)
+    require_served(serving, facts, decision, call.untranslatable, monotonic=desk.monotonic())
     call.take(decision)
     call.mark("decide")
     return Considered(caller, serving, asked, facts, decision)

@@ -1,8 +1,7 @@
 """What a decision that names no model means to the caller: a refusal that says why."""
 
-from waypost.shared.compiled import CompiledPolicy
 from waypost.shared.contracts import Facts
-from waypost.shared.engine import Decision
+from waypost.shared.engine import Decision, exclusion
 from waypost.shared.errors import (
     BudgetError,
     ForbiddenError,
@@ -11,6 +10,7 @@ from waypost.shared.errors import (
     UpstreamError,
 )
 from waypost.shared.explain import explain
+from waypost.validator.serving import Serving
 
 __all__ = ["require_served"]
 
@@ -24,16 +24,17 @@ _REFUSALS: dict[str, type[RefusalError]] = {
     "capability_missing": InvalidRequestError,
     "context_too_small": InvalidRequestError,
     "untranslatable": InvalidRequestError,
-    "out_of_service": UpstreamError,
     "unaffordable": BudgetError,
 }
 
 
 def require_served(
-    compiled: CompiledPolicy,
+    serving: Serving,
     facts: Facts,
     decision: Decision,
     untranslatable: InvalidRequestError | None = None,
+    *,
+    monotonic: float,
 ) -> None:
     """Return if ``decision`` names a model.
 
@@ -46,5 +47,19 @@ def require_served(
     if decision.model is None:
         if decision.reason == "untranslatable" and untranslatable is not None:
             raise untranslatable
+        sentence = explain(serving.compiled, facts, decision).sentence
+        if decision.reason == "out_of_service":
+            wait_s = _wait_s(serving, facts, monotonic)
+            raise UpstreamError(sentence, code=decision.reason, retry_after_s=wait_s)
         refusal = _REFUSALS.get(decision.reason, ForbiddenError)
-        raise refusal(explain(compiled, facts, decision).sentence, code=decision.reason)
+        raise refusal(sentence, code=decision.reason)
+
+
+def _wait_s(serving: Serving, facts: Facts, monotonic: float) -> int | None:
+    """Return when the first of the models at rest may serve this; ``None`` if none ever will."""
+    rests: list[float] = []
+    for name in facts.measured.out_of_service:
+        target, why = serving.targets.get(name), exclusion(serving.compiled, name, facts)
+        if target is not None and why is not None and why.code == "out_of_service":
+            rests.append(target.rests_s(monotonic))
+    return 1 + int(min(rests)) if rests else None
