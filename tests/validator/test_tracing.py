@@ -9,11 +9,17 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.sdk.trace import TracerProvider
 
 from support.collector import Collector, Span, running_collector
+from support.site import tree_of
 from support.upstream import Upstream, answering, failing
-from support.validator import HELLO, running_validator
-from waypost.validator.telemetry.context import begin, traceparent
+from support.validator import HELLO, running_validator, serving
+from waypost.cli.spans import Spans
+from waypost.client import AsyncWaypost
+from waypost.edge.app import create_app
+from waypost.edge.tracing import Traced
+from waypost.shared.tracecontext import begin, traceparent
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 TRACE_ID, CALLER_SPAN = PARENT.split("-")[1:3]
@@ -64,6 +70,53 @@ async def test_a_trace_reaches_from_the_caller_to_the_provider_with_a_span_per_s
     assert (record.trace_id, record.attempts[0].span_id) == (TRACE_ID, ask.span_id)
     assert collector.resource["service.name"] == "waypost"
     assert collector.headers[0]["x-key"] == "sk-acme-secret"
+
+
+@pytest.mark.anyio
+async def test_one_trace_leads_from_the_app_through_edge_and_validator_to_the_provider(
+    tmp_path: Path, acme: Upstream, collector: Collector
+) -> None:
+    app = TracerProvider().get_tracer("app")
+    spans = Spans.to(collector.url, headers={}, service="waypost-edge", version="1")
+    public = tmp_path / "public"
+    async with (
+        running_validator(tmp_path, {"acme": acme}, tracing=_tracing(collector)) as validator,
+        serving(Traced(create_app(public), spans, share=0.0)) as edge,
+    ):
+        for path, data in tree_of(validator.publisher).items():
+            file = public / path[1:]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
+        async with AsyncWaypost(
+            manifest_url=f"{edge}/v1/prod/bundle.json",
+            root=validator.publisher.root,
+            token=validator.bearer().removeprefix("Bearer "),
+            base_url=validator.url,
+            cache_dir=False,
+            refresh_interval_s=None,
+        ) as wp:
+            with app.start_as_current_span("ask") as span:
+                here = span.get_span_context()
+                assert await wp.refresh()
+                async with wp.http_client() as client:
+                    await client.post(f"{wp.base_url}/chat/completions", json=HELLO)
+                thin = {
+                    **validator.headers(),
+                    "traceparent": f"00-{here.trace_id:032x}-{here.span_id:016x}-01",
+                }
+                await validator.client.post(f"{edge}/v1/decide", json=HELLO, headers=thin)
+            assert await wp.refresh()  # in no span of the app's, so in no trace
+
+    found = _by_name(collector.spans)
+    assert {one.trace_id for one in collector.spans} == {f"{here.trace_id:032x}"}
+    bundle, decided = found["waypost edge bundle"], found["waypost edge decide"]
+    for one in (bundle, decided, found["waypost chat.completions"]):
+        assert one.parent_id == f"{here.span_id:016x}"
+    assert bundle.attributes["waypost.channel"] == "prod"
+    assert bundle.attributes["http.response.status_code"] == 200
+    assert decided.attributes["waypost.model"] == "small"
+    asked = found["chat acme-small"]
+    assert acme.seen[0].headers["traceparent"] == f"00-{asked.trace_id}-{asked.span_id}-01"
 
 
 @pytest.mark.anyio

@@ -8,7 +8,6 @@ The body goes out as it came: the proposal travels in a header.
 """
 
 import re
-import sys
 from collections.abc import Generator
 from typing import Any, Protocol
 
@@ -31,6 +30,7 @@ from waypost.shared.headers import (
     parse_decision,
     parse_facts,
 )
+from waypost.shared.tracecontext import current_traceparent
 from waypost.shared.unverified import UnverifiedClaims
 
 __all__ = ["Discard", "GetToken", "Race", "Refresh", "Send", "Step", "Watch", "exchange"]
@@ -206,7 +206,7 @@ def _prepare(
     """
     core.touch()
     prepared = [item for item in headers.multi_items() if item[0].lower() not in _REPLACED]
-    trace = _traceparent()
+    trace = current_traceparent()
     if trace is not None and headers.get("traceparent") is None:
         prepared.append(("traceparent", trace))
     said = headers.get(FACTS)
@@ -246,20 +246,6 @@ def _prepare(
     if proposal is None:
         return prepared, None, prompt
     return [*prepared, (PROPOSAL, format_proposal(proposal))], proposal.model, prompt
-
-
-def _traceparent() -> str | None:
-    """Return the trace of the app's current span; ``None`` where the app does not trace.
-
-    OpenTelemetry is never imported here: where it is not, there is no span.
-    """
-    otel: Any = sys.modules.get("opentelemetry.trace")
-    if otel is None:
-        return None
-    span = otel.get_current_span().get_span_context()
-    if not span.is_valid:
-        return None
-    return f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"
 
 
 class Prompt(Struct, frozen=True):

@@ -6,6 +6,7 @@ Everything heavy is imported by the command that needs it, so that ``waypost --h
 
 import os
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from securesystemslib.signer import Signer  # pyright: ignore[reportPrivateImportUsage]
+
+    from waypost.cli.spans import Spans
 
 __all__ = ["register"]
 
@@ -44,11 +47,18 @@ def _serve(
     directory: Directory = Path(),
     host: str = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65_535, help="0 takes a free one.")] = 8081,
+    traces: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where spans go, as OTLP over HTTP.")
+    ] = None,
+    trace_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Of requests whose callers do not say.")
+    ] = 0.0,
 ) -> None:
     """Serve the published tree, and keep its timestamp signed.
 
     The full manifest, private models included, is served to validators that send the token in
-    WAYPOST_EDGE_PRIVATE_TOKEN; without that variable to nobody.
+    WAYPOST_EDGE_PRIVATE_TOKEN; without that variable to nobody. A collector's key goes into
+    OTEL_EXPORTER_OTLP_HEADERS.
     """
     from waypost.cli.listening import listen
     from waypost.edge.serve import run
@@ -57,6 +67,7 @@ def _serve(
     if not project.public.is_dir():
         fail(f"{project.public} does not exist; publish first: waypost publish --dir {directory}")
     signers = _online_signers(project)
+    spans = None if traces is None else _spans(traces)
     sock = listen(host, port)
     run(
         project,
@@ -64,7 +75,17 @@ def _serve(
         signers=signers,
         private_token=os.environ.get(PRIVATE_TOKEN) or None,
         ready=lambda url: print(f"waypost edge listening on {url}", flush=True),
+        spans=spans,
+        trace_share=trace_share,
     )
+
+
+def _spans(endpoint: str) -> "Spans":
+    try:
+        from waypost.cli.spans import Spans
+    except ImportError as exc:
+        fail(f"--traces needs the extra: pip install 'waypost[otel]' ({exc.name})")
+    return Spans.to(endpoint, headers=None, service="waypost-edge", version=version("waypost"))
 
 
 def _resign(directory: Directory = Path(), to: To = None) -> None:

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from waypost.edge.names import CHANNEL
+from waypost.edge.tracing import TOLD
 from waypost.shared.compiled import CompiledPolicy
 from waypost.shared.contracts import AUTO, Declared, Facts, Proposal
 from waypost.shared.costs import cost_estimate_nusd
@@ -55,6 +56,7 @@ class Decider:
         headers = request.headers
         facts, proposal = _facts(compiled, body, headers.get, now=int(self._now()))
         decision = decide(compiled, facts, proposal)
+        request.scope.get(TOLD, {}).update(_told(compiled, decision))
         if decision.model is None:
             why = explain(compiled, facts, decision)
             raise ForbiddenError(why.sentence, code=decision.reason)
@@ -113,6 +115,17 @@ def _facts(
     if proposed is not None:
         return facts, parse_proposal(proposed)
     return facts, None if request.model == AUTO else Proposal(model=request.model)
+
+
+def _told(compiled: CompiledPolicy, decision: Decision) -> dict[str, str | int]:
+    told: dict[str, str | int | None] = {
+        "waypost.verdict": decision.verdict,
+        "waypost.reason": decision.reason,
+        "waypost.route": decision.route,
+        "waypost.model": decision.model,
+        "waypost.manifest.version": compiled.policy.version,
+    }
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def _answer(compiled: CompiledPolicy, facts: Facts, decision: Decision) -> dict[str, object]:

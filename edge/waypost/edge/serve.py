@@ -7,14 +7,20 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import uvicorn
 from securesystemslib.signer import Signer
+from starlette.types import ASGIApp
 
 from waypost.cli.listening import SayingServer, url_of
 from waypost.edge.app import create_app
 from waypost.edge.project import Project
 from waypost.edge.publish import RESIGN_EVERY_S, resign
+from waypost.edge.tracing import Traced
+
+if TYPE_CHECKING:
+    from waypost.cli.spans import Spans
 
 __all__ = ["run"]
 
@@ -28,6 +34,8 @@ def run(
     signers: Callable[[], Mapping[str, Sequence[Signer]]],
     private_token: str | None,
     ready: Callable[[str], None],
+    spans: "Spans | None" = None,
+    trace_share: float = 0.0,
 ) -> None:
     """Serve until SIGINT or SIGTERM; ``ready`` gets the URL once requests are answered.
 
@@ -39,13 +47,15 @@ def run(
         if held:
             resign(project, signers=held, now=int(time.time()))
 
-    app = create_app(
+    app: ASGIApp = create_app(
         project.public,
         private=project.private,
         private_token=private_token,
         resign=sign_anew,
         resign_every_s=RESIGN_EVERY_S,
     )
+    if spans is not None:
+        app = Traced(app, spans, share=trace_share)
     if not signers():
         _log.warning("no online keys here: the manifest lapses when its timestamp does")
     server = SayingServer(

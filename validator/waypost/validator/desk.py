@@ -18,6 +18,7 @@ from msgspec import structs
 from waypost.shared.compiled import CompiledPolicy
 from waypost.shared.errors import PolicyError, RefusalError, StoreError, TrustError
 from waypost.shared.records import DecisionRecord
+from waypost.shared.tracecontext import TraceContext, begin
 from waypost.shared.trust import ManifestKeeper
 from waypost.validator.budget_webhook import BudgetWebhook
 from waypost.validator.candidate import Candidate
@@ -34,7 +35,6 @@ from waypost.validator.replay import SeenOnce
 from waypost.validator.resilience.budget import ExtraBudget
 from waypost.validator.serving import Caller, Serving, Target
 from waypost.validator.speech import Asked
-from waypost.validator.telemetry.context import TraceContext, begin
 from waypost.validator.telemetry.counts import Counts, encode
 from waypost.validator.telemetry.siblings import Siblings
 from waypost.validator.upstream import Upstream

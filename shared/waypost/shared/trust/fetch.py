@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from waypost.shared.errors import TrustError
+from waypost.shared.tracecontext import current_traceparent
 from waypost.shared.trust.bundle import MAX_BUNDLE_BYTES, MAX_ROOT_BYTES, root_path
 
 if TYPE_CHECKING:
@@ -267,7 +268,8 @@ class _Collected:
 def _headers(etag: str | None) -> dict[str, str]:
     # gzip alone: it is the coding whose expansion the standard library can bound.
     headers = {"Accept": "application/json", "Accept-Encoding": "gzip"}
-    return headers if etag is None else {**headers, "If-None-Match": etag}
+    told = {"If-None-Match": etag, "traceparent": current_traceparent()}
+    return headers | {name: value for name, value in told.items() if value is not None}
 
 
 def _too_large(limit: int) -> TrustError:

@@ -13,6 +13,7 @@ from msgspec import Struct, structs
 
 from waypost.shared.money import Usage
 from waypost.shared.records import Attempt, AttemptKind, AttemptOutcome
+from waypost.shared.tracecontext import traceparent
 from waypost.validator.apis import StreamReader
 from waypost.validator.cascade.answers import Answer, read_answer, with_logprobs
 from waypost.validator.desk import Desk
@@ -23,7 +24,6 @@ from waypost.validator.resilience.causes import cause_of_rejection
 from waypost.validator.resilience.keys import retry_after_s
 from waypost.validator.serving import Target
 from waypost.validator.speech import Outgoing
-from waypost.validator.telemetry.context import traceparent
 from waypost.validator.upstream import NoAnswerError, Stream
 
 __all__ = ["Delivered", "Try"]

@@ -12,10 +12,10 @@ from waypost.shared.errors import InvalidRequestError
 from waypost.shared.headers import format_decision
 from waypost.shared.money import Usage
 from waypost.shared.records import Attempt, Verdict
+from waypost.shared.tracecontext import TraceContext
 from waypost.validator.ledger import Crossed
 from waypost.validator.serving import Caller, Serving
 from waypost.validator.speech import Asked, UntranslatableError
-from waypost.validator.telemetry.context import TraceContext
 
 __all__ = ["Call", "Considered", "Headers", "Receive", "Send", "decision_id", "pick_headers"]
 

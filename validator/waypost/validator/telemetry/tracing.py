@@ -5,103 +5,46 @@ answer. Names follow OpenTelemetry's HTTP and generative-AI conventions (1.37, i
 """
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Self
 
 from opentelemetry.context import Context
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
-from opentelemetry.sdk.trace.id_generator import IdGenerator, RandomIdGenerator
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON
-from opentelemetry.trace import (
-    NonRecordingSpan,
-    Span,
-    SpanContext,
-    SpanKind,
-    Status,
-    StatusCode,
-    TraceFlags,
-    set_span_in_context,
-)
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context
 
+from waypost.cli.spans import Attributes, Spans
 from waypost.shared.contracts import Policy
 from waypost.shared.records import Attempt, DecisionRecord, fate_of
+from waypost.shared.tracecontext import TraceContext
 
 __all__ = ["Tracer"]
 
 MILLIS_NS = 1_000_000
-CLOSE_TIMEOUT_MS = 3_000
-EXPORT_TIMEOUT_S = 3.0
 BEFORE_FORWARD = ("authenticate", "understand", "decide", "reserve")
 
 # ``gen_ai.operation.name`` by the API that the request came by.
 _OPERATIONS = {"embeddings": "embeddings", "completions": "text_completion"}
 
-Attributes = Mapping[str, str | bool | int | float]
-
-
-class _Ids(IdGenerator):
-    """Gives the ids that were told to providers, and random ones to all other spans."""
-
-    def __init__(self) -> None:
-        self._random = RandomIdGenerator()
-        self.next_trace: int | None = None
-        self.next_span: int | None = None
-
-    def generate_span_id(self) -> int:
-        span_id, self.next_span = self.next_span, None
-        return self._random.generate_span_id() if span_id is None else span_id
-
-    def generate_trace_id(self) -> int:
-        trace_id, self.next_trace = self.next_trace, None
-        return self._random.generate_trace_id() if trace_id is None else trace_id
-
 
 class Tracer:
-    """Sends spans to a collector, in batches from a thread of its own."""
+    """Makes spans of records, and sends them to a collector."""
 
-    def __init__(self, exporter: SpanExporter, *, version: str) -> None:
-        self._ids = _Ids()
-        self._provider = TracerProvider(
-            sampler=ALWAYS_ON,  # what is not traced does not come here
-            resource=Resource.create({"service.name": "waypost", "service.version": version}),
-            id_generator=self._ids,
-            shutdown_on_exit=False,
-        )
-        self._provider.add_span_processor(BatchSpanProcessor(exporter))
-        self._tracer = self._provider.get_tracer("waypost.validator", version)
+    def __init__(self, spans: Spans) -> None:
+        self._spans = spans
 
     @classmethod
     def to(cls, endpoint: str, *, headers: Mapping[str, str], version: str) -> Self:
         """Return a tracer that sends OTLP over HTTP to ``endpoint``."""
-        exporter = OTLPSpanExporter(
-            endpoint=endpoint, headers=dict(headers), timeout=EXPORT_TIMEOUT_S
-        )
-        return cls(exporter, version=version)
+        return cls(Spans.to(endpoint, headers=headers, service="waypost", version=version))
 
     def record(self, record: DecisionRecord, policy: Policy | None) -> None:
         """Tell of a request that was traced."""
         if record.trace_id is None or record.span_id is None:
             return
-        parent: Context | None = None
-        if record.parent_span_id is not None:
-            context = SpanContext(
-                int(record.trace_id, 16),
-                int(record.parent_span_id, 16),
-                is_remote=True,
-                trace_flags=TraceFlags(TraceFlags.SAMPLED),
-            )
-            parent = set_span_in_context(NonRecordingSpan(context), Context())
-        self._ids.next_trace = int(record.trace_id, 16)
+        trace = TraceContext(record.trace_id, record.span_id, record.parent_span_id)
         endpoint = "" if record.facts is None else record.facts.measured.endpoint
-        whole = self._start(
+        whole = self._spans.begin(
             f"waypost {endpoint}".strip(),
-            parent or Context(),
+            trace,
             at_ns=record.at_ms * MILLIS_NS,
-            span_id=record.span_id,
-            kind=SpanKind.SERVER,
             attributes=_of_request(record),
         )
         if fate_of(record) == "failed":
@@ -127,7 +70,7 @@ class Tracer:
             _end(span, record, start_ms + record.steps_ms["settle"])
 
     def _step(self, record: DecisionRecord, name: str, inside: Context, start_ms: float) -> Span:
-        return self._start(name, inside, at_ns=_instant_ns(record, start_ms))
+        return self._spans.start(name, inside, at_ns=_instant_ns(record, start_ms))
 
     def _attempt(
         self, record: DecisionRecord, attempt: Attempt, inside: Context, policy: Policy | None
@@ -153,7 +96,7 @@ class Tracer:
             attributes["gen_ai.usage.output_tokens"] = record.usage.output_tokens
         if attempt.outcome not in ("ok", "cancelled"):
             attributes["error.type"] = attempt.outcome
-        span = self._start(
+        span = self._spans.start(
             f"{operation} {name}",
             inside,
             at_ns=_instant_ns(record, attempt.started_ms),
@@ -165,26 +108,9 @@ class Tracer:
             span.set_status(Status(StatusCode.ERROR, attempt.outcome))
         _end(span, record, attempt.started_ms + attempt.duration_ms)
 
-    def _start(
-        self,
-        name: str,
-        inside: Context,
-        *,
-        at_ns: int,
-        span_id: str | None = None,
-        kind: SpanKind = SpanKind.INTERNAL,
-        attributes: Attributes | None = None,
-    ) -> Span:
-        self._ids.next_span = None if span_id is None else int(span_id, 16)
-        return self._tracer.start_span(
-            name, inside, kind=kind, attributes=attributes, start_time=at_ns
-        )
-
     def close(self) -> None:
         """Send what waits, for a few seconds; call it from a thread."""
-        with suppress(Exception):  # a collector that is away must not keep us from ending
-            self._provider.force_flush(CLOSE_TIMEOUT_MS)
-        self._provider.shutdown()
+        self._spans.close()
 
 
 def _of_request(record: DecisionRecord) -> Attributes:

@@ -1,10 +1,15 @@
-"""Which trace a request belongs to: W3C Trace Context, read and written. Pure."""
+"""Which trace a request belongs to: W3C Trace Context, read and written.
+
+OpenTelemetry is never imported here: where the app does not, it has no span to continue.
+"""
 
 import re
+import sys
+from typing import Any
 
 from msgspec import Struct
 
-__all__ = ["TraceContext", "begin", "traceparent"]
+__all__ = ["TraceContext", "begin", "current_traceparent", "traceparent"]
 
 # W3C Trace Context §3.2, version 00.
 _TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
@@ -47,3 +52,14 @@ def begin(
 def traceparent(trace: TraceContext, span_id: str) -> bytes:
     """Return the header that makes what follows a child of ``span_id``."""
     return f"00-{trace.trace_id}-{span_id}-01".encode()
+
+
+def current_traceparent() -> str | None:
+    """Return the header of the app's current span; ``None`` where the app does not trace."""
+    otel: Any = sys.modules.get("opentelemetry.trace")
+    if otel is None:
+        return None
+    span = otel.get_current_span().get_span_context()
+    if not span.is_valid:
+        return None
+    return f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"
