@@ -118,5 +118,5 @@ def assert_books_balance(path: Path, calendar: Calendar | None = None) -> None:
         key = (scope, window, start)
         assert reserved == held[key], key
         assert spent + owed == archived + paid[key] + debt[key], key
-        if archived == 0:
-            assert owed == debt[key], key
+        if archived == 0:  # a correction beyond an unconfirmed charge is debt, within its hold too
+            assert owed >= debt[key], key

@@ -4,16 +4,21 @@ Stores are real servers; a machine that has none runs the rest, and says so.
 """
 
 import asyncio
+import os
+import signal
 import sqlite3
 import stat
 from collections.abc import AsyncIterator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
+from typing import Any, cast
 from zoneinfo import ZoneInfo
 
+import psycopg
 import pytest
+import redis
 from msgspec import structs
 
 from support.ledgers import (
@@ -82,10 +87,10 @@ async def ledger(path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Gr
     match request.param:
         case "redis":
             url = request.getfixturevalue("redis_url")
-            made = open_redis(url, prefix=token_hex(4), patience_s=0.5)
+            made = open_redis(url, prefix=token_hex(4))
         case "postgres":
             dsn = request.getfixturevalue("postgres_dsn")
-            made = open_postgres(dsn, schema=f"w{token_hex(4)}", patience_s=0.5)
+            made = open_postgres(dsn, schema=f"w{token_hex(4)}")
         case durability:
             made = open_sqlite(path, durability=durability, patience_s=0.2)
     yield made
@@ -310,6 +315,22 @@ async def test_a_bill_beyond_its_hold_becomes_debt_that_blocks_what_comes_next(
     assert shortfall.available_nusd == 0
 
 
+async def test_what_costs_nothing_is_settled_and_released_like_all_else(
+    ledger: GroupedLedger,
+) -> None:
+    for hold_id in ("served", "lost", "left"):
+        await ledger.reserve(a_hold(hold_id, 0))
+    await ledger.settle("served", 0)
+    await ledger.release("lost")
+    await ledger.sweep(now=NOON + LEASE_S)
+
+    assert await journal(ledger) == {
+        "served": ("settled", 0),
+        "lost": ("released", 0),
+        "left": ("expired", 0),
+    }
+
+
 async def test_what_costs_nothing_may_be_had_even_in_debt(ledger: GroupedLedger) -> None:
     await ledger.reserve(a_hold("a", USD))
     await ledger.settle("a", 2 * USD)
@@ -367,6 +388,46 @@ async def test_a_bill_that_comes_after_expiry_corrects_the_charge_once(
 
     assert await spent_and_reserved(ledger) == (cost, 0)
     assert await journal(ledger) == {"a": ("corrected", cost)}
+
+
+async def test_a_charge_that_no_provider_confirmed_is_corrected_once(
+    ledger: GroupedLedger,
+) -> None:
+    await ledger.reserve(a_hold("lost", 100))
+    await ledger.settle("lost", 130, is_confirmed=False)
+    await ledger.settle("lost", 90, is_confirmed=False)
+    assert await journal(ledger) == {"lost": ("unconfirmed", 130)}
+    assert await spent_and_reserved(ledger) == (130, 0)
+
+    await ledger.settle("lost", 40)
+    await ledger.settle("lost", 50)
+    await ledger.release("lost")
+    assert await journal(ledger) == {"lost": ("corrected", 40)}
+    assert await spent_and_reserved(ledger) == (40, 0)
+
+
+async def test_a_correction_upwards_is_debt_since_others_may_hold_the_rest_by_now(
+    ledger: GroupedLedger,
+) -> None:
+    await ledger.reserve(a_hold("lost", 100, limit("day", 100)))
+    await ledger.settle("lost", 10, is_confirmed=False)
+    assert isinstance(await ledger.reserve(a_hold("next", 90, limit("day", 100))), Held)
+
+    await ledger.settle("lost", 30)
+
+    (balance,) = await ledger.balances((scope_of("account:acme", (limit("day", 100),)),), now=NOON)
+    assert (balance.spent_nusd, balance.debt_nusd, balance.reserved_nusd) == (30, 20, 90)
+
+
+async def test_a_part_of_an_answer_bounds_a_hold_that_had_expired(ledger: GroupedLedger) -> None:
+    await ledger.reserve(a_hold("slow", 100))
+    await ledger.sweep(now=NOON + LEASE_S)
+    await ledger.settle("slow", 60, is_confirmed=False)
+    assert await journal(ledger) == {"slow": ("unconfirmed", 60)}
+
+    await ledger.settle("slow", 20)
+    assert await journal(ledger) == {"slow": ("corrected", 20)}
+    assert await spent_and_reserved(ledger) == (20, 0)
 
 
 async def test_many_expired_holds_are_charged_without_blocking_others(
@@ -614,6 +675,70 @@ async def test_a_bill_is_not_lost_while_the_store_does_not_answer(
         await file_ledger.settle("a", 4)
     await file_ledger.release("ghost")
     assert await spent_and_reserved(file_ledger) == (4, 0)
+
+
+@contextmanager
+def _stalled(pids: list[int]) -> Iterator[None]:
+    """Processes that neither answer nor hang up, as on a machine that is swapped out."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("store", ["redis", "postgres"])
+async def test_a_store_that_stalls_in_the_middle_ends_in_an_error_and_is_found_again(
+    store: str, request: pytest.FixtureRequest
+) -> None:
+    if store == "redis":
+        url = request.getfixturevalue("redis_url")
+        ledger = open_redis(url, prefix=token_hex(4), patience_s=0.2)
+        with closing(redis.Redis.from_url(url)) as client:
+            pids = [int(cast(Any, client.info())["process_id"])]
+    else:
+        dsn = request.getfixturevalue("postgres_dsn")
+        ledger = open_postgres(dsn, schema=f"w{token_hex(4)}", patience_s=0.2)
+        await ledger.reserve(a_hold("first", 0))
+        with psycopg.connect(dsn) as db:
+            pids = [pid for (pid,) in db.execute(
+                "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'"
+                " AND pid != pg_backend_pid()"
+            )]  # fmt: skip
+    await ledger.reserve(a_hold("h", 40))
+
+    async with asyncio.timeout(3):
+        with _stalled(pids):
+            with pytest.raises(StoreError, match="does not answer") as refused:
+                await ledger.reserve(a_hold("other", 10))
+            with suppress(StoreError):  # a new connection may be served
+                await ledger.settle("h", 30)
+        assert refused.value.code == "ledger_unavailable"
+        assert isinstance(await ledger.reserve(a_hold("next", 10)), Held)
+    assert await spent_and_reserved(ledger) == (30, 10)
+    await ledger.close()
+
+
+async def test_a_damaged_row_in_redis_refuses_its_own_account_and_nobody_else(
+    redis_url: str,
+) -> None:
+    prefix = token_hex(4)
+    ledger = open_redis(redis_url, prefix=prefix, patience_s=5)
+    with closing(redis.Redis.from_url(redis_url)) as client:
+        client.hset(f"{{{prefix}}}:w:account:acme:total:0", "r", "not a number")
+
+    broken, whole = await asyncio.gather(
+        ledger.reserve(a_hold("h1", 1)),
+        ledger.reserve(a_hold("h2", 1, account="bee")),
+        return_exceptions=True,
+    )
+
+    assert isinstance(broken, StoreError)
+    assert broken.code == "ledger_unavailable"
+    assert isinstance(whole, Held)
+    await ledger.close()
 
 
 async def test_closing_writes_what_is_still_to_be_written(path: Path) -> None:

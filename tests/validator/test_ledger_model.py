@@ -159,12 +159,13 @@ class LedgerMachine(RuleBasedStateMachine):
             expected += available is None or amount <= available
         assert len(granted) == expected
 
-    @rule(worker=workers, pick=st.integers(0), cost=st.integers(0, 60))
-    def settle(self, worker: int, pick: int, cost: int) -> None:
+    @rule(worker=workers, pick=st.integers(0), cost=st.integers(0, 60), is_confirmed=st.booleans())
+    def settle(self, worker: int, pick: int, cost: int, *, is_confirmed: bool) -> None:
         if self.entries:
             hold_id = sorted(self.entries)[pick % len(self.entries)]
-            self.runner.run(self.ledgers[worker].settle(hold_id, cost))
-            self.close(self.entries[hold_id], "settled", cost)
+            ledger = self.ledgers[worker]
+            self.runner.run(ledger.settle(hold_id, cost, is_confirmed=is_confirmed))
+            self.close(self.entries[hold_id], "settled" if is_confirmed else "unconfirmed", cost)
 
     @rule(worker=workers, pick=st.integers(0))
     def release(self, worker: int, pick: int) -> None:
@@ -174,8 +175,11 @@ class LedgerMachine(RuleBasedStateMachine):
             self.close(self.entries[hold_id], "released", 0)
 
     def close(self, entry: Entry, state: str, cost: int) -> None:
-        if entry.state in ("held", "expired"):
-            entry.state, entry.cost = state, cost
+        if entry.state in ("held", "expired") or (
+            entry.state == "unconfirmed" and state != "unconfirmed"
+        ):
+            is_final = entry.state == "held" or state == "unconfirmed"
+            entry.state, entry.cost = state if is_final else "corrected", cost
 
     @rule(worker=workers)
     def sweep(self, worker: int) -> None:

@@ -48,8 +48,9 @@ HoldState = Literal[
     "held",
     "settled",
     "released",
+    "unconfirmed",  # charged with what it may have cost: no provider has said
     "expired",  # nobody settled it in time: charged in full
-    "corrected",  # had expired; the real cost came later
+    "corrected",  # had been one of these two; the real cost came later
 ]
 
 
@@ -258,14 +259,18 @@ class Ledger(Protocol):
         """
         ...
 
-    async def settle(self, hold_id: str, cost_nusd: int, *, tokens: int | None = None) -> None:
+    async def settle(
+        self, hold_id: str, cost_nusd: int, *, tokens: int | None = None, is_confirmed: bool = True
+    ) -> None:
         """Charge ``cost_nusd`` once and give back the rest of the hold.
 
-        Only the first call counts. A hold that had expired is credited back down to the cost.
-        The charge is made even if the call is cancelled or the store is late.
+        Only the first call counts. A charge that had to do without the provider's word, because
+        the hold expired or ``is_confirmed`` was false, is corrected to the cost by the first
+        call that has it. The charge is made even if the call is cancelled or the store is late.
 
         Args:
             tokens: used; of the bound, what is left of rate limits comes back.
+            is_confirmed: whether the provider said so; if not, the hold is ``unconfirmed``.
 
         Raises:
             StoreError: ``hold_unknown``.

@@ -76,6 +76,7 @@ class Settle(Struct, frozen=True):
     hold_id: str
     cost_nusd: int
     tokens: int | None = None
+    is_confirmed: bool = True
 
 
 class Release(Struct, frozen=True):
@@ -345,6 +346,16 @@ def repeats(key: KeyRow, hold: Hold, state: HoldState | None) -> Repeat | None:
     return Repeat(hold_id=key.hold_id, state="in_progress" if is_open else "done")
 
 
+def state_after(state: HoldState, closing: HoldState) -> HoldState | None:
+    """Return what a hold in ``state`` becomes by ``closing``; ``None`` if it stays what it is."""
+    if state == "held":
+        return closing
+    if state == "expired" and closing == "unconfirmed":
+        return closing  # what came through by then bounds it better than the hold
+    is_known = closing in ("settled", "released")
+    return "corrected" if is_known and state in ("expired", "unconfirmed") else None
+
+
 # ── the books ──────────────────────────────────────────────────────────────────────────────────
 
 _Counted = tuple[WindowRow, ...]
@@ -401,8 +412,8 @@ class Books:
             match operation:
                 case Reserve(hold):
                     return self.reserve(hold)
-                case Settle(hold_id, cost_nusd, tokens):
-                    self._settle(hold_id, cost_nusd, tokens)
+                case Settle():
+                    self._settle(operation)
                 case Release(hold_id):
                     self._release(hold_id)
                 case FreeKey(digest, request_id):
@@ -494,25 +505,20 @@ class Books:
         of = self._hold(key.hold_id)
         return repeats(key, hold, None if of is None else of.state)
 
-    def _settle(self, hold_id: str, cost_nusd: int, tokens: int | None) -> None:
-        row = self._hold(hold_id)
+    def _settle(self, bill: Settle) -> None:
+        row = self._hold(bill.hold_id)
         if row is None:
-            raise StoreError(f"no hold {hold_id} to settle", code="hold_unknown")
-        # A provider's usage may be absurd; a bill that SQL cannot hold must not be lost.
-        cost_nusd = min(cost_nusd, MAX_NUSD)
-        if row.state == "held":
-            self._close(row, "settled", cost_nusd, tokens)
-        elif row.state == "expired":
-            self._close(row, "corrected", cost_nusd, tokens)
+            raise StoreError(f"no hold {bill.hold_id} to settle", code="hold_unknown")
+        state = state_after(row.state, "settled" if bill.is_confirmed else "unconfirmed")
+        if state is not None:
+            # A provider's usage may be absurd; a bill that SQL cannot hold must not be lost.
+            self._close(row, state, min(bill.cost_nusd, MAX_NUSD), bill.tokens)
 
     def _release(self, hold_id: str) -> None:
         row = self._hold(hold_id)
-        if row is None:
-            return
-        if row.state == "held":
-            self._close(row, "released", 0, 0)
-        elif row.state == "expired":
-            self._close(row, "corrected", 0, 0)
+        state = None if row is None else state_after(row.state, "released")
+        if row is not None and state is not None:
+            self._close(row, state, 0, 0)
 
     def _sweep(self, now: int, at_most: int) -> int:
         swept = 0
@@ -539,16 +545,17 @@ class Books:
 
     def _close(self, row: HoldRow, state: HoldState, cost_nusd: int, tokens: int | None) -> None:
         was_held = row.state == "held"
-        spent = min(cost_nusd, row.amount_nusd)
+        had_spent = min(row.cost_nusd, row.amount_nusd)
+        # What a first charge left has been given back and may be held by others: beyond that
+        # charge a correction is debt, as a bill beyond its hold is.
+        spent = min(cost_nusd, row.amount_nusd if was_held else had_spent)
         for scope, mask in row.masks():
             rows = self._counted(scope, mask, row.at)
             for window in rows:
                 if was_held:
                     window.reserved_nusd -= row.amount_nusd
-                else:
-                    window.spent_nusd -= row.cost_nusd
-                window.spent_nusd += spent
-                window.debt_nusd += cost_nusd - spent
+                window.spent_nusd += spent - had_spent
+                window.debt_nusd += (cost_nusd - spent) - (row.cost_nusd - had_spent)
             self.touched.update(rows)
         if tokens is not None:
             for scope, rate, added_us in row.added():

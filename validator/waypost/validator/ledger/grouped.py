@@ -64,8 +64,9 @@ class UnavailableError(StoreError):
 
 def unavailable(cause: BaseException, *, may_have_been_made: bool) -> UnavailableError:
     """Return what callers are told when ``cause`` keeps a store from answering."""
+    why = str(cause) or "it takes too long"
     return UnavailableError(
-        f"the budget ledger does not answer: {cause}", may_have_been_made=may_have_been_made
+        f"the budget ledger does not answer: {why}", may_have_been_made=may_have_been_made
     )
 
 
@@ -162,11 +163,13 @@ class GroupedLedger:
                 self._undo(hold.id, future.result())
             raise
 
-    async def settle(self, hold_id: str, cost_nusd: int, *, tokens: int | None = None) -> None:
+    async def settle(
+        self, hold_id: str, cost_nusd: int, *, tokens: int | None = None, is_confirmed: bool = True
+    ) -> None:
         """See ``Ledger.settle``."""
         if cost_nusd < 0 or not hold_id.isascii():
             raise ValueError(f"not a settlement: {hold_id!r}, {cost_nusd}")
-        await self._submit(Settle(hold_id, cost_nusd, tokens), must=True)
+        await self._submit(Settle(hold_id, cost_nusd, tokens, is_confirmed), must=True)
 
     async def release(self, hold_id: str) -> None:
         """See ``Ledger.release``."""

@@ -133,12 +133,14 @@ class LeasedLedger:
         self._holds[hold.id] = (part, hold.amount_nusd, hold.expires_at)
         return part
 
-    async def settle(self, hold_id: str, cost_nusd: int, *, tokens: int | None = None) -> None:
-        """See ``Ledger.settle``."""
+    async def settle(
+        self, hold_id: str, cost_nusd: int, *, tokens: int | None = None, is_confirmed: bool = True
+    ) -> None:
+        """See ``Ledger.settle``. What a slice has paid for is not corrected later."""
         if hold_id in self._holds:
             self._spend(hold_id, min(cost_nusd, MAX_NUSD))
         else:
-            await self._ledger.settle(hold_id, cost_nusd, tokens=tokens)
+            await self._ledger.settle(hold_id, cost_nusd, tokens=tokens, is_confirmed=is_confirmed)
 
     async def release(self, hold_id: str) -> None:
         """See ``Ledger.release``."""

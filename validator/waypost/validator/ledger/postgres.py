@@ -6,7 +6,11 @@ SQLite uses, and writes back what changed. Rows that do not exist yet are made b
 locked: of two first uses, one waits for the other.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Generator, Iterable, Sequence
+from contextlib import contextmanager, suppress
+from socket import SHUT_RDWR, socket
 from typing import Any, cast
 
 import psycopg
@@ -147,6 +151,7 @@ class PostgresStore:
         self._schema = schema
         self._patience_s = patience_s
         self._writer: Connection | None = None
+        self._connecting = asyncio.Lock()
         self._pruned_at = 0
         self._prune_now = 0
 
@@ -158,33 +163,38 @@ class PostgresStore:
         db = await self._connected()
         is_committing = False
         try:
-            async with db.transaction():
-                books = Books(await self._lend(db, batch), self.calendar)
-                outcomes = [books.apply(operation) for operation in batch]
-                await _write(db, books)
-                is_committing = True
-            await self._prune(db)
+            with _hanging_up_after(self._patience_s, db):
+                async with db.transaction():
+                    books = Books(await self._lend(db, batch), self.calendar)
+                    outcomes = [books.apply(operation) for operation in batch]
+                    await _write(db, books)
+                    is_committing = True
+                await self._prune(db)
         except (psycopg.Error, OSError) as exc:
             await self._hang_up()
             raise unavailable(exc, may_have_been_made=is_committing) from exc
         return outcomes
 
     async def _connected(self) -> Connection:
-        if self._writer is not None:
+        async with self._connecting:  # whoever reads may be here as well
+            if self._writer is None:
+                self._writer = await self._begin()
             return self._writer
+
+    async def _begin(self) -> Connection:
         try:
             db = await self._connect()
         except (psycopg.Error, OSError) as exc:
             raise unavailable(exc, may_have_been_made=False) from exc
         try:
-            await self._make(db)
+            with _hanging_up_after(self._patience_s, db):
+                await self._make(db)
         except (psycopg.Error, OSError) as exc:
             await db.close()
             raise unavailable(exc, may_have_been_made=False) from exc
         except StoreError as exc:
             await db.close()
             raise UnavailableError(exc.message, may_have_been_made=False) from exc
-        self._writer = db
         return db
 
     async def _reading(self) -> Connection:
@@ -305,9 +315,10 @@ class PostgresStore:
         columns = [list(range(len(wanted))), *map(list, zip(*wanted, strict=True))]
         try:
             async with await self._reading() as db:
-                await db.execute("SELECT 1")
-                for place, *row in await _all(db, _READ, *columns) if wanted else ():
-                    found[place] = window_sum(row)
+                with _hanging_up_after(self._patience_s, db):
+                    await db.execute("SELECT 1")
+                    for place, *row in await _all(db, _READ, *columns) if wanted else ():
+                        found[place] = window_sum(row)
         except (psycopg.Error, OSError) as exc:
             raise unavailable(exc, may_have_been_made=False) from exc
         return found
@@ -335,6 +346,25 @@ class PostgresStore:
     async def close(self) -> None:
         """See ``Store.close``."""
         await self._hang_up()
+
+
+@contextmanager
+def _hanging_up_after(patience_s: float, db: Connection) -> Generator[None]:
+    """Break the connection off if the block takes longer; what waits for it then raises.
+
+    ``statement_timeout`` is kept by the server, which may be what has stalled; and a statement
+    that is cancelled is waited for by the driver, for as long as the server takes.
+    """
+
+    def hang_up() -> None:
+        with suppress(OSError, psycopg.Error), socket(fileno=os.dup(db.fileno())) as wire:
+            wire.shutdown(SHUT_RDWR)
+
+    timer = asyncio.get_running_loop().call_later(patience_s, hang_up)
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 async def _all(db: Connection, query: Any, *values: Any) -> list[Any]:  # noqa: ANN401 - SQL

@@ -9,6 +9,8 @@ one ledger lives on one node.
 A script that ran although its answer was lost does nothing the second time.
 """
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -16,7 +18,7 @@ import msgspec
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from waypost.shared.contracts import SpendLimit, Window
 from waypost.shared.errors import StoreError
@@ -56,6 +58,8 @@ from waypost.validator.ledger.grouped import GroupedLedger, UnavailableError, un
 from waypost.validator.ledger.rows import check_zone
 
 __all__ = ["RedisStore", "open_redis"]
+
+logger = logging.getLogger(__name__)
 
 KEEP_WINDOWS_S = 35 * 86_400  # after their end
 KEEP_CLOSED_S = 7 * 86_400  # holds, from when they were made
@@ -115,15 +119,20 @@ local h = redis.call('HMGET', KEYS[1], 'state', 'amount', 'cost', 'tokens', 'win
 if not h[1] then return 'unknown' end
 local target, cost, amount = ARGV[2], tonumber(ARGV[3]), tonumber(h[2])
 local state = target
-if h[1] == 'expired' and target ~= 'expired' then state = 'corrected'
-elseif h[1] ~= 'held' then return 'kept' end
+if h[1] ~= 'held' then  -- as books.state_after has it
+  local open = h[1] == 'expired' or h[1] == 'unconfirmed'
+  if open and (target == 'settled' or target == 'released') then state = 'corrected'
+  elseif h[1] ~= 'expired' or target ~= 'unconfirmed' then return 'kept' end
+end
 if target == 'expired' then cost = amount end
-local spent = math.min(cost, amount)
+local had = tonumber(h[3])
+local had_spent = math.min(had, amount)
+local spent = math.min(cost, h[1] == 'held' and amount or had_spent)
 for _, w in ipairs(cjson.decode(h[5])) do
-  if h[1] == 'held' then redis.call('HINCRBY', w, 'r', -amount)
-  else redis.call('HINCRBY', w, 's', -tonumber(h[3])) end
-  redis.call('HINCRBY', w, 's', spent)
-  if cost > spent then redis.call('HINCRBY', w, 'd', cost - spent) end
+  if h[1] == 'held' then redis.call('HINCRBY', w, 'r', 0 - amount) end  -- -0 is no integer
+  redis.call('HINCRBY', w, 's', spent - had_spent)
+  local owes = cost - spent - (had - had_spent)
+  if owes ~= 0 then redis.call('HINCRBY', w, 'd', owes) end
 end
 local used, bound = tonumber(ARGV[4]), tonumber(h[4])
 if used >= 0 and bound > 0 then
@@ -183,7 +192,8 @@ def open_redis(
         raise StoreError(
             "the ledger's dsn is not a redis:// address", code="ledger_unavailable"
         ) from None
-    return GroupedLedger(RedisStore(client, prefix, calendar or Calendar()), patience_s=patience_s)
+    store = RedisStore(client, prefix, calendar or Calendar(), patience_s=patience_s)
+    return GroupedLedger(store, patience_s=patience_s)
 
 
 class _Row(NamedTuple):
@@ -200,8 +210,11 @@ class RedisStore:
 
     lets_others_first = False
 
-    def __init__(self, client: object, prefix: str, calendar: Calendar) -> None:
+    def __init__(
+        self, client: object, prefix: str, calendar: Calendar, *, patience_s: float
+    ) -> None:
         self.calendar = calendar
+        self._patience_s = patience_s
         self._client = cast(Any, client)
         self._prefix = f"{{{prefix}}}:"
         self._is_ready = False
@@ -213,10 +226,12 @@ class RedisStore:
         return self._transact(batch)
 
     async def _transact(self, batch: Sequence[Operation]) -> list[Any]:
-        if not self._is_ready:
-            await self._begin()
         try:
-            replies = await self._send(batch)
+            # The client's own limit is for each reply of many.
+            async with asyncio.timeout(self._patience_s):
+                if not self._is_ready:
+                    await self._begin()
+                replies = await self._send(batch)
         except (RedisError, OSError, TimeoutError) as exc:
             self._is_ready = False
             raise unavailable(exc, may_have_been_made=True) from exc
@@ -256,9 +271,10 @@ class RedisStore:
                 case Reserve(hold):
                     argument = _encode(self._reserving(hold)).decode()
                     pipeline.evalsha(self._shas[0], 1, self._hold(hold.id), argument)
-                case Settle(hold_id, cost_nusd, tokens):
+                case Settle(hold_id, cost_nusd, tokens, is_confirmed):
                     cost_nusd = min(cost_nusd, MAX_NUSD)
-                    self._close(pipeline, hold_id, "settled", cost_nusd, tokens)
+                    state = "settled" if is_confirmed else "unconfirmed"
+                    self._close(pipeline, hold_id, state, cost_nusd, tokens)
                 case Release(hold_id):
                     self._close(pipeline, hold_id, "released", 0, 0)
                 case FreeKey(digest, request_id):
@@ -274,7 +290,7 @@ class RedisStore:
         replies: list[Any] = []
         if len(pipeline):
             replies = await pipeline.execute(raise_on_error=False)
-        failed = next((reply for reply in replies if isinstance(reply, Exception)), None)
+        failed = next((reply for reply in replies if _is_passing(reply)), None)
         if isinstance(failed, NoScriptError):  # the server was restarted: nothing has run
             self._is_ready = False
         if failed is not None:
@@ -370,6 +386,9 @@ class RedisStore:
 
     def _outcome(self, operation: Operation, reply: Any) -> object:  # noqa: ANN401 - as redis says it
         match operation:
+            case _ if isinstance(reply, ResponseError):
+                logger.error("the ledger's %s failed: %s", type(operation).__name__, reply)
+                return StoreError(f"the budget ledger failed: {reply}", code="ledger_unavailable")
             case Reserve(hold):
                 return self._reserved(hold, reply[0], reply[1:])
             case Settle(hold_id) if reply == "unknown":
@@ -452,13 +471,15 @@ class RedisStore:
 
     async def read(self, wanted: Sequence[tuple[str, Window, int]]) -> list[WindowSum | None]:
         """See ``Store.read``."""
+        rows: list[Any] = []
         try:
-            pipeline = self._client.pipeline(transaction=False)
-            for scope, window, start in wanted:
-                pipeline.hmget(self._window(scope, window, start), "s", "d", "r", "g")
-            rows: list[Any] = await pipeline.execute() if wanted else []
-            if not wanted:
-                await self._client.ping()
+            async with asyncio.timeout(self._patience_s):
+                if not wanted:
+                    await self._client.ping()
+                pipeline = self._client.pipeline(transaction=False)
+                for scope, window, start in wanted:
+                    pipeline.hmget(self._window(scope, window, start), "s", "d", "r", "g")
+                rows = await pipeline.execute() if wanted else []
         except (RedisError, OSError, TimeoutError) as exc:
             raise unavailable(exc, may_have_been_made=False) from exc
         return [_window_sum(*one, row) for one, row in zip(wanted, rows, strict=True)]
@@ -519,6 +540,17 @@ class RedisStore:
 
     def _key(self, digest: str) -> str:
         return f"{self._prefix}k:{digest}"
+
+
+def _is_passing(reply: object) -> bool:
+    """Whether the reply is an error that the same batch may not meet again.
+
+    One inside a script is not: it would keep all others waiting for ever. Errors that have a
+    code, as OOM and MISCONF, say something of the server.
+    """
+    if type(reply) is not ResponseError:
+        return isinstance(reply, Exception)
+    return "user_script" not in str(reply) or str(reply).split(" ", 1)[0].isupper()
 
 
 def _names_text(hold: Hold) -> str:
