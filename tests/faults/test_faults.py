@@ -30,6 +30,7 @@ from support.upstream import (
 from support.validator import HELLO, running_validator
 from support.worlds import a_model, a_policy
 from waypost.shared.contracts import Policy, Route
+from waypost.shared.costs import cost_bound_nusd
 
 pytestmark = pytest.mark.anyio
 
@@ -97,20 +98,27 @@ CHUNKED = b"transfer-encoding: chunked\r\n"
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that goes wrong, and what is made of it."""
+    """One thing that goes wrong, and what is made of it.
+
+    Attributes:
+        is_free: the provider was sent nothing, or refused: it cannot charge for it.
+    """
 
     behave: Behaviour = field(default_factory=answering)
     outcome: str = "server_error"
     told: tuple[int, str] = UNAVAILABLE
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
+    is_free: bool = False
 
 
 FAULTS = {
-    "refuses": Fault(outcome="connect_error", settings={"base_url": "closed"}),
+    "refuses": Fault(outcome="connect_error", settings={"base_url": "closed"}, is_free=True),
     "has no name": Fault(
-        outcome="connect_error", settings={"base_url": "http://nobody.invalid/v1"}
+        outcome="connect_error",
+        settings={"base_url": "http://nobody.invalid/v1"},
+        is_free=True,
     ),
-    "speaks no TLS": Fault(outcome="connect_error", settings={"base_url": "tls"}),
+    "speaks no TLS": Fault(outcome="connect_error", settings={"base_url": "tls"}, is_free=True),
     "resets": Fault(resetting),
     "ends before the head": Fault(raw(b"HTTP/1.1 2", then="end")),
     "hangs before the head": Fault(hanging, "timeout", TIMED_OUT),
@@ -125,9 +133,11 @@ FAULTS = {
         "timeout",
         TIMED_OUT,
     ),
-    "limits our rate": Fault(failing(429, extra="retry-after: 30\r\n"), "rate_limited", LIMITED),
-    "is overloaded": Fault(failing(503)),
-    "refuses our key": Fault(failing(401), "key_refused"),
+    "limits our rate": Fault(
+        failing(429, extra="retry-after: 30\r\n"), "rate_limited", LIMITED, is_free=True
+    ),
+    "is overloaded": Fault(failing(503), is_free=True),
+    "refuses our key": Fault(failing(401), "key_refused", is_free=True),
     "sends less than it says": Fault(
         both(
             raw(head(len(ANSWER) + 9), ANSWER, then="end"),
@@ -208,7 +218,8 @@ async def test_a_provider_that(
         policy=policy(),
         change=faulty(fault, gone.port, acme.port),
     ) as validator:
-        # With somewhere else to go: an answer, paid for at the price of who gave it.
+        # With somewhere else to go: an answer, paid for at the price of who gave it, and what
+        # the first may charge for although it never answered.
         served = await validator.chat(body)
         record = await validator.record(served)
         assert served.status_code == 200
@@ -217,10 +228,13 @@ async def test_a_provider_that(
             ("first", fault.outcome),
             ("second", "ok"),
         ]
-        assert record.cost_nusd == 20 * 1_500 + 7 * 600
+        assert record.facts is not None
+        lost = 0 if fault.is_free else cost_bound_nusd(policy().models[0], record.facts)
+        assert record.unconfirmed_nusd == lost
+        assert record.cost_nusd == lost + 20 * 1_500 + 7 * 600
         assert await validator.settled() == (record.cost_nusd, 0)
 
-        # With nowhere: a clear error, and nothing charged.
+        # With nowhere: a clear error, and the same loss.
         told = await validator.chat(body, models=("first",))
         refused = await validator.record(told)
         if fault.told == LIMITED:  # while its key rests it is not even asked
@@ -228,8 +242,9 @@ async def test_a_provider_that(
         else:
             assert (told.status_code, told.json()["error"]["code"]) == fault.told
             assert [one.outcome for one in refused.attempts] == [fault.outcome]
-        assert (refused.verdict, refused.cost_nusd) == ("refused", 0)
-        assert await validator.settled() == (record.cost_nusd, 0)
+        assert (refused.verdict, refused.cost_nusd) == ("refused", lost)
+        assert ("What the attempts may have cost is charged" in told.text) == bool(lost)
+        assert await validator.settled() == (record.cost_nusd + lost, 0)
 
 
 # ── in the middle of a stream ──────────────────────────────────────────────────────────────────

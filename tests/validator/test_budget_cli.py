@@ -5,6 +5,7 @@ import json
 import time
 from io import StringIO
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from anyio import run as run_async
@@ -112,3 +113,34 @@ def test_an_export_that_cannot_be_read_names_its_row(command: Command) -> None:
 
     assert said.code == 1
     assert "row 1" in said.err
+
+
+LOST = str(UUID(int=int(time.time() * 1_000) << 80 | 7 << 76 | 2 << 62))
+
+
+async def lose(path: Path) -> None:
+    ledger = open_sqlite(path)
+    now = (UUID(LOST).int >> 80) // 1_000
+    await ledger.reserve(a_hold(LOST, USD, limit("total", 9 * USD), account="cee", now=now))
+    await ledger.settle(LOST, USD, is_confirmed=False)
+    await ledger.close()
+
+
+def test_what_no_provider_confirmed_is_listed_and_corrected_once(command: Command) -> None:
+    run_async(lose, command.folder / "state" / "ledger.sqlite")
+    (listed,) = json.loads(command.good("budget", "unconfirmed", "--json"))
+    assert (listed["id"], listed["state"], listed["cost_nusd"]) == (LOST, "unconfirmed", USD)
+    assert "cee" in command.good("budget", "unconfirmed")
+
+    assert "no hold of a request" in command("budget", "correct", "h1", "--usd", "1").err
+    nobody = f"{LOST[:-1]}1"
+    assert f"no hold {nobody}" in command("budget", "correct", nobody, "--usd", "1").err
+
+    said = command.good("budget", "correct", LOST, "--usd", "0.25")
+    again = command("budget", "correct", LOST, "--usd", "0.50")
+
+    assert said == f"{LOST} cost $0.2500, not $1.0000.\n"
+    assert again.code == 1
+    assert "is corrected" in again.err
+    top = json.loads(command.good("budget", "top", "--window", "total", "--json"))
+    assert {"scope": "account:cee", "spent_nusd": USD // 4, "reserved_nusd": 0} in top

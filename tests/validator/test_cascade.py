@@ -251,7 +251,10 @@ async def test_a_stream_that_breaks_off_while_it_is_judged_is_no_answer(
         ("server_error", "first"),
         ("ok", "fallback"),
     ]
-    assert record.cost_nusd == DEAR_NUSD
+    facts = record.facts
+    assert facts is not None
+    half = facts.measured.max_input_tokens * 150 + len("half an ans") * 600
+    assert (record.unconfirmed_nusd, record.cost_nusd) == (half, half + DEAR_NUSD)
 
 
 async def test_neither_samples_nor_escalations_reach_who_may_not_see_the_prompt(

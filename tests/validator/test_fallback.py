@@ -20,6 +20,7 @@ from support.upstream import (
 from support.validator import HELLO, Running, running_validator
 from support.worlds import a_model, a_policy
 from waypost.shared.contracts import Policy, Route, SpendLimit
+from waypost.shared.costs import cost_bound_nusd
 from waypost.validator.resilience.budget import RESERVE
 from waypost.validator.resilience.keys import LONGEST_REST_S
 
@@ -371,7 +372,7 @@ async def test_a_deadline_that_is_none_is_refused_before_anything_is_spent(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_deadline_that_passes_is_told_and_the_prompt_is_paid_for(
+async def test_a_deadline_that_passes_is_told_and_what_it_may_have_cost_is_paid_for(
     validator: Running, acme: Upstream, stream: bool
 ) -> None:
     acme.behave = hanging
@@ -385,7 +386,8 @@ async def test_a_deadline_that_passes_is_told_and_the_prompt_is_paid_for(
     # Or whoever sets short deadlines could have providers work for nothing.
     facts = record.facts
     assert facts is not None
-    assert record.cost_nusd == facts.measured.max_input_tokens * 150
+    prompt, most = facts.measured.max_input_tokens * 150, cost_bound_nusd(a_model("small"), facts)
+    assert record.cost_nusd == record.unconfirmed_nusd == (prompt if stream else most)
     assert await validator.spent() == (record.cost_nusd, 0)
 
 
@@ -433,11 +435,12 @@ async def test_a_route_says_how_long_all_tries_together_may_take(
         started = time.monotonic()
         response = await validator.chat()
         took_s = time.monotonic() - started
+        record = await validator.record(response)
         spent = await validator.settled()
 
     assert (response.status_code, response.json()["error"]["code"]) == (504, "upstream_timeout")
     assert took_s < 2
-    assert spent == (0, 0)  # it is not the caller's doing
+    assert spent == (record.unconfirmed_nusd, 0)  # the provider may bill it, whoever was late
 
 
 # ── as many as a provider takes ────────────────────────────────────────────────────────────────

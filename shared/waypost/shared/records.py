@@ -139,6 +139,7 @@ class DecisionRecord(Struct, frozen=True, kw_only=True):
         reason: stable code behind the verdict; of an error, its code.
         steps_ms: time spent per pipeline step; ``forward`` is all attempts, and what lies between.
         reserved_nusd: held before forwarding; ``cost_nusd`` is what was charged in the end.
+        unconfirmed_nusd: the part of it that no provider's usage confirmed, an upper bound.
         baseline_cost_nusd: what the same tokens would have cost on the best-rated admissible
             model, that is, without routing.
         hints_digest: of the hints that the order came from; ``None`` without any.
@@ -171,6 +172,7 @@ class DecisionRecord(Struct, frozen=True, kw_only=True):
     usage: Usage | None = None
     reserved_nusd: int = 0
     cost_nusd: int = 0
+    unconfirmed_nusd: int = 0
     baseline_cost_nusd: int | None = None
     ttft_ms: float | None = None
     duration_ms: float = 0.0

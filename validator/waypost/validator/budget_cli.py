@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Annotated, TypeVar, get_args
+from uuid import UUID
 
 import typer
 
@@ -31,6 +32,7 @@ __all__ = ["register"]
 T = TypeVar("T")
 
 WINDOWS: tuple[Window, ...] = tuple(one for one in get_args(Window) if one != "request")
+UNSURE = ("unconfirmed", "expired")
 KINDS = ("account", "user", "tenant", "tier", "provider", "model")
 DAY_S = 86_400
 
@@ -76,6 +78,8 @@ def register(app: typer.Typer) -> None:
     budget.command("reset")(_reset)
     budget.command("export")(_export)
     budget.command("reconcile")(_reconcile)
+    budget.command("unconfirmed")(_unconfirmed)
+    budget.command("correct")(_correct)
     app.add_typer(budget, name="budget")
 
 
@@ -259,6 +263,58 @@ def _reconcile(
         console.print(table(("day", "model", "books", provider, "difference"), rows))
         _say(f"{len(wrong)} of {len(found)} differ by more than {tolerance_usd:g} dollars.")
     raise SystemExit(1 if wrong else 0)
+
+
+def _unconfirmed(days: Days = 31, config: Config = DEFAULT_CONFIG, as_json: JSON = False) -> None:
+    """List what was charged without a provider's word: it never answered, or told no usage."""
+    from waypost.validator.ledger.reports import journal_row
+
+    async def ask(ledger: "Ledger", _: "Budgets") -> "list[Entry]":
+        now = int(time.time())
+        entries = ledger.journal(since=now - days * DAY_S, until=now + 1)
+        return [entry async for entry in entries if entry.state in UNSURE]
+
+    entries = _with_ledger(config, ask)
+    if as_json:
+        print_json(entries)
+        return
+    rows: list[tuple[str, ...]] = []
+    for entry in entries:
+        hold_id, at, state, _, cost, account, *_, provider, model = journal_row(entry)
+        told = (hold_id, at, state, account, provider, model)
+        rows.append((*map(str, told), format_usd(int(str(cost)))))
+    console.print(table(("hold", "at", "state", "account", "provider", "model", "charged"), rows))
+
+
+def _correct(
+    hold: Annotated[str, typer.Argument(help="As `waypost budget unconfirmed` lists it.")],
+    usd: Annotated[float, typer.Option("--usd", min=0, max=9_000_000, help="What it did cost.")],
+    config: Config = DEFAULT_CONFIG,
+) -> None:
+    """Replace an unconfirmed charge by what the provider billed; each only once."""
+
+    async def ask(ledger: "Ledger", _: "Budgets") -> "tuple[Entry, int]":
+        at = _made_at(hold)
+        entries = ledger.journal(since=at - 1, until=at + 2)
+        entry = next((one for one in [e async for e in entries] if one.id == hold), None)
+        if entry is None:
+            fail(f"the books have no hold {hold}")
+        if entry.state not in UNSURE:
+            fail(f"hold {hold} is {entry.state}; only {' and '.join(UNSURE)} ones are corrected")
+        cost = round(usd * NUSD_PER_USD)
+        await ledger.settle(hold, cost)
+        return entry, cost
+
+    entry, cost = _with_ledger(config, ask)
+    _say(f"{hold} cost {format_usd(cost)}, not {format_usd(entry.cost_nusd)}.")
+
+
+def _made_at(hold: str) -> int:
+    """Return when the request's id was made, in Unix seconds; a hold's begins with it."""
+    try:
+        return (UUID(hold[:36]).int >> 80) // 1_000  # UUIDv7 begins with Unix milliseconds
+    except ValueError:
+        fail(f"{hold} is no hold of a request")
 
 
 def _with_ledger(config_path: Path, ask: "Callable[[Ledger, Budgets], Awaitable[T]]") -> T:

@@ -10,12 +10,12 @@ import asyncio
 import ssl
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Literal, cast
+from typing import Literal, Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
 
-__all__ = ["ExchangeError", "Origin", "Response", "Stage"]
+__all__ = ["ExchangeError", "Origin", "Progress", "Response", "Stage"]
 
 # Where an exchange failed: before a connection stood, by silence, by the connection's end, or
 # by bytes that are not HTTP or too many of them.
@@ -26,6 +26,18 @@ HIGH_WATER_BYTES = 65_536  # read ahead of a slow reader; then the provider is h
 # Servers close idle connections after some seconds and up. What has been idle for longer than
 # most of them wait is not worth the failure it might cause.
 MAX_IDLE_S = 30.0
+# A server that had closed an idle connection says so within a round trip.
+MAX_STALE_S = 1.0
+
+
+class Progress(Protocol):
+    """Is told how far an exchange has come.
+
+    Attributes:
+        was_sent: whether a byte of the request may have reached the server.
+    """
+
+    was_sent: bool
 
 
 class ExchangeError(Exception):
@@ -80,13 +92,14 @@ class Response(asyncio.Protocol):
         """Whether not a byte of a response has come."""
         return not self._head_bytes
 
-    def send(self, request: bytes) -> None:
-        """Begin a new exchange."""
+    def send(self, request: bytes) -> bool:
+        """Begin a new exchange; return whether anything was sent."""
         self._begin()
         if self._transport is None or self._transport.is_closing():
             self._fail("broken", "the connection was closed")
-        else:
-            self._transport.write(request)
+            return False
+        self._transport.write(request)
+        return True
 
     def abort(self) -> None:
         """Close the connection, whatever is on it."""
@@ -236,7 +249,13 @@ class Origin:
         self._open: set[Response] = set()
 
     async def send(
-        self, body: bytes, *, path: str = "", headers: str = "", until: float
+        self,
+        body: bytes,
+        *,
+        path: str = "",
+        headers: str = "",
+        until: float,
+        progress: Progress | None = None,
     ) -> Response:
         """Send ``body``; return the response once its head is there, to be given to ``finish``.
 
@@ -244,6 +263,7 @@ class Origin:
             path: below the origin's own.
             headers: further header lines, each with its line end.
             until: when the head must be there, by the loop's clock.
+            progress: is told how far it has come, whatever is raised.
 
         Raises:
             ExchangeError: there is no response.
@@ -252,17 +272,26 @@ class Origin:
         request = head.encode() + body
         response = self._take_idle()
         if response is not None:
+            sent_at = asyncio.get_running_loop().time()
             try:
-                return await self._exchange(response, request, until)
+                return await self._exchange(response, request, until, progress)
             except ExchangeError as failure:
                 # It was closed while we wrote, as servers close what is idle: RFC 9112 §9.3.1.
-                if failure.stage != "broken" or not response.is_untouched:
+                # What breaks later may have been at work, and bill for it.
+                age_s = asyncio.get_running_loop().time() - sent_at
+                if failure.stage != "broken" or not response.is_untouched or age_s > MAX_STALE_S:
                     raise
-        return await self._exchange(await self._connect(until), request, until)
+                if progress is not None:
+                    progress.was_sent = False
+        return await self._exchange(await self._connect(until), request, until, progress)
 
-    async def _exchange(self, response: Response, request: bytes, until: float) -> Response:
+    async def _exchange(
+        self, response: Response, request: bytes, until: float, progress: Progress | None
+    ) -> Response:
         try:
-            response.send(request)
+            was_sent = response.send(request)
+            if progress is not None:
+                progress.was_sent = was_sent
             await response.head(until=until)
         except BaseException:
             self.finish(response)
@@ -283,10 +312,16 @@ class Origin:
 
     @asynccontextmanager
     async def post(
-        self, body: bytes, *, path: str = "", headers: str = "", until: float
+        self,
+        body: bytes,
+        *,
+        path: str = "",
+        headers: str = "",
+        until: float,
+        progress: Progress | None = None,
     ) -> AsyncGenerator[Response]:
         """As ``send``, for the length of a block."""
-        response = await self.send(body, path=path, headers=headers, until=until)
+        response = await self.send(body, path=path, headers=headers, until=until, progress=progress)
         try:
             yield response
         finally:

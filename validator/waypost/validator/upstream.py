@@ -9,7 +9,7 @@ from msgspec import Struct
 from waypost.shared.contracts import Model
 from waypost.shared.records import AttemptOutcome
 from waypost.validator.config.providers import ProviderConfig
-from waypost.validator.http1 import ExchangeError, Origin, Response, Stage
+from waypost.validator.http1 import ExchangeError, Origin, Progress, Response, Stage
 from waypost.validator.providers import DIALECTS, speeches
 from waypost.validator.resilience.breaker import Breaker
 from waypost.validator.resilience.budget import ExtraBudget
@@ -56,6 +56,7 @@ class Upstream:
         keys: its credentials; a request is sent with the one whose place it names.
         limiter: how many requests it gets at once.
         retries: how many more it gets because others failed.
+        charge_unanswered: what to charge for a request whose answer never came.
         opened: the breakers of its models that are not closed.
         on_rest: is told the provider, model and region that is given a rest.
     """
@@ -72,6 +73,7 @@ class Upstream:
         )
         self.timeout_s = config.timeout_s
         self.max_retries = config.retries
+        self.charge_unanswered = config.charge_unanswered
         self.limiter = Limiter(config.max_concurrency)
         self.retries = ExtraBudget(config.retry_percent)
         self.opened: set[Breaker] = set()
@@ -116,12 +118,21 @@ class Upstream:
         if breaker is not None:
             breaker.doubt(now)
 
-    async def ask(self, asked: Outgoing, *, key: int, trace: bytes | None, until: float) -> Answer:
+    async def ask(
+        self,
+        asked: Outgoing,
+        *,
+        key: int,
+        trace: bytes | None,
+        until: float,
+        progress: Progress | None = None,
+    ) -> Answer:
         """Return the provider's answer, whole, whatever its status.
 
         Args:
             key: place of the credential.
             until: when it must be there, by the loop's clock.
+            progress: is told when it has been sent, whatever is raised.
 
         Raises:
             NoAnswerError: there was none.
@@ -129,7 +140,7 @@ class Upstream:
         headers = self._credentials[key] + asked.headers + _trace_line(trace)
         try:
             async with self._origin.post(
-                asked.body, path=asked.path, headers=headers, until=until
+                asked.body, path=asked.path, headers=headers, until=until, progress=progress
             ) as response:
                 answer = await response.read_all(until=until, at_most=MAX_ANSWER_BYTES)
                 return Answer(response.status, answer, response.retry_after)
@@ -137,7 +148,13 @@ class Upstream:
             raise NoAnswerError(_OUTCOMES[failure.stage]) from failure
 
     async def open(
-        self, asked: Outgoing, *, key: int, trace: bytes | None, until: float
+        self,
+        asked: Outgoing,
+        *,
+        key: int,
+        trace: bytes | None,
+        until: float,
+        progress: Progress | None = None,
     ) -> "Stream":
         """Return the provider's answer as it arrives, to be closed at the end.
 
@@ -147,7 +164,7 @@ class Upstream:
         headers = self._credentials[key] + asked.headers + _trace_line(trace)
         try:
             response = await self._origin.send(
-                asked.body, path=asked.path, headers=headers, until=until
+                asked.body, path=asked.path, headers=headers, until=until, progress=progress
             )
         except ExchangeError as failure:
             raise NoAnswerError(_OUTCOMES[failure.stage]) from failure

@@ -46,6 +46,8 @@ class ProviderConfig(FileModel):
         retries: how often one request may be sent here again after a failure.
         retry_percent: how many requests more, in per cent, all retries together may make.
         max_concurrency: never more requests at once; fewer when it gets slow.
+        charge_unanswered: what to charge for a request that it got and never answered, as one
+            that timed out: all it can have cost, its prompt, or nothing.
         simulated: a stand-in, which every table then says.
     """
 
@@ -63,6 +65,7 @@ class ProviderConfig(FileModel):
     retry_percent: Annotated[Number, Field(ge=0, le=20)] = 20
     max_concurrency: Annotated[int, Field(ge=1, le=100_000)] = 1_024
     breaker: BreakerConfig = BreakerConfig()
+    charge_unanswered: Literal["full", "prompt", "nothing"] = "full"
     simulated: bool = False
 
     @property

@@ -36,8 +36,6 @@ STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")
 CUT_SHORT = "The provider broke off in the middle of the answer; what came so far is charged."
 TOO_LATE = "The deadline passed in the middle of the answer; what came so far is charged."
 
-# An answer, a part of one, or work that the caller had a provider do for nothing.
-_PAID: frozenset[AttemptOutcome] = frozenset({"ok", "cut_short", "cancelled", "deadline_exceeded"})
 # What the provider found wrong with the request. It served nothing and charges nothing.
 _REJECTIONS: frozenset[AttemptOutcome] = frozenset(
     {"client_error", "content_filter", "context_too_long"}
@@ -49,23 +47,21 @@ class Delivered(Struct, frozen=True):
 
     Attributes:
         booking: what pays for it; ``is_paid`` if it has already.
+        is_free: no provider charges for it: it was sent nothing, or refused.
         usage: as the provider told it; ``None`` if it did not.
-        output_bytes: bytes of answer, which bound its tokens where ``usage`` is missing.
+        output_bytes: bytes of answer, which bound its tokens where ``usage`` is missing; ``None``
+            where nothing but the hold does.
         place: among the request's attempts.
     """
 
     target: Target
     outcome: AttemptOutcome
+    is_free: bool
     usage: Usage | None
-    output_bytes: int
+    output_bytes: int | None
     booking: Booking
     place: int
     is_paid: bool = False
-
-    @property
-    def is_free(self) -> bool:
-        """Whether it failed before there was an answer, and so nothing is charged for it."""
-        return self.outcome not in _PAID
 
 
 class _LateError(Exception):
@@ -81,6 +77,7 @@ class Try:
         confidence: how sure the answer is, where a cascade judged it.
         booking: what pays for it; ``is_paid`` if it has already.
         is_cut_by_caller: whether it is the caller's deadline that bounds it.
+        was_sent: whether a byte of the request may have reached the provider.
     """
 
     __slots__ = (
@@ -110,6 +107,7 @@ class Try:
         "outcome",
         "status",
         "target",
+        "was_sent",
     )
 
     def __init__(
@@ -144,7 +142,7 @@ class Try:
         self._reader: StreamReader | None = None
         self._stream: Stream | None = None
         self._retry_after_s: float | None = None
-        self._has_ended = self.is_cut_by_caller = self.is_paid = False
+        self._has_ended = self.is_cut_by_caller = self.is_paid = self.was_sent = False
         self.confidence: float | None = None
         self.outcome: AttemptOutcome = "cancelled"
         self.status: int | None = None
@@ -231,7 +229,9 @@ class Try:
 
     async def _ask(self, outgoing: Outgoing) -> None:
         upstream, trace = self.target.upstream, self._traceparent()
-        answer = await upstream.ask(outgoing, key=self._key, trace=trace, until=self._until())
+        answer = await upstream.ask(
+            outgoing, key=self._key, trace=trace, until=self._until(), progress=self
+        )
         self._answered(answer.status, answer.retry_after, answer.body)
         if self.outcome == "ok":
             reply = self._speech.reply(self._asked, answer.body)
@@ -246,7 +246,7 @@ class Try:
     async def _open_stream(self, outgoing: Outgoing) -> None:
         upstream, trace = self.target.upstream, self._traceparent()
         stream = self._stream = await upstream.open(
-            outgoing, key=self._key, trace=trace, until=self._until()
+            outgoing, key=self._key, trace=trace, until=self._until(), progress=self
         )
         if stream.status != OK:
             self._answered(stream.status, stream.retry_after, await self._rest_of(stream))
@@ -298,12 +298,42 @@ class Try:
 
     def delivered(self) -> Delivered:
         """Return what reached the caller so far."""
-        usage, size = self._usage, len(self._answer)
-        if self._reader is not None:
-            usage, size = self._reader.usage, self._reader.output_bytes
+        usage = self._usage if self._reader is None else self._reader.usage
         return Delivered(
-            self.target, self.outcome, usage, size, self.booking, self._place, self.is_paid
+            self.target,
+            self.outcome,
+            self._is_free,
+            usage,
+            self._answer_bytes,
+            self.booking,
+            self._place,
+            self.is_paid,
         )
+
+    @property
+    def _is_free(self) -> bool:
+        if not self.was_sent or self.status not in (None, OK):
+            return True
+        reader = self._reader
+        if reader is not None and reader.has_failed and not reader.output_bytes:
+            return True
+        return not self._is_size_known and self.target.upstream.charge_unanswered == "nothing"
+
+    @property
+    def _is_size_known(self) -> bool:
+        """Whether what came is all that was made. Of an answer not seen it may be any length."""
+        if self._reader is not None and self._reader.output_bytes:
+            return True
+        # Of a stream that is hung up on no more is made.
+        is_stopped = self.call.streamed and self.outcome in ("cancelled", "deadline_exceeded")
+        return is_stopped or self.outcome == "ok"
+
+    @property
+    def _answer_bytes(self) -> int | None:
+        """How many bytes bound the answer; ``None`` if the hold alone does."""
+        if not self._is_size_known:
+            return None if self.target.upstream.charge_unanswered == "full" else 0
+        return len(self._answer) if self._reader is None else self._reader.output_bytes
 
     async def _pass_error_on(self) -> None:
         body = self._speech.rejection(self._asked, self._answer)

@@ -161,6 +161,7 @@ class Call:
         "streamed",
         "trace",
         "ttft_ms",
+        "unconfirmed_nusd",
         "untranslatable",
         "usage",
         "verdict",
@@ -213,7 +214,7 @@ class Call:
         self.model: str | None = None
         self.usage: Usage | None = None
         self.reserved_nusd = 0
-        self.cost_nusd = 0
+        self.cost_nusd = self.unconfirmed_nusd = 0
         self.crossed: tuple[Crossed, ...] = ()
         self.streamed = False
         self.ends_at: float | None = None

@@ -39,6 +39,7 @@ def record_of(call: Call) -> DecisionRecord:
         usage=call.usage,
         reserved_nusd=call.reserved_nusd,
         cost_nusd=call.cost_nusd,
+        unconfirmed_nusd=call.unconfirmed_nusd,
         baseline_cost_nusd=baseline,
         ttft_ms=call.ttft_ms,
         duration_ms=call.elapsed_ms(),

@@ -144,11 +144,17 @@ class Booking:
         tokens = _worthwhile(target.model, self._facts, refusal.available_nusd)
         return bool(tokens) and await self.hold(target, output_tokens=tokens) is None
 
-    async def settle(self, cost_nusd: int, *, tokens: int | None = None) -> None:
-        """Charge this much, and give back the rest of what is held."""
+    async def settle(
+        self, cost_nusd: int, *, tokens: int | None = None, is_confirmed: bool = True
+    ) -> None:
+        """Charge this much, and give back the rest of what is held.
+
+        Args:
+            is_confirmed: whether the provider said so.
+        """
         if self.hold_id is not None:
             hold_id, self.hold_id = self.hold_id, None
-            await self._ledger.settle(hold_id, cost_nusd, tokens=tokens)
+            await self._ledger.settle(hold_id, cost_nusd, tokens=tokens, is_confirmed=is_confirmed)
 
     async def release(self) -> None:
         """Give back what is held; nobody will charge for it."""

@@ -1,4 +1,8 @@
-"""What the request did cost: the provider's own count, or what bounds it where there is none."""
+"""What the request did cost: the provider's own count, or what bounds it where there is none.
+
+The rule: what may have reached a provider is not free, unless the provider refused it. Without
+a usage the charge is the upper bound and ``unconfirmed``, to be corrected by whoever learns more.
+"""
 
 import logging
 
@@ -26,6 +30,9 @@ def cost_of(delivered: Delivered, facts: Facts, *, output_tokens: int) -> int:
     price = delivered.target.model.price
     if delivered.usage is not None:
         return bill(price, delivered.usage, facts.measured.needs)
+    if delivered.output_bytes is None:
+        # It may have been answered in full, for all we know, and cannot cost more than this.
+        return delivered.booking.amount_nusd
     # A token is a byte or more, so what came through bounds what was produced.
     return upper_bound(
         price,
@@ -48,8 +55,10 @@ async def pay(call: Call, facts: Facts, delivered: Delivered) -> None:
         return
     booking = delivered.booking
     cost = cost_of(delivered, facts, output_tokens=booking.output_tokens)
+    is_confirmed = delivered.usage is not None
     if cost:
         call.cost_nusd += cost
+        call.unconfirmed_nusd += 0 if is_confirmed else cost
         attempt = call.attempts[delivered.place]
         call.attempts[delivered.place] = structs.replace(attempt, cost_nusd=cost)
     call.reserved_nusd += booking.amount_nusd
@@ -59,7 +68,7 @@ async def pay(call: Call, facts: Facts, delivered: Delivered) -> None:
         else:
             usage = delivered.usage
             tokens = None if usage is None else usage.input_tokens + usage.output_tokens
-            await booking.settle(cost, tokens=tokens)
+            await booking.settle(cost, tokens=tokens, is_confirmed=is_confirmed)
     except StoreError as exc:
         # The provider has done its work. What nobody settles is charged when its lease ends.
         logger.error("request %s not settled: %s", call.id, exc)

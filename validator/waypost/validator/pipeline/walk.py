@@ -101,6 +101,7 @@ class Walk:
             kind = "fallback"
             if one.outcome == "ok" and self._is_to_be_judged(one.target):
                 one, is_sure = await self._judge(one)
+                await self._pay_if_failed(one)
                 if one.outcome == "ok" and not is_sure:
                     await self._keep(one)
                     kind = "escalation"
@@ -186,6 +187,8 @@ class Walk:
             last, kind = one, "retry"
             if tries > upstream.max_retries or not await self._pause(one, tries):
                 break
+            if not await self._is_held(target):
+                break
         if last is not None and last.outcome == "rate_limited":
             self._limited.append(target)
         return last
@@ -230,7 +233,17 @@ class Walk:
         )  # fmt: skip
         self.tries.append(one)
         await one.open()
+        await self._pay_if_failed(one)
         return one
+
+    async def _pay_if_failed(self, one: Try) -> None:
+        """Charge what a failure may have cost; what comes next holds money of its own."""
+        if one.outcome != "ok" and not (failed := one.delivered()).is_free:
+            # First, as a hedge that is sooner may cancel this while it waits for the store.
+            one.is_paid = True
+            if one.booking is self._booking:
+                self._held = ""
+            await pay(self._call, self._considered.facts, failed)
 
     # ── two at once ────────────────────────────────────────────────────────────────────────
 
@@ -369,9 +382,10 @@ class Walk:
                 code="upstream_saturated",
                 retry_after_s=1,
             )
+        charged = " What the attempts may have cost is charged." if self._call.cost_nusd else ""
         if is_late or outcomes == {"timeout"}:
             return UpstreamError(
-                "No provider answered in time; try again.", code="upstream_timeout"
+                f"No provider answered in time; try again.{charged}", code="upstream_timeout"
             )
         if outcomes <= {"rate_limited"} and self._limited:
             return UpstreamError(
@@ -379,4 +393,4 @@ class Walk:
                 code="upstream_rate_limited",
                 retry_after_s=1 + int(min(map(self._rest_s, self._limited))),
             )
-        return UpstreamError("No provider could answer at the moment; try again shortly.")
+        return UpstreamError(f"No provider could answer at the moment; try again shortly.{charged}")
