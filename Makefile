@@ -5,13 +5,14 @@ CODE := cli client_sdk demo docs/examples edge shared validator tests
 PACKAGES := client_sdk/pyproject.toml pyproject.toml
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo demo-real test cover soak bench bench-rivals lint fmt clean
+.PHONY: help demo demo-real test cover shipping soak bench bench-rivals lint fmt clean
 
 help:
 	@echo "make demo       the whole flow on simulated models, then a console to look at"
 	@echo "make demo-real  the same against a real language model on this machine"
 	@echo "make test       lint, types, architecture and the test suite"
 	@echo "make cover      the test suite once more, and which lines and branches it misses"
+	@echo "make shipping   the SDK frozen, in Pyodide, under gevent and on other Pythons"
 	@echo "make bench      speed, as ratios against baselines of the same run"
 	@echo "make bench-rivals  the same against other gateways, which it installs"
 	@echo "make soak       three minutes of random faults, one provider always down"
@@ -54,6 +55,10 @@ test: lint
 # Apart from `make test`, since measuring makes the suite a third slower.
 cover: .venv/dev
 	@$(BIN)/python -m pytest -n 2 --dist loadscope --cov --cov-report=term:skip-covered
+
+# Apart as well: it installs packages of PyPI and npm into environments of their own.
+shipping: .venv/dev
+	@$(BIN)/python -m pytest tests/e2e/shipping.py
 
 lint: .venv/dev
 	@$(BIN)/ruff format --check $(CODE)

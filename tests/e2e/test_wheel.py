@@ -7,39 +7,19 @@ import tomllib
 import venv
 import zipfile
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-PROJECTS = {"waypost": ROOT / "client_sdk", "waypost_server": ROOT}
+from support.wheels import PROJECTS, build_all, install, run
 
 pytestmark = pytest.mark.timeout(300)
 
 
-def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, check=False
-    )
-
-
-def build(project: Path, folder: Path) -> Path:
-    """Return the wheel of ``project``, built from its sdist."""
-    built = run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, project)
-    assert built.returncode == 0, built.stderr[-2_000:]
-    return next(folder.glob("*.whl"))
-
-
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    with ThreadPoolExecutor() as pool:
-        building = {
-            name: pool.submit(build, project, tmp_path_factory.mktemp(name))
-            for name, project in PROJECTS.items()
-        }
-        return {name: wheel.result() for name, wheel in building.items()}
+    return build_all(tmp_path_factory.mktemp("wheels"))
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +27,7 @@ def clean(wheels: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     """Return the ``bin`` of an environment with the SDK and nothing else."""
     folder = tmp_path_factory.mktemp("clean")
     venv.create(folder)
-    installed = run(
-        sys.executable, "-m", "pip", "--python", folder / "bin/python", "install", "-q",
-        "--no-compile", "-c", ROOT / "constraints.txt", wheels["waypost"],
-    )  # fmt: skip
-    assert installed.returncode == 0, installed.stderr[-2_000:]
+    install(folder, wheels["waypost"])
     return folder / "bin"
 
 
@@ -122,3 +98,19 @@ def test_each_extra_of_the_server_is_one_of_the_sdk() -> None:
 
     expected = {name: [f"waypost-server[{name}]"] for name in server}
     assert {name: sdk.get(name) for name in server} == expected
+
+
+def test_a_command_whose_extra_is_missing_says_so() -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['pydantic'] = None  # as where it is not installed\n"
+        "sys.argv = ['waypost', 'validator', 'serve']\n"
+        "from waypost.cli import main\n"
+        "main()\n"
+    )
+
+    result = run(sys.executable, "-c", code)
+
+    assert result.returncode == 2
+    assert "waypost[validator]" in result.stderr
+    assert "Traceback" not in result.stderr

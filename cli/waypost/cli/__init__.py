@@ -1,7 +1,8 @@
 """The ``waypost`` command: finds the commands of the parts that are installed.
 
-Each part registers its commands through the entry-point group ``waypost.commands``, so that one
-whose extra is missing has no broken commands. Exit codes: 0 good, 1 a finding, 2 usage.
+Each part registers its commands through the entry-point group ``waypost.commands``. They import
+what they need when they run, so one whose extra is missing says so. Exit codes: 0 good, 1 a
+finding, 2 usage.
 """
 
 from importlib.metadata import entry_points
@@ -25,19 +26,17 @@ def main() -> None:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    missing: list[str] = []
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
-        try:
-            register = entry.load()
-        except ModuleNotFoundError as exc:
-            if exc.name is None or exc.name.startswith("waypost"):
-                raise
-            missing.append(entry.name)
-            continue
-        register(app)
-    if missing:
-        app.info.epilog = "Not installed: " + ", ".join(f"waypost[{name}]" for name in missing)
+        entry.load()(app)
     try:
         app()
     except WaypostError as exc:
         fail(exc)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.startswith("waypost"):
+            raise
+        fail(
+            f"this command needs an extra, as waypost[edge], waypost[validator] or waypost[all]:"
+            f" there is no module '{exc.name}'",
+            exit_code=2,
+        )
