@@ -54,7 +54,7 @@ def test_an_operator_logs_in_looks_up_a_decision_and_leaves(visit: Visit) -> Non
     page.get_by_text("Record as JSON").click()
     expect(page.locator("pre.json")).to_contain_text('"verdict": "overridden"')
 
-    page.get_by_role("button", name="Log out").click()
+    page.get_by_role("button", name="Log out", exact=True).click()
     page.goto("/console/decisions")
     expect(page.get_by_label("Operator token")).to_be_visible()
 

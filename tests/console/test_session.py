@@ -8,12 +8,14 @@ import pytest
 
 from console.conftest import Console
 from support.validator import OPERATOR_TOKEN
+from waypost.shared.errors import StoreError
 from waypost.validator.console.session import (
     SESSION_S,
     LoginLimiter,
-    is_session,
+    Session,
     is_token,
     new_session,
+    session_of,
 )
 
 NOW = 1_764_000_000
@@ -31,11 +33,12 @@ def stranger(console: Console) -> Generator[httpx.Client]:
 
 
 def test_a_session_holds_for_its_time_and_with_its_token_only() -> None:
-    session = new_session(OPERATOR_TOKEN, now=NOW)
+    cookie = new_session(OPERATOR_TOKEN, name="5e55", now=NOW)
+    session = Session(NOW + SESSION_S, "5e55")
 
-    assert is_session(session, OPERATOR_TOKEN, now=NOW + SESSION_S - 1)
-    assert not is_session(session, OPERATOR_TOKEN, now=NOW + SESSION_S)
-    assert not is_session(session, f"{OPERATOR_TOKEN}x", now=NOW)
+    assert session_of(cookie, OPERATOR_TOKEN, now=NOW + SESSION_S - 1) == session
+    assert session_of(cookie, OPERATOR_TOKEN, now=NOW + SESSION_S) is None
+    assert session_of(cookie, f"{OPERATOR_TOKEN}x", now=NOW) is None
 
 
 @pytest.mark.parametrize(
@@ -46,6 +49,7 @@ def test_a_session_holds_for_its_time_and_with_its_token_only() -> None:
         lambda s: s.partition(".")[0],
         lambda s: s.replace(".", "."*2),
         lambda s: f"{int(s.partition('.')[0]) + 9_999}.{s.partition('.')[2]}",
+        lambda s: s.replace("5e55", "5e56"),
         lambda s: f" {s}",
         lambda s: f"+{s}",
         lambda s: s.upper() if s.upper() != s else f"{s}0",
@@ -55,9 +59,9 @@ def test_a_session_holds_for_its_time_and_with_its_token_only() -> None:
     ],
 )  # fmt: skip
 def test_a_forged_session_does_not_hold(forge: object) -> None:
-    session = new_session(OPERATOR_TOKEN, now=NOW)
+    cookie = new_session(OPERATOR_TOKEN, name="5e55", now=NOW)
 
-    assert not is_session(forge(session), OPERATOR_TOKEN, now=NOW)  # type: ignore[operator]
+    assert session_of(forge(cookie), OPERATOR_TOKEN, now=NOW) is None  # type: ignore[operator]
 
 
 def test_only_the_token_is_the_token() -> None:
@@ -134,6 +138,58 @@ def test_a_wrong_token_is_401_and_a_flood_of_them_429(console: Console) -> None:
     assert [answer.status_code for answer in said] == [401] * 10 + [429]
     assert right.status_code == 429  # or the flood would be an oracle
     assert "not the operator" in said[0].text
+
+
+def _is_let_in(client: httpx.Client) -> bool:
+    return client.get("/console/manifest").status_code == 200
+
+
+def test_a_cookie_that_was_stolen_ends_with_its_session(console: Console) -> None:
+    with console.operator() as victim, console.operator() as other:
+        stolen = dict(victim.cookies)
+        with httpx.Client(base_url=console.running.url, cookies=stolen) as thief:
+            assert _is_let_in(thief)
+
+            victim.post("/console/logout")
+
+            assert not _is_let_in(thief)
+        assert _is_let_in(other)
+
+
+def test_logging_out_everywhere_ends_every_session_and_no_later_one(console: Console) -> None:
+    clock = console.running.clock
+    with console.operator() as one, console.operator() as other:
+        one.post("/console/logout", data={"everywhere": ""})
+
+        assert not _is_let_in(one)
+        assert not _is_let_in(other)
+    clock.ahead_s += 1
+    with console.operator() as later:
+        assert _is_let_in(later)
+
+
+def test_a_page_that_follows_is_cut_off_when_its_session_ends(console: Console) -> None:
+    with console.operator() as operator, operator.stream("GET", "/console/decisions/live") as live:
+        lines = live.iter_lines()
+        next(lines)
+        with httpx.Client(base_url=console.running.url, cookies=operator.cookies) as same:
+            same.post("/console/logout", headers={"origin": console.running.url})
+
+        assert "event: over" in list(lines)
+
+
+def test_where_nobody_can_tell_whether_a_session_has_ended_nobody_is_let_in(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(_: bytes) -> int:
+        raise StoreError("/secret/replay.sqlite is locked", code="replay_unavailable")
+
+    with console.operator() as operator:
+        monkeypatch.setattr(console.running.desk.seen, "ended_until", broken)
+        answer = operator.get("/console/manifest")
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "replay_unavailable")
+    assert "/secret" not in answer.text
 
 
 @pytest.mark.parametrize(

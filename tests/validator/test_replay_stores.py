@@ -72,6 +72,17 @@ async def test_of_many_who_ask_at_once_one_is_first(another: Callable[[], SeenOn
     assert found.count(True) == 1
 
 
+async def test_what_has_ended_is_known_to_all_and_lasts_as_long_as_the_latest_said(
+    another: Callable[[], SeenOnce],
+) -> None:
+    one, two = another(), another()
+
+    await one.end(b"a", until=UNTIL)
+    await one.end(b"a", until=UNTIL + 1)
+
+    assert [await two.ended_until(mark) for mark in (b"a", b"b")] == [UNTIL + 1, 0]
+
+
 async def test_an_address_that_is_none_is_not_quoted() -> None:
     with pytest.raises(StoreError) as caught:
         RedisSeen("http://:secret@localhost", prefix="p")

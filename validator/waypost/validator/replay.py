@@ -1,4 +1,4 @@
-"""Remembers what counts once: proofs of possession, one-time tokens.
+"""Remembers what counts once, proofs of possession and one-time tokens, and what is over.
 
 Shared by the worker processes of one machine through one SQLite file, which holds hashes alone.
 It fails closed: what cannot be remembered is not let in.
@@ -23,6 +23,8 @@ CREATE TABLE seen (mark BLOB PRIMARY KEY, until INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX by_end ON seen (until);
 """
 _ADD = "INSERT OR IGNORE INTO seen VALUES (?, ?)"
+_END = "INSERT INTO seen VALUES (?, ?) ON CONFLICT DO UPDATE SET until = max(until, excluded.until)"
+_ENDED = "SELECT until FROM seen WHERE mark = ?"
 _DROP = "DELETE FROM seen WHERE mark IN (SELECT mark FROM seen WHERE until <= ? LIMIT 500)"
 
 MAX_MARKS = 2_000_000  # about 120 MB on disk, and 16,000 proofs a second
@@ -38,6 +40,22 @@ class SeenOnce(Protocol):
 
         Args:
             until: Unix seconds until which that must be known.
+
+        Raises:
+            StoreError: nobody can tell.
+        """
+        ...
+
+    async def end(self, mark: bytes, *, until: int) -> None:
+        """Remember that what ``mark`` names is over, as far as it would have lasted to ``until``.
+
+        Raises:
+            StoreError: it cannot be remembered.
+        """
+        ...
+
+    async def ended_until(self, mark: bytes) -> int:
+        """Return the latest ``until`` that ``end`` was told for ``mark``; 0 if it never was.
 
         Raises:
             StoreError: nobody can tell.
@@ -82,13 +100,25 @@ class SqliteSeen:
         """See ``SeenOnce``. One insert; microseconds, unless another process is writing."""
         if self._is_full:
             raise _unavailable(f"{self._path} is full: more proofs than can be remembered")
+        return (await self._execute(_ADD, (mark, until))).rowcount == 1
+
+    async def end(self, mark: bytes, *, until: int) -> None:
+        """See ``SeenOnce``."""
+        await self._execute(_END, (mark, until))
+
+    async def ended_until(self, mark: bytes) -> int:
+        """See ``SeenOnce``."""
+        found = (await self._execute(_ENDED, (mark,))).fetchone()
+        return 0 if found is None else int(found[0])
+
+    async def _execute(self, sql: str, values: tuple[bytes | int, ...]) -> sqlite3.Cursor:
         for _ in range(int(PATIENCE_S / RETRY_S)):
             try:
-                return self._db.execute(_ADD, (mark, until)).rowcount == 1
+                return self._db.execute(sql, values)
             except sqlite3.Error as exc:
                 # The low byte is the code, what is above says more of it.
                 if getattr(exc, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY:
-                    raise _unavailable(f"{self._path} cannot be written: {exc}") from exc
+                    raise _unavailable(f"{self._path} cannot be used: {exc}") from exc
             await asyncio.sleep(RETRY_S)
         raise _unavailable(f"{self._path} has been locked for {PATIENCE_S:g} s")
 

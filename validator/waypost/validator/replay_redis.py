@@ -3,6 +3,8 @@
 One round trip per proof or one-time token. Keys hold hashes alone and expire by themselves.
 """
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 from redis.asyncio import Redis
@@ -51,13 +53,22 @@ class RedisSeen:
         If an answer is lost the retry finds its own mark, and a good proof is refused: the client
         makes another, where letting it in could let in two.
         """
-        key = f"{self._prefix}:seen:{mark.hex()}"
-        try:
-            return bool(await self._redis.set(key, b"", nx=True, exat=until + CLOCKS_APART_S))
-        except (RedisError, OSError) as exc:
-            raise StoreError(
-                f"Redis cannot remember proofs: {exc}", code="replay_unavailable"
-            ) from exc
+        ends_at = until + CLOCKS_APART_S
+        with _told():
+            return bool(await self._redis.set(self._key(mark), b"", nx=True, exat=ends_at))
+
+    async def end(self, mark: bytes, *, until: int) -> None:
+        """See ``SeenOnce``; of two at once the later to come counts."""
+        with _told():
+            await self._redis.set(self._key(mark), str(until), exat=until + CLOCKS_APART_S)
+
+    async def ended_until(self, mark: bytes) -> int:
+        """See ``SeenOnce``."""
+        with _told():
+            return int(await self._redis.get(self._key(mark)) or 0)
+
+    def _key(self, mark: bytes) -> str:
+        return f"{self._prefix}:seen:{mark.hex()}"
 
     async def sweep(self, *, now: int) -> None:
         """See ``SeenOnce``. Keys expire by themselves."""
@@ -65,3 +76,11 @@ class RedisSeen:
     async def close(self) -> None:
         """Close the connections."""
         await self._redis.aclose()
+
+
+@contextmanager
+def _told() -> Generator[None]:
+    try:
+        yield
+    except (RedisError, OSError) as exc:
+        raise StoreError(f"Redis cannot remember proofs: {exc}", code="replay_unavailable") from exc

@@ -7,6 +7,7 @@ server hands out as a file.
 
 import logging
 import re
+import secrets
 from http.cookies import CookieError, SimpleCookie
 from typing import cast
 from urllib.parse import urlencode, urlsplit
@@ -28,15 +29,17 @@ from waypost.shared.errors import (
     WaypostError,
 )
 from waypost.validator.console import decisions, playground, status
-from waypost.validator.console.pages import desk_of, form_of, page
+from waypost.validator.console.pages import desk_of, form_of, is_over, page
 from waypost.validator.console.render import assets
 from waypost.validator.console.session import (
+    ALL_SESSIONS,
     COOKIE,
     SESSION_S,
     LoginLimiter,
-    is_session,
+    Session,
     is_token,
     new_session,
+    session_of,
 )
 from waypost.validator.desk import Desk
 from waypost.validator.problems import INTERNAL, SEE_OTHER, describe
@@ -108,11 +111,11 @@ class Console:
             await send(message)
 
         scope.update(desk=self.desk, logins=self._logins, viewers=self._viewers)
-        turned_away = _turned_away(Request(scope, receive))
+        turned_away = await _turned_away(Request(scope, receive))
         await (turned_away or self._pages)(scope, receive, send_fenced)
 
 
-def _turned_away(request: Request) -> Response | None:
+async def _turned_away(request: Request) -> Response | None:
     """Return why a request goes no further; ``None`` if it may."""
     desk = desk_of(request)
     if desk.console_token is None:
@@ -121,10 +124,16 @@ def _turned_away(request: Request) -> Response | None:
         return _bare(
             ForbiddenError("This was not sent by a page of this console.", code="cross_origin")
         )
-    is_operator = _has_session(request, desk.console_token, now=int(desk.clock()))
-    request.scope["is_operator"] = is_operator
+    try:
+        session = await _session(request, desk)
+    except StoreError as error:
+        logger.error("whether a session of the console has ended cannot be told: %s", error)
+        return _bare(
+            StoreError("Sessions cannot be looked up; the log says more.", code=error.code)
+        )
+    request.scope.update(session=session, is_operator=session is not None)
     path = _path(request)
-    if is_operator or path == LOGIN or path.startswith("/console/static/"):
+    if session is not None or path == LOGIN or path.startswith("/console/static/"):
         return None
     if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
         query = f"?{request.url.query}" if request.url.query else ""
@@ -133,7 +142,7 @@ def _turned_away(request: Request) -> Response | None:
     return _bare(TokenError("Log in first; the session may have expired.", code="console_login"))
 
 
-def _bare(refusal: RefusalError) -> Response:
+def _bare(refusal: WaypostError) -> Response:
     """Return a refusal for whoever may not even see a page's frame."""
     problem = describe(refusal)
     return Response(problem.body, problem.status, media_type="application/json")
@@ -144,13 +153,19 @@ def _path(request: Request) -> str:
     return path
 
 
-def _has_session(request: Request, token: str, *, now: int) -> bool:
+async def _session(request: Request, desk: Desk) -> Session | None:
+    """Return the session that the request belongs to, unless it has lapsed or was ended."""
     jar = SimpleCookie()
     try:
         jar.load(request.headers.get("cookie", ""))
     except CookieError:
-        return False
-    return COOKIE in jar and is_session(jar[COOKIE].value, token, now=now)
+        return None
+    if COOKIE not in jar:
+        return None
+    session = session_of(jar[COOKIE].value, desk.console_token or "", now=int(desk.clock()))
+    if session is None or await is_over(desk, session):
+        return None
+    return session
 
 
 def _is_from_own_page(request: Request) -> bool:
@@ -208,7 +223,7 @@ async def _login(request: Request) -> Response:
     response = RedirectResponse(aim, SEE_OTHER)
     response.set_cookie(
         COOKIE,
-        new_session(desk.console_token or "", now=int(desk.clock())),
+        new_session(desk.console_token or "", name=secrets.token_hex(16), now=int(desk.clock())),
         max_age=SESSION_S,
         path="/console",
         secure=not is_local,
@@ -218,7 +233,14 @@ async def _login(request: Request) -> Response:
     return response
 
 
-async def _logout(_: Request) -> Response:
+async def _logout(request: Request) -> Response:
+    """End this session, or all there are."""
+    desk = desk_of(request)
+    session: Session = request.scope["session"]
+    if "everywhere" in await form_of(request):
+        await desk.seen.end(ALL_SESSIONS, until=int(desk.clock()) + SESSION_S)
+    else:
+        await desk.seen.end(session.mark, until=session.expires_at)
     response = RedirectResponse(LOGIN, SEE_OTHER)
     response.delete_cookie(COOKIE, path="/console", httponly=True, samesite="strict")
     return response

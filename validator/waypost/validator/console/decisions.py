@@ -20,8 +20,9 @@ from waypost.shared.explain import explain_record
 from waypost.shared.records import DecisionRecord, Verdict
 from waypost.validator.console.charts import Chart, stacked_bars
 from waypost.validator.console.flow import flow_of, steps_of
-from waypost.validator.console.pages import DAY, WINDOWS, Window, desk_of, page, window_of
+from waypost.validator.console.pages import DAY, WINDOWS, Window, desk_of, is_over, page, window_of
 from waypost.validator.console.render import render
+from waypost.validator.console.session import Session
 from waypost.validator.console.words import count, csv_cell, when
 from waypost.validator.desk import Desk
 from waypost.validator.guarded_http import end_with_server
@@ -260,14 +261,19 @@ async def live(request: Request) -> Response:
     ending = asyncio.Event()
     end_with_server(request.scope, ending.set)
     return StreamingResponse(
-        _events(desk, asked.filters, after, viewers, ending),
+        _events(desk, request.scope["session"], asked.filters, after, viewers, ending),
         media_type="text/event-stream",
         headers={"x-accel-buffering": "no"},
     )
 
 
 async def _events(
-    desk: Desk, filters: RecordFilter, after: str, viewers: set[object], ending: asyncio.Event
+    desk: Desk,
+    session: Session,
+    filters: RecordFilter,
+    after: str,
+    viewers: set[object],
+    ending: asyncio.Event,
 ) -> AsyncGenerator[str]:
     me = object()
     viewers.add(me)
@@ -276,6 +282,9 @@ async def _events(
         sent: set[str] | None = None
         quiet = 0
         while not ending.is_set():
+            if await is_over(desk, session):
+                yield "event: over\ndata:\n\n"
+                return
             since_ms = int(desk.clock() * 1_000) - LIVE_BACK_MS
             recent = await _recent(desk, structs.replace(filters, since_ms=since_ms))
             if sent is None:

@@ -9,11 +9,22 @@ from starlette.responses import HTMLResponse
 
 from waypost.shared.errors import InvalidRequestError
 from waypost.validator.console.render import render
+from waypost.validator.console.session import ALL_SESSIONS, Session
 from waypost.validator.console.words import when
 from waypost.validator.desk import Desk
 from waypost.validator.problems import OK
 
-__all__ = ["DAY", "HOUR_MS", "WINDOWS", "Window", "desk_of", "form_of", "page", "window_of"]
+__all__ = [
+    "DAY",
+    "HOUR_MS",
+    "WINDOWS",
+    "Window",
+    "desk_of",
+    "form_of",
+    "is_over",
+    "page",
+    "window_of",
+]
 
 MAX_FORM_BYTES = 524_288
 MAX_FIELDS = 64
@@ -76,6 +87,18 @@ def desk_of(request: Request) -> Desk:
     """Return what the validator serves with."""
     desk: Desk = request.scope["desk"]
     return desk
+
+
+async def is_over(desk: Desk, session: Session) -> bool:
+    """Whether the session has lapsed, or was ended by itself or with all others.
+
+    Raises:
+        StoreError: nobody can tell.
+    """
+    if desk.clock() >= session.expires_at:
+        return True
+    ended = [await desk.seen.ended_until(mark) for mark in (session.mark, ALL_SESSIONS)]
+    return max(ended) >= session.expires_at
 
 
 async def form_of(request: Request) -> dict[str, list[str]]:

@@ -1,19 +1,44 @@
 """Who may see the console: the operator's token, and the signed session that it buys. Pure.
 
-The rule: nothing is kept on the server. A session is signed with a key made from the token, so
-all workers agree on it, a restart ends none, and another token ends them all.
+The rule: who is in is not kept on the server. A session is signed with a key made from the token,
+so all workers agree on it and a restart ends none. What is kept, until they would have lapsed, is
+which sessions have ended; another token ends them all.
 """
 
+import hashlib
 import hmac
+from typing import NamedTuple
 
-__all__ = ["COOKIE", "SESSION_S", "LoginLimiter", "is_session", "is_token", "new_session"]
+__all__ = [
+    "ALL_SESSIONS",
+    "COOKIE",
+    "SESSION_S",
+    "LoginLimiter",
+    "Session",
+    "is_token",
+    "new_session",
+    "session_of",
+]
 
 COOKIE = "waypost_console"
 SESSION_S = 12 * 3_600  # a shift
+ALL_SESSIONS = b"console sessions"  # marks all that lapse at a time or before
 
 FAILURES = 10  # of one address, a minute
 WINDOW_S = 60.0
 MAX_ADDRESSES = 10_000
+
+
+class Session(NamedTuple):
+    """A session that a cookie proves."""
+
+    expires_at: int
+    name: str
+
+    @property
+    def mark(self) -> bytes:
+        """What it is remembered by once it has ended."""
+        return hashlib.sha256(b"console session " + self.name.encode()).digest()
 
 
 def is_token(given: str, token: str) -> bool:
@@ -24,25 +49,30 @@ def is_token(given: str, token: str) -> bool:
     )
 
 
-def new_session(token: str, *, now: int) -> str:
-    """Return a cookie's value that ``is_session`` until ``SESSION_S`` from ``now``."""
-    expires_at = str(now + SESSION_S)
-    return f"{expires_at}.{_signature(token, expires_at)}"
+def new_session(token: str, *, name: str, now: int) -> str:
+    """Return the value of a cookie that proves a session until ``SESSION_S`` from ``now``.
+
+    Args:
+        name: of no other session; hexadecimal.
+    """
+    said = f"{now + SESSION_S}.{name}"
+    return f"{said}.{_signature(token, said)}"
 
 
-def is_session(cookie: str, token: str, *, now: int) -> bool:
-    """Whether ``cookie`` was made with this token and has not expired."""
-    expires_at, _, signature = cookie.partition(".")
+def session_of(cookie: str, token: str, *, now: int) -> Session | None:
+    """Return the session if ``cookie`` was made with this token and has not lapsed."""
+    said, _, signature = cookie.rpartition(".")
+    expires_at, _, name = said.partition(".")
     # Ours is the only spelling: int() would take more than we write.
     if not (expires_at.isascii() and expires_at.isdigit() and len(expires_at) <= 12):
-        return False
-    is_signed = hmac.compare_digest(signature.encode(), _signature(token, expires_at).encode())
-    return is_signed and now < int(expires_at)
+        return None
+    is_signed = hmac.compare_digest(signature.encode(), _signature(token, said).encode())
+    return Session(int(expires_at), name) if is_signed and now < int(expires_at) else None
 
 
-def _signature(token: str, expires_at: str) -> str:
+def _signature(token: str, said: str) -> str:
     key = hmac.digest(token.encode(), b"waypost console session", "sha256")
-    return hmac.digest(key, expires_at.encode(), "sha256").hex()
+    return hmac.digest(key, said.encode(), "sha256").hex()
 
 
 class LoginLimiter:

@@ -48,6 +48,8 @@ function offerLive(button) {
       show("wait", "Reconnecting");
       if (source.readyState === EventSource.CLOSED) again = setTimeout(start, AGAIN_MS);
     };
+    // The session has ended: the login leads back here.
+    source.addEventListener("over", () => location.reload());
     source.addEventListener("rows", (event) => {
       document.querySelector("[data-empty]")?.remove();
       rows.insertAdjacentHTML("afterbegin", event.data);
@@ -80,6 +82,7 @@ async function refresh(part) {
   if (document.hidden || part.contains(document.activeElement)) return;
   try {
     const answer = await fetch(location.href, { headers: { accept: "text/html" } });
+    if (answer.redirected) location.reload();
     if (!answer.ok || answer.redirected) return;
     const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("[data-refresh]");
     if (fresh) part.replaceChildren(...fresh.childNodes);
