@@ -24,6 +24,7 @@ from waypost.validator.receipts.audit import check_records
 from waypost.validator.receipts.keys import load_keys
 from waypost.validator.receipts.log import ReceiptLog, read_entries
 from waypost.validator.receipts.receipt import open_receipt, sign_receipt
+from waypost.validator.records import RecordFilter, SqliteRecordStore
 
 pytestmark = pytest.mark.anyio
 
@@ -87,8 +88,14 @@ class World:
             db.execute(statement, values)
 
     def bodies(self) -> list[bytes]:
-        with closing(sqlite3.connect(self.records)) as db:
-            return [body for (body,) in db.execute("SELECT body FROM bodies ORDER BY seq")]
+        async def read() -> list[bytes]:
+            store = SqliteRecordStore.open(self.records)
+            try:
+                return list(await store.bodies(RecordFilter(), limit=99))
+            finally:
+                await store.close()
+
+        return asyncio.run(read())
 
 
 @pytest.fixture(scope="module")
