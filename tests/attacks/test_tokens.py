@@ -1,4 +1,8 @@
-"""Forged, bent and oversized tokens. PyJWT by itself takes about half of these."""
+"""Forged, bent and oversized tokens. PyJWT by itself takes about half of these.
+
+Attacks on proofs of possession are in ``validator/test_dpop.py`` and ``test_bound_tokens.py``, on
+narrowed tokens in ``test_narrowing.py``, Wycheproof's beside this file.
+"""
 
 import base64
 import hmac
@@ -21,6 +25,7 @@ from hypothesis import strategies as st
 
 from support.tokens import AUDIENCE, NOW, App
 from waypost.shared.errors import TokenError
+from waypost.shared.issuer_keys import as_jwk
 from waypost.validator.jose import REFUSAL
 from waypost.validator.tokens import TokenVerifier
 
@@ -75,6 +80,16 @@ def test_the_forgers_own_tools_make_a_good_token() -> None:
         lambda t: t + "=",
         lambda t: t + "==",
         lambda t: t + "\n",
+        lambda t: t + " ",
+        lambda t: t + "\t",
+        lambda t: t + "\x00",
+        lambda t: " " + t,
+        lambda t: "\t" + t,
+        lambda t: t.replace(".", " .", 1),
+        lambda t: t.replace(".", ".\n", 1),
+        lambda t: t[:20] + "\r\n" + t[20:],
+        lambda t: t[:20] + "%" + t[20:],
+        lambda t: t.replace(".", "\uff0e"),
         lambda t: t.replace(".", "..", 1),
         lambda t: t + ".e30.e30",
         lambda t: t.rsplit(".", 1)[0],
@@ -87,6 +102,16 @@ def test_the_forgers_own_tools_make_a_good_token() -> None:
         "=",
         "==",
         "newline",
+        "space",
+        "tab",
+        "NUL",
+        "space before",
+        "tab before",
+        "space in front of the dot",
+        "newline after the dot",
+        "folded",
+        "percent",
+        "wide dots",
         "empty part",
         "five parts",
         "two parts",
@@ -149,8 +174,14 @@ def test_the_public_key_is_no_hmac_secret(app: App) -> None:
     verifier = TokenVerifier(app.issuers(), audience=AUDIENCE)
     head = b64(json.dumps({"alg": "HS256", "kid": app.kid, "typ": "at+jwt"}).encode())
     text = f"{head}.{b64(payload())}".encode()
-    for encoding in (Encoding.PEM, Encoding.DER):
-        secret = public.public_bytes(encoding, PublicFormat.SubjectPublicKeyInfo)
+    jwk = json.dumps(as_jwk(app.public_key()))
+    for secret in (
+        public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
+        public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
+        jwk.encode(),  # GHSA-xgmm-8j9v-c9wx: PyJWT once took this for a secret
+        jwk.replace(" ", "").encode(),
+        b"",
+    ):
         signature = hmac.digest(secret, text, "sha256")
         assert refusal(f"{text.decode()}.{b64(signature)}", verifier) == "token_alg"
 

@@ -252,6 +252,23 @@ async def test_a_token_that_does_not_hold_is_a_401_with_its_code(
     await nothing_came_of_it(validator, response, acme, medcloud)
 
 
+async def test_a_token_anywhere_but_in_its_header_is_none(
+    validator: Running, acme: Upstream, medcloud: Upstream
+) -> None:
+    # RFC 6750 §2.2 and §2.3 allow both; addresses and bodies are logged and cached.
+    token = validator.bearer().removeprefix("Bearer ")
+
+    response = await validator.client.post(
+        CHAT,
+        params={"access_token": token},
+        json={**HELLO, "access_token": token},
+        headers={"Cookie": f"access_token={token}", "Proxy-Authorization": f"Bearer {token}"},
+    )
+
+    assert (response.status_code, response.json()["error"]["code"]) == (401, "token_missing")
+    await nothing_came_of_it(validator, response, acme, medcloud)
+
+
 async def test_a_tier_that_the_policy_does_not_know_is_refused(
     validator: Running, acme: Upstream, medcloud: Upstream
 ) -> None:

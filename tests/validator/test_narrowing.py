@@ -1,5 +1,6 @@
 """Tokens that their holder made weaker for another process: what they mean, and what bends them."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -248,6 +249,37 @@ def test_a_child_ends_with_its_time_and_with_all_that_ends_its_parent() -> None:
         assert refusal(token, issuers=issuers) == "token_revoked"
     issuers = APP.issuers(min_iat_by_subject={f"{APP.iss} user-1": NOW + 1})
     assert refusal(token, issuers=issuers) == "token_superseded"
+
+
+def test_what_refuses_a_token_refuses_all_that_are_narrowed_from_it() -> None:
+    stranger = App(iss="https://other.example", kid="other-1")
+    head, body, _ = PARENT.split(".")
+    elsewhere = APP.mint(aud="another-validator", jkt=HOLDER.thumbprint)
+    old = APP.mint(now=NOW - 700, jkt=HOLDER.thumbprint)
+    for parent, code in (
+        (elsewhere, "token_audience"),
+        (stranger.mint(jkt=HOLDER.thumbprint), "token_unknown_kid"),
+        (f"{head}.{body}.{'A' * 86}", "token_signature"),
+        (old, "token_expired"),
+    ):
+        child = narrow(parent)
+        grandchild = narrow(child, by=CHILD, to=OTHER.thumbprint)
+        assert [refusal(token) for token in (parent, child, grandchild)] == [code] * 3
+
+    revoked = APP.issuer(keys=(APP.public_key(status="revoked"),))
+    assert refusal(narrow(), issuers=APP.issuers(issuers=(revoked,))) == "token_key_revoked"
+
+
+def test_the_end_of_a_token_in_the_middle_is_that_of_all_below_it() -> None:
+    middle = narrow(lifetime_s=60)
+    last = narrow(middle, by=CHILD, to=OTHER.thumbprint, lifetime_s=600)
+    (jti,) = re.findall(
+        r'"jti":"([^"]+)"', jwt.utils.base64url_decode(middle.split(".")[1]).decode()
+    )
+
+    assert verify(last).exp == NOW + 60
+    assert refusal(last, now=NOW + 90) == "token_expired"
+    assert refusal(last, issuers=APP.issuers(revoked_jtis=(f"{APP.iss} {jti}",))) == "token_revoked"
 
 
 def test_a_child_of_a_one_time_token_is_the_same_one_time() -> None:
