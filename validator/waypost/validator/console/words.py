@@ -36,6 +36,7 @@ _REASONS = {
     "not_in_route": "the rule names others",
     "not_in_token": "not in the access token",
     "proposal_admissible": "as the client asked",
+    "proposal_stale": "by an old manifest",
     "tier_not_allowed": "not open to the tier",
     "token_signature": "the access token does not hold",
     "upstream_unavailable": "no provider answered",

@@ -31,6 +31,7 @@ _REASONS = {
     "budget_exhausted": "the account's budget was used up",
     "budget_undefined": "nobody had set a budget for the account",
     "not_in_token": "the customer's access did not include the model",
+    "proposal_stale": "the app had chosen by a manifest that was long out of date",
     "not_in_route": "a rule keeps this kind of request to other models",
     "unknown_model": "the app named a model that the policy does not have",
     "unknown_tier": "the customer's plan is not in the policy",
