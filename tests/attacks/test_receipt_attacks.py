@@ -1,6 +1,8 @@
 """Attacks on the proof of what was decided: whoever holds records or log, but not the key."""
 
 import asyncio
+import base64
+import hashlib
 import json
 import shutil
 import sqlite3
@@ -9,8 +11,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import typer
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec import structs
 from typer.testing import CliRunner
 
@@ -23,6 +27,7 @@ from waypost.validator import receipts_cli
 from waypost.validator.receipts.audit import check_records
 from waypost.validator.receipts.keys import load_keys
 from waypost.validator.receipts.log import ReceiptLog, read_entries
+from waypost.validator.receipts.proof import format_proof, parse_proof
 from waypost.validator.receipts.receipt import open_receipt, sign_receipt
 from waypost.validator.records import RecordFilter, SqliteRecordStore
 
@@ -77,6 +82,22 @@ class World:
         done = CliRunner().invoke(app, command)
         found = json.loads(done.stdout)["findings"] if done.stdout else []
         return done.exit_code, [finding["code"] for finding in found]
+
+    def prove(self, place: int, *options: str) -> Path:
+        """Write the proof of a decision into a folder of its own; nothing else is there."""
+        alone = self.folder / "auditor"
+        alone.mkdir(exist_ok=True)
+        shutil.copy(self.keys, alone)
+        decision = decode_record(self.bodies()[place]).id
+        app = typer.Typer()
+        receipts_cli.register(app)
+        app.command("other")(lambda: None)
+        command = ["receipts", "prove", decision, str(self.log), "--db", str(self.records),
+                   "--out", str(alone / "proof"), *options]  # fmt: skip
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 0, done.output
+        self.log, self.keys, self.records = alone / "proof", alone / "keys.json", alone / "none"
+        return alone / "proof"
 
     def receipt(self, token: bytes) -> tuple[int, list[str]]:
         path = self.folder / "receipt"
@@ -234,3 +255,47 @@ def test_a_request_that_went_where_the_policy_did_not_say_is_found(world: World)
 
 def test_the_secret_is_its_owner_s_alone(world: World) -> None:
     assert (world.folder / "state/receipts.key").stat().st_mode & 0o777 == 0o600
+
+
+# ── one decision, proved by itself ─────────────────────────────────────────────────────────────
+
+
+def test_a_proof_needs_neither_log_nor_records(world: World) -> None:
+    tokens = world.receipts
+    proof = world.prove(1)
+    assert world.verify() == (0, [])
+    assert world.receipt(tokens[1]) == (0, [])
+    assert world.receipt(tokens[0]) == (1, ["receipt_without_record"])
+    assert proof.read_bytes().startswith(b"c2sp.org/tlog-proof@v1\nextra ")
+
+
+def test_a_record_altered_in_its_proof_is_found(world: World) -> None:
+    proof = world.prove(0)
+    parsed = parse_proof(proof.read_bytes())
+    assert parsed.record is not None
+    forged = parsed.record.replace(b'"model":"small"', b'"model":"large"')
+    proof.write_bytes(format_proof(structs.replace(parsed, record=forged)))
+    assert world.verify() == (1, ["record_altered"])
+
+
+def test_a_proof_of_another_log_is_found(world: World) -> None:
+    proof = world.prove(0, "--without-record")
+    assert parse_proof(proof.read_bytes()).record is None
+    assert world.verify() == (0, [])
+    others = load_keys(world.folder / "other.key", origin="validator.example/decisions")
+    world.keys.write_bytes(msgspec.json.encode(others.public))
+    assert world.verify() == (1, ["checkpoint_forged"])
+
+
+def test_a_head_that_no_witness_saw_is_found(world: World) -> None:
+    public = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
+    key_id = hashlib.sha256(b"witness.example\n\x04" + public).digest()[:4]
+    key = world.folder / "witness"
+    key.write_text(
+        f"witness.example+{key_id.hex()}+{base64.b64encode(b'%c' % 4 + public).decode()}"
+    )
+    kept = ("--checkpoint", str(world.kept))
+    assert world.verify(*kept, "--witness", str(key)) == (1, ["not_witnessed"])
+    world.prove(0, *kept)  # entry 0 of the head that was kept
+    assert world.verify() == (0, [])
+    assert world.verify("--witness", str(key)) == (1, ["not_witnessed"])

@@ -96,7 +96,7 @@ async def test_every_command_on_the_pages_runs(
         for block in _blocks(page, "console")
         for line in re.findall(r"^\$ waypost (.*)$", block, re.M)
     ]
-    assert len(lines) == 8
+    assert len(lines) == 10
     for line in lines:
         words = shlex.split(re.sub(r"0199f\S+", record_id, line))
         target = words[words.index(">") + 1] if ">" in words else None

@@ -11,6 +11,8 @@ from waypost.validator.decisions_options import JSON, Config, Database, read, sa
 if TYPE_CHECKING:
     from waypost.shared.compiled import CompiledPolicy
     from waypost.validator.receipts.audit import Finding
+    from waypost.validator.receipts.keys import PublicKeys
+    from waypost.validator.receipts.log import Entry
     from waypost.validator.receipts.receipt import Receipt
     from waypost.validator.records import RecordStore
 
@@ -24,6 +26,7 @@ def register(app: typer.Typer) -> None:
     """Add ``waypost receipts`` to ``app``."""
     receipts = typer.Typer(help="Prove what was decided, and to whom.", no_args_is_help=True)
     receipts.command("keys")(_keys)
+    receipts.command("prove")(_prove)
     receipts.command("verify")(_verify)
     app.add_typer(receipts, name="receipts")
 
@@ -39,14 +42,82 @@ def _keys(config: Config = Path("validator.yaml")) -> None:
     print_json(load_keys(receipts.key, origin=receipts.origin).public)
 
 
-def _verify(
+def _prove(
+    decision: Annotated[str, typer.Argument(help="The decision's id.")],
     log: Annotated[Path, typer.Argument(help="The log's folder.")],
+    out: Annotated[Path | None, typer.Option(help="Left out: ID.tlog-proof.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="A head that was kept, as one that witnesses cosigned.")
+    ] = None,
+    without_record: Annotated[
+        bool, typer.Option("--without-record", help="Leave the record out of the proof.")
+    ] = False,
+    db: Database = None,
+    config: Config = Path("validator.yaml"),
+) -> None:
+    """Write a proof that a decision is in the log, for somebody to check who has nothing else.
+
+    The record goes along: what the caller's pseudonym, facts and attempts were, nothing of others.
+    """
+    from hashlib import sha256
+
+    from waypost.validator.receipts.audit import find_entry
+    from waypost.validator.receipts.log import read_entries
+    from waypost.validator.receipts.proof import Proof, format_proof, inclusion
+    from waypost.validator.receipts.tlog import LogError, leaf_hash, size_of
+
+    try:
+        newest = (log / "checkpoint").read_bytes()
+        note = newest if checkpoint is None else checkpoint.read_bytes()
+        entries = list(read_entries(lambda path: (log / path).read_bytes(), size_of(newest)))
+        entries = entries[: size_of(note)]
+        index, entry = find_entry(entries, decision)
+    except OSError as exc:
+        fail(f"{exc.filename} cannot be read: {exc.strerror}")
+    except LogError as exc:
+        fail(f"{exc.code}: {exc}")
+    record: bytes | None = None
+    if not without_record:
+        record = read(db, config, lambda store: _as_written(store, entry))
+        if record is None:
+            fail("its record is no longer kept; prove it --without-record")
+        if sha256(record).hexdigest() != entry.record:
+            fail("record_altered: the record is not the one that the log seals")
+    proof = Proof(
+        index=index,
+        path=inclusion([leaf_hash(one) for one in entries], index),
+        checkpoint=note,
+        entry=entries[index],
+        record=record,
+    )
+    target = out or Path(f"{decision}.tlog-proof")
+    target.write_bytes(format_proof(proof))
+    say(f"Written to {target}. Check it with: waypost receipts verify {target} --keys keys.json")
+
+
+async def _as_written(store: "RecordStore", entry: "Entry") -> bytes | None:
+    """Return the bytes of the record; made anew they might not be the same."""
+    from waypost.shared.records import decode_record
+    from waypost.validator.records import RecordFilter
+
+    at_once = RecordFilter(since_ms=entry.at_ms, until_ms=entry.at_ms + 1)
+    for body in await store.bodies(at_once, limit=PAGE):
+        if decode_record(body).id == entry.id:
+            return body
+    return None
+
+
+def _verify(
+    log: Annotated[Path, typer.Argument(help="The log's folder, or a proof.")],
     keys: Annotated[Path, typer.Option(help="The operator's public keys.")],
     checkpoint: Annotated[
         list[Path] | None, typer.Option(help="A head of the log that you kept from before.")
     ] = None,
     receipt: Annotated[
         list[Path] | None, typer.Option(help="A file with one receipt in it, or one per line.")
+    ] = None,
+    witness: Annotated[
+        list[Path] | None, typer.Option(help="A witness's public key: it must have cosigned.")
     ] = None,
     retained_days: Annotated[
         int | None, typer.Option(min=1, help="How long records are kept; left out: for ever.")
@@ -59,26 +130,35 @@ def _verify(
 
     That no record was altered, inserted or removed; that the log was only ever added to since
     each checkpoint you kept; that each request went where the policy said; and that each receipt
-    is the operator's and its record says the same.
+    is the operator's and its record says the same. Of a proof: that its record is in the log. Of
+    witnesses: that each cosigned the proof's head, or one that you kept.
     """
     import msgspec
 
-    from waypost.validator.receipts.audit import check_log
+    from waypost.validator.receipts.audit import check_log, unwitnessed
     from waypost.validator.receipts.keys import PublicKeys
     from waypost.validator.receipts.log import read_entries
     from waypost.validator.receipts.receipt import open_receipt
     from waypost.validator.receipts.tlog import LogError, open_checkpoint
 
+    if log.is_file() and checkpoint:
+        raise typer.BadParameter("a proof has its own checkpoint; give the log's folder with one")
     try:
         public = msgspec.json.decode(keys.read_bytes(), type=PublicKeys)
-        head = open_checkpoint((log / "checkpoint").read_bytes(), public.log)
-        kept = [open_checkpoint(path.read_bytes(), public.log) for path in checkpoint or ()]
+        witnesses = [path.read_text() for path in witness or ()]
         given = [
             open_receipt(line, public)
             for path in receipt or ()
             for line in path.read_bytes().split()
         ]
+        if log.is_file():
+            _verify_proof(log.read_bytes(), public, given, witnesses, as_json)
+            return
+        notes = [path.read_bytes() for path in checkpoint or ()]
+        head = open_checkpoint((log / "checkpoint").read_bytes(), public.log)
+        kept = [open_checkpoint(note, public.log) for note in notes]
         entries = list(read_entries(lambda path: (log / path).read_bytes(), head.size))
+        findings = check_log(entries, head, kept) + unwitnessed(notes, witnesses)
     except OSError as exc:
         fail(f"{exc.filename} cannot be read: {exc.strerror}")
     except msgspec.MsgspecError:
@@ -87,22 +167,50 @@ def _verify(
         if as_json:
             print_json({"findings": [{"code": exc.code, "detail": str(exc)}]})
         fail(f"{exc.code}: {exc}")
-    findings = check_log(entries, head, kept)
     if not findings:
         more = read(db, config, lambda store: _compared(store, entries, given, days=retained_days))
         findings += more
+    _tell(
+        findings,
+        {"entries": head.size, "receipts": len(given)},
+        f"{head.size:,} entries and {len(given):,} receipts checked.",
+        "Nothing was altered, inserted or removed, and every request went where the policy said.",
+        as_json=as_json,
+    )
+
+
+def _verify_proof(
+    data: bytes, public: "PublicKeys", given: "list[Receipt]", witnesses: list[str], as_json: bool
+) -> None:
+    from waypost.validator.receipts.audit import check_receipt, unwitnessed
+    from waypost.validator.receipts.proof import check_proof, parse_proof
+
+    proof = parse_proof(data)
+    proven = check_proof(proof, public.log)
+    findings = unwitnessed([proof.checkpoint], witnesses)
+    for one in given:
+        is_this = proven.record is not None and proven.record.id == one.jti
+        finding = check_receipt(one, proven.record if is_this else None)
+        findings += [] if finding is None else [finding]
+    _tell(
+        findings,
+        {"decision": proven.entry.id, "index": proof.index, "entries": proven.size},
+        f"Decision {proven.entry.id} is entry {proof.index:,} of the {proven.size:,} in the log of"
+        f" {public.origin}.",
+        "Its record is the one that the log seals." if proven.record else "Its record is not here.",
+        as_json=as_json,
+    )
+
+
+def _tell(
+    findings: "list[Finding]", facts: dict[str, object], what: str, if_none: str, *, as_json: bool
+) -> None:
     if as_json:
-        print_json({"entries": head.size, "receipts": len(given), "findings": findings})
+        print_json({**facts, "findings": findings})
     else:
         for finding in findings[:50]:
             say(f"{finding.code}: {finding.decision or ''} {finding.detail}")
-        say(
-            f"{head.size:,} entries and {len(given):,} receipts checked:"
-            f" {len(findings):,} findings."
-            if findings
-            else f"{head.size:,} entries and {len(given):,} receipts checked. Nothing was altered,"
-            " inserted or removed, and every request went where the policy said."
-        )
+        say(f"{what} {f'{len(findings):,} findings.' if findings else if_none}")
     if findings:
         raise SystemExit(1)
 

@@ -16,9 +16,17 @@ from waypost.shared.records import DecisionRecord
 from waypost.shared.replay import replay
 from waypost.validator.receipts.log import FIRST, Entry
 from waypost.validator.receipts.receipt import Receipt, differences
-from waypost.validator.receipts.tlog import Checkpoint, leaf_hash, root_of
+from waypost.validator.receipts.tlog import Checkpoint, LogError, cosigned_at, leaf_hash, root_of
 
-__all__ = ["Finding", "against_policy", "check_log", "check_receipt", "check_records"]
+__all__ = [
+    "Finding",
+    "against_policy",
+    "check_log",
+    "check_receipt",
+    "check_records",
+    "find_entry",
+    "unwitnessed",
+]
 
 
 class Finding(Struct, frozen=True):
@@ -66,6 +74,24 @@ def check_log(
                 Finding("log_forked", f"its first {old.size} entries are not what they were")
             )
     return findings
+
+
+def find_entry(entries: Sequence[bytes], decision: str) -> tuple[int, Entry]:
+    """Return a decision's entry and its place; raises LogError (``not_included``)."""
+    wanted = decision.encode()
+    for place, raw in enumerate(entries):
+        if wanted in raw and (entry := _decode(raw)).id == decision:
+            return place, entry
+    raise LogError("the log has no entry for this decision", code="not_included")
+
+
+def unwitnessed(notes: Sequence[bytes], witnesses: Iterable[str]) -> list[Finding]:
+    """Return a finding for each witness, by its key, that cosigned none of the heads."""
+    return [
+        Finding("not_witnessed", f"{key.partition('+')[0]} has cosigned no head that is here")
+        for key in witnesses
+        if all(cosigned_at(note, key) is None for note in notes)
+    ]
 
 
 def check_records(

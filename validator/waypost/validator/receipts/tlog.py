@@ -6,7 +6,8 @@ tree and head are written down, so that any tool for such logs reads ours.
 
 import base64
 import binascii
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from hashlib import sha256
 
 from cryptography.exceptions import InvalidSignature
@@ -20,9 +21,12 @@ __all__ = [
     "Tree",
     "bundle",
     "checkpoint",
+    "cosigned_at",
     "leaf_hash",
+    "node_hash",
     "open_checkpoint",
     "root_of",
+    "size_of",
     "tile_path",
     "unbundle",
     "vkey",
@@ -30,7 +34,7 @@ __all__ = [
 
 TILE = 256  # hashes in a full tile
 MAX_ENTRY_BYTES = 65_535
-_ED25519 = b"\x01"
+_ED25519, _COSIGNATURE = b"\x01", b"\x04"
 
 
 class LogError(Exception):
@@ -46,7 +50,8 @@ def leaf_hash(entry: bytes) -> bytes:
     return sha256(b"\x00" + entry).digest()
 
 
-def _node(left: bytes, right: bytes) -> bytes:
+def node_hash(left: bytes, right: bytes) -> bytes:
+    """Return the hash of two subtrees' roots."""
     return sha256(b"\x01" + left + right).digest()
 
 
@@ -54,7 +59,7 @@ def _perfect(hashes: Sequence[bytes]) -> bytes:
     """Return the root over a power of two of hashes."""
     level = list(hashes)
     while len(level) > 1:
-        level = [_node(level[n], level[n + 1]) for n in range(0, len(level), 2)]
+        level = [node_hash(level[n], level[n + 1]) for n in range(0, len(level), 2)]
     return level[0]
 
 
@@ -100,7 +105,7 @@ class Tree:
             return sha256(b"").digest()
         root = subtrees.pop()
         while subtrees:
-            root = _node(subtrees.pop(), root)
+            root = node_hash(subtrees.pop(), root)
         return root
 
 
@@ -148,14 +153,14 @@ class Checkpoint(Struct, frozen=True):
     root: bytes
 
 
-def _key_hash(origin: str, public: bytes) -> bytes:
-    return sha256(origin.encode() + b"\n" + _ED25519 + public).digest()[:4]
+def _key_id(name: str, kind: bytes, public: bytes) -> bytes:
+    return sha256(name.encode() + b"\n" + kind + public).digest()[:4]
 
 
 def vkey(origin: str, public: bytes) -> str:
     """Return the log's public key, as signed-note writes it."""
     encoded = base64.b64encode(_ED25519 + public).decode()
-    return f"{origin}+{_key_hash(origin, public).hex()}+{encoded}"
+    return f"{origin}+{_key_id(origin, _ED25519, public).hex()}+{encoded}"
 
 
 def checkpoint(
@@ -164,8 +169,8 @@ def checkpoint(
     """Return the signed note that commits to ``head``."""
     root = base64.b64encode(head.root).decode()
     text = f"{origin}\n{head.size}\n{root}\n"
-    signature = base64.b64encode(_key_hash(origin, public) + sign(text.encode())).decode()
-    return f"{text}\n— {origin} {signature}\n".encode()
+    signature = base64.b64encode(_key_id(origin, _ED25519, public) + sign(text.encode()))
+    return f"{text}\n— {origin} {signature.decode()}\n".encode()
 
 
 def open_checkpoint(note: bytes, key: str) -> Checkpoint:
@@ -174,14 +179,7 @@ def open_checkpoint(note: bytes, key: str) -> Checkpoint:
     Raises:
         LogError: ``key_malformed``, ``checkpoint_malformed`` or ``checkpoint_forged``.
     """
-    try:
-        origin, key_hash, encoded = key.strip().split("+", 2)
-        public = base64.b64decode(encoded, validate=True)[1:]
-        verifier = Ed25519PublicKey.from_public_bytes(public)
-        if bytes.fromhex(key_hash) != _key_hash(origin, public):
-            raise ValueError
-    except (ValueError, binascii.Error):
-        raise LogError("this is no key of a log (name+hash+key)", code="key_malformed") from None
+    origin, key_id, public = _read_key(key, _ED25519)
     try:
         text, signatures = note.decode().split("\n\n", 1)
         name, size, root = text.split("\n")
@@ -191,16 +189,62 @@ def open_checkpoint(note: bytes, key: str) -> Checkpoint:
     except (ValueError, binascii.Error):
         raise LogError("the checkpoint is malformed", code="checkpoint_malformed") from None
     if name == origin:
-        for line in signatures.splitlines():
-            dash, _, rest = line.partition(" ")
-            signer, _, signature = rest.partition(" ")
-            if dash != "—" or signer != origin:
-                continue
-            try:
-                raw = base64.b64decode(signature, validate=True)
-                if raw[:4] == _key_hash(origin, public):
-                    verifier.verify(raw[4:], text.encode() + b"\n")
-                    return head
-            except (InvalidSignature, binascii.Error):
-                continue
+        for raw in _signatures(signatures, origin, key_id):
+            with suppress(InvalidSignature):
+                public.verify(raw, f"{text}\n".encode())
+                return head
     raise LogError("the checkpoint is not signed by this log's key", code="checkpoint_forged")
+
+
+def size_of(note: bytes) -> int:
+    """Return how many entries a head says there are; whoever checks a proof asks who says so."""
+    try:
+        return int(note.split(b"\n", 2)[1])
+    except (ValueError, IndexError):
+        raise LogError("the checkpoint is malformed", code="checkpoint_malformed") from None
+
+
+def cosigned_at(note: bytes, key: str) -> int | None:
+    """Return when the witness with this key cosigned the note, Unix seconds; ``None`` if not.
+
+    Source: C2SP tlog-cosignature, Ed25519.
+
+    Raises:
+        LogError: ``key_malformed``.
+    """
+    name, key_id, public = _read_key(key, _COSIGNATURE)
+    text, _, signatures = note.decode(errors="replace").partition("\n\n")
+    for raw in _signatures(signatures, name, key_id):
+        at = int.from_bytes(raw[:8], "big")
+        with suppress(InvalidSignature):
+            public.verify(raw[8:], f"cosignature/v1\ntime {at}\n{text}\n".encode())
+            return at
+    return None
+
+
+def _read_key(key: str, kind: bytes) -> tuple[str, bytes, Ed25519PublicKey]:
+    try:
+        name, key_id, encoded = key.strip().split("+", 2)
+        public = base64.b64decode(encoded, validate=True)
+        verifier = Ed25519PublicKey.from_public_bytes(public[1:])
+        if public[:1] != kind or bytes.fromhex(key_id) != _key_id(name, kind, public[1:]):
+            raise ValueError
+    except (ValueError, binascii.Error):
+        whose = "log" if kind == _ED25519 else "witness"
+        raise LogError(
+            f"this is no key of a {whose} (name+hash+key)", code="key_malformed"
+        ) from None
+    return name, bytes.fromhex(key_id), verifier
+
+
+def _signatures(lines: str, name: str, key_id: bytes) -> Iterator[bytes]:
+    """Give the signatures of a note that say they are of this key."""
+    for line in lines.splitlines():
+        dash, _, rest = line.partition(" ")
+        signer, _, signature = rest.partition(" ")
+        if dash != "—" or signer != name:
+            continue
+        with suppress(binascii.Error):
+            raw = base64.b64decode(signature, validate=True)
+            if raw[:4] == key_id:
+                yield raw[4:]
