@@ -34,7 +34,7 @@ async def post(upstream: Upstream, *, wait_s: float = 2.0, at_most: int = 10**6)
     origin = Origin(upstream.base_url, headers={}, connect_timeout_s=1)
     until = asyncio.get_running_loop().time() + wait_s
     try:
-        async with origin.post(b"{}", until=until) as response:
+        with await origin.send(b"{}", until=until) as response:
             return await response.read_all(until=until, at_most=at_most)
     finally:
         await origin.close()
@@ -99,8 +99,7 @@ async def test_a_name_that_does_not_resolve_is_a_failure_to_connect() -> None:
     origin = Origin("http://nobody.invalid/v1", headers={}, connect_timeout_s=2)
 
     with pytest.raises(ExchangeError) as failure:
-        async with origin.post(b"", until=asyncio.get_running_loop().time() + 2):
-            pass
+        await origin.send(b"", until=asyncio.get_running_loop().time() + 2)
 
     assert failure.value.stage == "connect"
 
@@ -119,8 +118,7 @@ async def test_a_certificate_that_nobody_vouches_for_is_a_failure_to_connect(
         port = server.sockets[0].getsockname()[1]
         origin = Origin(f"https://127.0.0.1:{port}/v1", headers={}, connect_timeout_s=2)
         with pytest.raises(ExchangeError) as failure:
-            async with origin.post(b"", until=asyncio.get_running_loop().time() + 2):
-                pass
+            await origin.send(b"", until=asyncio.get_running_loop().time() + 2)
 
     assert failure.value.stage == "connect"
 
@@ -130,11 +128,32 @@ async def test_connections_are_used_again() -> None:
         origin = Origin(upstream.base_url, headers={}, connect_timeout_s=1)
         until = asyncio.get_running_loop().time() + 5
         for _ in range(3):
-            async with origin.post(b"{}", until=until) as response:
+            with await origin.send(b"{}", until=until) as response:
                 await response.read_all(until=until, at_most=100)
         await origin.close()
 
     assert (len(upstream.seen), upstream.connections) == (3, 1)
+
+
+async def test_each_exchange_on_a_connection_has_its_own_time() -> None:
+    waits = iter([0.0, 0.2, 0.5])
+
+    async def slower_each_time(exchange: Exchange) -> None:
+        await asyncio.sleep(next(waits))
+        await exchange.send(OK + b"content-length: 2\r\n\r\nok")
+
+    async with running_upstream(slower_each_time) as upstream:
+        origin = Origin(upstream.base_url, headers={}, connect_timeout_s=1)
+        now = asyncio.get_running_loop().time
+        for wait_s in (0.1, 5.0):
+            until = now() + wait_s
+            with await origin.send(b"{}", until=until) as response:
+                assert await response.read_all(until=until, at_most=100) == b"ok"
+        with pytest.raises(ExchangeError, match="timeout"):
+            await origin.send(b"{}", until=now() + 0.1)
+        await origin.close()
+
+    assert upstream.connections == 1
 
 
 async def test_a_connection_that_was_closed_while_idle_costs_no_failure() -> None:
@@ -142,7 +161,7 @@ async def test_a_connection_that_was_closed_while_idle_costs_no_failure() -> Non
         origin = Origin(upstream.base_url, headers={}, connect_timeout_s=1)
         until = asyncio.get_running_loop().time() + 5
         for _ in range(5):
-            async with origin.post(b"{}", until=until) as response:
+            with await origin.send(b"{}", until=until) as response:
                 assert await response.read_all(until=until, at_most=100) == b"ok"
         await origin.close()
 
@@ -161,7 +180,7 @@ async def test_a_request_is_sent_anew_only_if_the_server_closed_before_a_word() 
         origin = Origin(upstream.base_url, headers={}, connect_timeout_s=1)
         until = asyncio.get_running_loop().time() + 5
         for _ in range(2):
-            async with origin.post(b"{}", until=until) as response:
+            with await origin.send(b"{}", until=until) as response:
                 await response.read_all(until=until, at_most=100)
         await origin.close()
 
@@ -174,7 +193,7 @@ async def test_words_that_nobody_asked_for_end_the_connection() -> None:
         origin = Origin(upstream.base_url, headers={}, connect_timeout_s=1)
         until = asyncio.get_running_loop().time() + 5
         for _ in range(2):
-            async with origin.post(b"{}", until=until) as response:
+            with await origin.send(b"{}", until=until) as response:
                 assert await response.read_all(until=until, at_most=100) == b"ok"
         await origin.close()
 
@@ -191,7 +210,7 @@ async def test_leaving_early_hangs_up() -> None:
     async with running_upstream(behave) as upstream:
         origin = Origin(upstream.base_url, headers={}, connect_timeout_s=1)
         until = asyncio.get_running_loop().time() + 5
-        async with origin.post(b"{}", until=until) as response:
+        with await origin.send(b"{}", until=until) as response:
             await response.read(until=until)
         async with asyncio.timeout(5):
             await upstream.hung_up.wait()

@@ -102,8 +102,20 @@ def bill(price: Price, usage: Usage, needs: Collection[str] = ()) -> int:
     Args:
         needs: of the request; where a kind has no price, they say which ones may apply.
     """
-    unpriced_in, unpriced_out = input_ceiling(price, needs), output_ceiling(price, needs)
     into, out = price.input_nusd_per_mtok, price.output_nusd_per_mtok
+    if not (
+        usage.cached_tokens
+        or usage.cache_write_tokens
+        or usage.image_input_tokens
+        or usage.audio_input_tokens
+        or usage.reasoning_tokens
+        or usage.audio_output_tokens
+    ):
+        # Most usage is of one kind, and then half the work.
+        return price.request_nusd - (
+            -(usage.input_tokens * into + usage.output_tokens * out) // MTOK
+        )
+    unpriced_in, unpriced_out = input_ceiling(price, needs), output_ceiling(price, needs)
     total = _side(
         usage.input_tokens,
         into,

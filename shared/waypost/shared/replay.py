@@ -4,6 +4,7 @@ The same facts, manifest and hints give the same decision, byte for byte; a reco
 of it, so that a replay can tell.
 """
 
+from functools import lru_cache
 from hashlib import sha256
 
 from msgspec import Struct, structs
@@ -28,6 +29,7 @@ class Replayed(Struct, frozen=True):
     is_same: bool
 
 
+@lru_cache(maxsize=4_096)  # a policy comes to few decisions
 def decision_digest(decision: Decision) -> str:
     """Return the SHA-256 of the decision as JSON, in hex."""
     return sha256(_encode(decision)).hexdigest()

@@ -30,7 +30,7 @@ class ValidatorApp:
 
 def new_call(desk: Desk, scope: Scope, receive: Receive, send: Send, endpoint: str) -> Call:
     """Return the call that ``scope`` begins, arriving now by the API ``endpoint``."""
-    return Call(
+    return Call.begin(
         scope,
         receive,
         send,

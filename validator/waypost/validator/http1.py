@@ -8,9 +8,7 @@ one ``ExchangeError`` that says at which stage.
 
 import asyncio
 import ssl
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol, Self, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -51,21 +49,26 @@ class ExchangeError(Exception):
 class Response(asyncio.Protocol):
     """One connection, and the response that is on it at the moment.
 
+    At the end of a ``with`` it goes back to its origin.
+
     Attributes:
         status: 0 until the head has come.
         content_type, content_encoding, retry_after: as sent; empty if not.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, origin: "Origin") -> None:
         self._loop = loop
+        self._origin = origin
+        self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._until = 0.0
         self._paused = False
-        self.idle_since = 0.0
+        self._idle_since = 0.0
         self._begin()
 
     def _begin(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
         self._failure: ExchangeError | None = None
         self._has_head = self._is_complete = self._ends_with_connection = False
         self._keeps_alive = False
@@ -73,6 +76,12 @@ class Response(asyncio.Protocol):
         self._body = bytearray()
         self.status = 0
         self.content_type = self.content_encoding = self.retry_after = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._origin.finish(self)
 
     # ── by the pool ────────────────────────────────────────────────────────────────────────
 
@@ -86,6 +95,15 @@ class Response(asyncio.Protocol):
             and self._transport is not None
             and not self._transport.is_closing()
         )
+
+    def rest(self) -> None:
+        """Note that it is idle from now on."""
+        self._idle_since = self._loop.time()
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it may carry another, and the server will hardly have given it up yet."""
+        return self.is_reusable and self._loop.time() - self._idle_since < MAX_IDLE_S
 
     @property
     def is_untouched(self) -> bool:
@@ -139,12 +157,32 @@ class Response(asyncio.Protocol):
         if self._failure is not None:
             raise self._failure
         self._waiter = self._loop.create_future()
-        timer = self._loop.call_at(until, self._fail, "timeout", "no answer in time")
+        self._until = until
+        # Set for the first wait and then moved on only when it rings: hardly any wait lasts.
+        if self._timer is None or self._timer.when() > until:
+            self._set_timer()
         try:
             await self._waiter
         finally:
-            timer.cancel()
             self._waiter = None
+
+    def _set_timer(self) -> None:
+        self._stop_timer()
+        self._timer = self._loop.call_at(self._until, self._ring)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _ring(self) -> None:
+        self._timer = None
+        if self._waiter is None:
+            return
+        if self._loop.time() < self._until:
+            self._set_timer()
+        else:
+            self._fail("timeout", "no answer in time")
 
     def _resume(self) -> None:
         if self._paused and self._transport is not None:
@@ -183,6 +221,7 @@ class Response(asyncio.Protocol):
             self._transport.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
         if self._has_head and self._ends_with_connection and exc is None:
             self._is_complete = True
             self._wake()
@@ -257,7 +296,7 @@ class Origin:
         until: float,
         progress: Progress | None = None,
     ) -> Response:
-        """Send ``body``; return the response once its head is there, to be given to ``finish``.
+        """Send ``body``; return the response once its head is there, for a ``with``.
 
         Args:
             path: below the origin's own.
@@ -304,35 +343,17 @@ class Origin:
         Closing is how a provider learns that nobody listens any more.
         """
         if response.is_reusable:
-            response.idle_since = asyncio.get_running_loop().time()
+            response.rest()
             self._idle.append(response)
         else:
             response.abort()
             self._open.discard(response)
 
-    @asynccontextmanager
-    async def post(
-        self,
-        body: bytes,
-        *,
-        path: str = "",
-        headers: str = "",
-        until: float,
-        progress: Progress | None = None,
-    ) -> AsyncGenerator[Response]:
-        """As ``send``, for the length of a block."""
-        response = await self.send(body, path=path, headers=headers, until=until, progress=progress)
-        try:
-            yield response
-        finally:
-            self.finish(response)
-
     def _take_idle(self) -> Response | None:
         # The last one used is the least likely to have been closed; the rest may age and go.
         while self._idle:
             response = self._idle.pop()
-            now = asyncio.get_running_loop().time()
-            if response.is_reusable and now - response.idle_since < MAX_IDLE_S:
+            if response.is_fresh:
                 return response
             response.abort()
             self._open.discard(response)
@@ -344,7 +365,7 @@ class Origin:
         try:
             async with asyncio.timeout_at(min(until, connected_by)):
                 _, response = await loop.create_connection(
-                    lambda: Response(loop), self._host, self._port, ssl=self._tls
+                    lambda: Response(loop, self), self._host, self._port, ssl=self._tls
                 )
         except TimeoutError:
             # Whoever is in a hurry has no word on whether the provider can be reached.

@@ -139,7 +139,7 @@ class Upstream:
         """
         headers = self._credentials[key] + asked.headers + _trace_line(trace)
         try:
-            async with self._origin.post(
+            with await self._origin.send(
                 asked.body, path=asked.path, headers=headers, until=until, progress=progress
             ) as response:
                 answer = await response.read_all(until=until, at_most=MAX_ANSWER_BYTES)

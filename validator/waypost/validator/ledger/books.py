@@ -6,6 +6,7 @@ nothing; so one bad operation does not spoil the others of its batch.
 """
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Protocol
 
 import msgspec
@@ -126,6 +127,7 @@ class HoldRow:
     Attributes:
         scopes: JSON, each scope's name and the windows that it counts.
         backlogs: JSON, what its tokens added to which rate, in microseconds.
+        windows: the rows that it counts in, where these books opened it.
     """
 
     __slots__ = (
@@ -138,6 +140,7 @@ class HoldRow:
         "scopes",
         "state",
         "tokens",
+        "windows",
     )
 
     def __init__(
@@ -161,6 +164,7 @@ class HoldRow:
         self.expires_at = expires_at
         self.state: HoldState = state
         self.cost_nusd = cost_nusd
+        self.windows: list[WindowRow] | None = None
 
     def masks(self) -> tuple[_ScopeMask, ...]:
         """Return each scope and the bits of its counted windows."""
@@ -460,10 +464,10 @@ class Books:
         counted: list[tuple[Scope, _Counted]],
         backlogs: list[tuple[RateRow, RateLimit, int]],
     ) -> None:
-        for _, rows in counted:
-            for row in rows:
-                row.reserved_nusd += hold.amount_nusd
-            self.touched.update(rows)
+        windows = [row for _, rows in counted for row in rows]
+        for row in windows:
+            row.reserved_nusd += hold.amount_nusd
+        self.touched.update(windows)
         of_tokens: list[_Backlog] = []
         for rated, rate, adds_us in backlogs:
             rated.free_at_us = max(rated.free_at_us, hold.now * US) + adds_us
@@ -479,6 +483,7 @@ class Books:
             hold.now,
             hold.expires_at,
         )
+        made.windows = windows
         self._holds[hold.id] = made
         self.opened.append(made)
         if hold.key is not None:
@@ -492,7 +497,7 @@ class Books:
             for warning in scope.warnings:
                 row = next((row for row in rows if row.window == warning.window), None)
                 if row is not None:
-                    used = _used(row)
+                    used = row.spent_nusd + row.debt_nusd + row.reserved_nusd
                     if used >= warning.limit_nusd:
                         crossed.append(crossed_by(scope.name, warning, used, hold, self._calendar))
         return Held(tuple(crossed)) if crossed else HELD
@@ -549,14 +554,20 @@ class Books:
         # What a first charge left has been given back and may be held by others: beyond that
         # charge a correction is debt, as a bill beyond its hold is.
         spent = min(cost_nusd, row.amount_nusd if was_held else had_spent)
-        for scope, mask in row.masks():
-            rows = self._counted(scope, mask, row.at)
-            for window in rows:
-                if was_held:
-                    window.reserved_nusd -= row.amount_nusd
-                window.spent_nusd += spent - had_spent
-                window.debt_nusd += (cost_nusd - spent) - (row.cost_nusd - had_spent)
-            self.touched.update(rows)
+        debt = (cost_nusd - spent) - (row.cost_nusd - had_spent)
+        freed = row.amount_nusd if was_held else 0
+        windows = row.windows
+        if windows is None:
+            windows = [
+                window
+                for scope, mask in row.masks()
+                for window in self._counted(scope, mask, row.at)
+            ]
+        for window in windows:
+            window.reserved_nusd -= freed
+            window.spent_nusd += spent - had_spent
+            window.debt_nusd += debt
+        self.touched.update(windows)
         if tokens is not None:
             for scope, rate, added_us in row.added():
                 self._give_back(scope, rate, added_us * (row.tokens - tokens) // row.tokens)
@@ -636,25 +647,22 @@ def _again(hold: Hold, known: HoldRow) -> Held:
     raise StoreError(f"hold {hold.id} exists already: {found}", code="hold_conflict")
 
 
-def _rooms(
-    hold: Hold, counted: list[tuple[Scope, _Counted]]
-) -> Iterable[tuple[str, SpendLimit, int]]:
-    for scope in hold.scopes:
-        for limit in scope.limits:
-            if limit.window == "request":
-                yield scope.name, limit, limit.limit_nusd
+def _rooms(hold: Hold, counted: list[tuple[Scope, _Counted]]) -> list[tuple[str, SpendLimit, int]]:
+    rooms = [
+        (scope.name, limit, limit.limit_nusd)
+        for scope in hold.scopes
+        for limit in scope.limits
+        if limit.window == "request"
+    ]
     for scope, rows in counted:
         for row in rows:
-            used = _used(row)
+            used = row.spent_nusd + row.debt_nusd + row.reserved_nusd
             if used > MAX_TOTAL_NUSD:
-                yield scope.name, SpendLimit(window=row.window, limit_nusd=MAX_NUSD), 0
+                rooms.append((scope.name, SpendLimit(window=row.window, limit_nusd=MAX_NUSD), 0))
             for limit in scope.limits:
                 if limit.window == row.window:
-                    yield scope.name, limit, limit.limit_nusd + row.granted_nusd - used
-
-
-def _used(row: WindowRow) -> int:
-    return row.spent_nusd + row.debt_nusd + row.reserved_nusd
+                    rooms.append((scope.name, limit, limit.limit_nusd + row.granted_nusd - used))
+    return rooms
 
 
 def crossed_by(
@@ -690,18 +698,17 @@ def longest_first(throttled: Throttled) -> float:
     return float("inf") if waits is None else waits
 
 
+# Callers come again, and combinations of windows are few, hence the caches.
+@lru_cache(maxsize=64)
 def _mask(windows: tuple[Window, ...]) -> int:
-    mask = 0
-    for window in windows:
-        mask |= _BIT[window]
-    return mask
+    return sum(_BIT[window] for window in windows)
 
 
-def masks_of(scopes: tuple[Scope, ...]) -> tuple[_ScopeMask, ...]:
-    """Return each scope and the bits of its counted windows."""
-    return tuple([(scope.name, _mask(scope.windows)) for scope in scopes])
+@lru_cache(maxsize=20_000)
+def _mask_text(scope: str, windows: tuple[Window, ...]) -> str:
+    return _encode((scope, _mask(windows))).decode()
 
 
 def masks_text(scopes: tuple[Scope, ...]) -> str:
-    """Return the same as a journal's row has it."""
-    return _encode(masks_of(scopes)).decode()
+    """Return each scope and the bits of its counted windows, as a journal's row has them."""
+    return f"[{','.join([_mask_text(scope.name, scope.windows) for scope in scopes])}]"

@@ -139,6 +139,7 @@ class GroupedLedger:
         self.store = store
         self._patience_s = patience_s
         self._queue: list[_Op] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._busy = False  # a flush is scheduled or under way
         self._failures = 0
         self._closed = False
@@ -149,7 +150,7 @@ class GroupedLedger:
         """See ``Ledger.reserve``."""
         # Checked here, so that no operation of a batch can fail for its input.
         if hold.amount_nusd < 0 or not (
-            hold.id.isascii() and all(scope.name.isascii() for scope in hold.scopes)
+            hold.id.isascii() and "".join([scope.name for scope in hold.scopes]).isascii()
         ):
             raise ValueError(f"not a hold: {hold!r}")
         self.store.calendar.starts(hold.now)
@@ -241,7 +242,10 @@ class GroupedLedger:
     def _submit(self, operation: Operation, *, must: bool = False) -> asyncio.Future[Any]:
         if self._closed:
             raise StoreError("the ledger is closed", code="ledger_unavailable")
-        loop = asyncio.get_running_loop()
+        loop = self._loop
+        if loop is None:
+            # Kept, as asking costs a call of the kernel each time (CPython 3.11 looks for forks).
+            loop = self._loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         self._queue.append(_Op(operation, future, loop.time() + self._patience_s, must=must))
         if not self._busy:

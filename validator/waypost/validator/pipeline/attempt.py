@@ -17,7 +17,7 @@ from waypost.shared.tracecontext import traceparent
 from waypost.validator.apis import StreamReader
 from waypost.validator.cascade.answers import Answer, read_answer, with_logprobs
 from waypost.validator.desk import Desk
-from waypost.validator.pipeline.call import Call, Considered
+from waypost.validator.pipeline.call import Call, Considered, in_ms
 from waypost.validator.pipeline.reserve import Booking
 from waypost.validator.problems import OK, deadline_exceeded, describe, outcome_of, rejected
 from waypost.validator.resilience.causes import cause_of_rejection
@@ -412,7 +412,7 @@ class Try:
         self._end("cancelled")
 
     def _elapsed_ms(self) -> float:
-        return round((perf_counter() - self._started) * 1_000, 3)
+        return in_ms(perf_counter() - self._started)
 
     def _end(self, outcome: AttemptOutcome) -> None:
         """Let go of the connection; tell breaker, limiter, keys and record how it went."""

@@ -112,11 +112,13 @@ class Booking:
             hold_id = self._name if not self._holds else f"{self._name}.{self._holds}"
             lease_s = LEASE_MARGIN_S + 2 * int(target.upstream.timeout_s)
             measured = self._facts.measured
+            # Held anew, a request is still one request.
+            scopes = map(_without_request_rates, self._scopes) if self._holds else self._scopes
             held = await self._ledger.reserve(
                 Hold(
                     id=hold_id,
                     amount_nusd=amount,
-                    scopes=(*self._scopes, *target.scopes),
+                    scopes=(*scopes, *target.scopes),
                     now=call.now,
                     expires_at=call.now + lease_s,
                     tokens=measured.input_tokens + output_tokens * measured.choices,
@@ -125,8 +127,6 @@ class Booking:
             )
             if not isinstance(held, Held):
                 return held
-            if not self._holds:
-                self._scopes = tuple(map(_without_request_rates, self._scopes))
             self._holds += 1
             self.crossed = held.crossed
             self.hold_id, self.amount_nusd, self._target = hold_id, amount, target

@@ -78,7 +78,7 @@ def send_along(desk: Desk, considered: Considered, record: DecisionRecord) -> No
 async def _send(
     desk: Desk, considered: Considered, record: DecisionRecord, config: SendConfig
 ) -> None:
-    call = Call(
+    call = Call.begin(
         {"headers": [], "method": "POST", "path": ""},
         _nothing_comes,
         _nothing_goes,

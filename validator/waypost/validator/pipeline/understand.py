@@ -22,6 +22,7 @@ from waypost.validator.speech import Asked, UntranslatableError
 __all__ = ["bound_time", "read_body", "understand"]
 
 NOTHING_DECLARED = Declared()
+JSON = b"application/json"
 MAX_DEADLINE_MS = 86_400_000
 _VERSION = re.compile(rb"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 DETECT_INLINE_BYTES = 64_000  # 25 ms at worst; a longer text would hold up other requests
@@ -157,15 +158,15 @@ def _proposal(request: Request, headers: Headers, serving: Serving) -> Proposal 
 
 
 def _check_json(headers: Headers) -> None:
-    kind = headers.get(b"content-type")
-    if kind is not None and kind.partition(b";")[0].strip().lower() != b"application/json":
+    kind = headers.get(b"content-type", JSON)
+    if kind != JSON and kind.partition(b";")[0].strip().lower() != JSON:
         raise InvalidRequestError(
             "The body must be JSON; send Content-Type: application/json.",
             code="content_type_unsupported",
             param="content-type",
         )
-    coding = headers.get(b"content-encoding", b"identity")
-    if coding.strip().lower() != b"identity":
+    coding = headers.get(b"content-encoding")
+    if coding is not None and coding.strip().lower() != b"identity":
         raise InvalidRequestError(
             "The body must not be compressed; send no Content-Encoding.",
             code="content_encoding_unsupported",

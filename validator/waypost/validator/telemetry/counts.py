@@ -40,6 +40,7 @@ class _Known(Struct, frozen=True):
 class _Place(Struct):
     """Where the numbers of alike records go."""
 
+    decisions: list[float]
     requests: list[float]
     added: list[float]
     total: list[float]
@@ -60,6 +61,8 @@ class Counts:
         self.exemplars: dict[tuple[str, Labels, int], tuple[str, float, float]] = {}
         self._known = _Known()
         self._places: dict[tuple[str | None, ...], _Place] = {}
+        self._attempts: dict[Labels, list[float]] = {}
+        self._steps: dict[str, list[float]] = {}
 
     def know(self, policies: Iterable[Policy]) -> None:
         """Take the names in ``policies`` as labels from now on; all others are ``other``."""
@@ -70,15 +73,13 @@ class Counts:
             frozenset(tier for policy in given for tier in policy.tiers),
         )
         self._places.clear()
+        self._attempts.clear()
 
     def record(self, record: DecisionRecord) -> None:
         """Count ``record``."""
-        key = (record.route, record.model, record.tier, record.verdict)
-        place = self._places.get(key)
-        if place is None:
-            if len(self._places) >= MEMO:
-                self._places.clear()
-            place = self._places[key] = self._place(record)
+        key = (record.route, record.model, record.tier, record.verdict, record.reason)
+        place = self._places.get(key) or self._new_place(key, record)
+        place.decisions[0] += 1
         usage, numbers = record.usage, place.requests
         numbers[0] += 1
         numbers[1 + _FATES.index(fate_of(record))] += 1
@@ -102,19 +103,15 @@ class Counts:
             )
         if record.ttft_ms is not None:
             self._observe(place.ttft, TOTAL_S, record.ttft_ms / 1_000)
-        self._numbers("decisions", (record.verdict, record.reason), 1)[0] += 1
         for attempt in record.attempts:
-            labels = (
-                attempt.model if attempt.model in self._known.models else OTHER,
-                self._known.models.get(attempt.model, OTHER),
-                attempt.kind,
-                attempt.outcome,
-            )
-            self._numbers("attempts", labels, 1)[0] += 1
+            said = (attempt.model, attempt.kind, attempt.outcome)
+            (self._attempts.get(said) or self._new_attempts(said))[0] += 1
         for step, ms in record.steps_ms.items():
-            numbers = self._numbers("steps", (step,), 2)
-            numbers[0] += 1
-            numbers[1] += ms / 1_000
+            spent = self._steps.get(step)
+            if spent is None:
+                spent = self._steps[step] = self._numbers("steps", (step,), 2)
+            spent[0] += 1
+            spent[1] += ms / 1_000
 
     def shadow(self, shadow: Shadow) -> None:
         """Count a request that was to be sent in the shadow, and what that cost."""
@@ -131,16 +128,29 @@ class Counts:
         route, model = self._names(record)[:2]
         self._numbers("feedback", (route, model, feedback.rating), 1)[0] += 1
 
-    def _place(self, record: DecisionRecord) -> _Place:
+    def _new_place(self, key: tuple[str | None, ...], record: DecisionRecord) -> _Place:
+        if len(self._places) >= MEMO:
+            self._places.clear()
         route, model, provider, tier = self._names(record)
         pair = (route, model)
-        return _Place(
+        place = self._places[key] = _Place(
+            self._numbers("decisions", (record.verdict, record.reason), 1),
             self._numbers("requests", (route, model, provider, tier, record.verdict), 12),
             self._numbers("added", pair, len(ADDED_S) + 2),
             self._numbers("total", pair, len(TOTAL_S) + 2),
             self._numbers("ttft", pair, len(TOTAL_S) + 2),
             pair,
         )
+        return place
+
+    def _new_attempts(self, said: tuple[str, str, str]) -> list[float]:
+        if len(self._attempts) >= MEMO:
+            self._attempts.clear()
+        model, kind, outcome = said
+        known = self._known.models
+        labels = (_label(model, known), known.get(model, OTHER), kind, outcome)
+        numbers = self._attempts[said] = self._numbers("attempts", labels, 1)
+        return numbers
 
     def _names(self, record: DecisionRecord) -> tuple[str, str, str, str]:
         known = self._known
