@@ -1,4 +1,4 @@
-"""What the SDK costs the program that embeds it: time for each request, and memory.
+"""What the SDK costs the program that embeds it: time for each request, memory, and wake-ups.
 
 Both against the same program with plain httpx, in one run.
 """
@@ -13,8 +13,9 @@ from pathlib import Path
 import httpx
 
 from bench.deciding import a_large_policy
+from bench.processes import SERVER_CORE, free_port, running, uvicorn
 from bench.trusting import LEAN, START, URL, keep_a_manifest
-from waypost.client.testing import BASE_URL, static_waypost
+from waypost.client.testing import static_waypost
 
 REQUESTS = 400
 BODY = b'{"model": "auto", "messages": [{"role": "user", "content": "Capital of France?"}]}'
@@ -24,20 +25,59 @@ print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM"
 """
 HTTPX = LEAN + "import httpx\nclient = httpx.Client()" + PEAK
 SDK = START.replace("os._exit(0)", PEAK + "os._exit(0)")
+IDLE_S = 5
+# How often any thread of the process was woken while it had nothing to do. The client refreshes
+# first, and next when this is over.
+IDLE = r"""
+import asyncio, pathlib, re, sys, time
+from bench.deciding import a_large_policy
+from waypost.client.testing import static_async_waypost, static_waypost
+
+def wakes():
+    found = (p.read_text() for p in pathlib.Path("/proc/self/task").glob("*/status"))
+    return sum(int(re.search(r"(?m)^voluntary\w+:\s*(\d+)", text)[1]) for text in found)
+
+async def main():
+    wp = static_async_waypost(policy, refresh_interval_s=60)
+    wp.choose("Hello")
+    await asyncio.sleep(1)
+    before = wakes()
+    await asyncio.sleep(seconds)
+    print(wakes() - before)
+
+how, seconds = sys.argv[1], float(sys.argv[2])
+policy = a_large_policy(10, 10)
+if how == "asyncio":
+    asyncio.run(main())
+else:
+    if how == "threads":
+        wp = static_waypost(policy, refresh_interval_s=60)
+        wp.choose("Hello")
+    time.sleep(1)
+    before = wakes()
+    time.sleep(seconds)
+    print(wakes() - before)
+"""
 
 
 def rows(folder: Path) -> list[tuple[str, str, str]]:
     """Return the section's figures."""
-    return [*_sending(), *_holding(folder)]
+    return [*_sending(folder), *_holding(folder), *_idling()]
 
 
-def _sending() -> list[tuple[str, str, str]]:
-    answering = httpx.MockTransport(lambda _: httpx.Response(200, content=b"{}"))
-    wp = static_waypost(a_large_policy(10, 10))
-    url = f"{BASE_URL}/chat/completions"
+def _sending(folder: Path) -> list[tuple[str, str, str]]:
+    port = free_port()
+    server = uvicorn("bench.baselines:echo", port)
+    base = f"http://127.0.0.1:{port}"
+    wp = static_waypost(a_large_policy(10, 10), base_url=base)
+    url = f"{base}/v1/chat/completions"
     if wp.choose("Hello").model is None:
         raise RuntimeError("nothing is chosen, so the cost of choosing is not seen")
-    with httpx.Client(transport=answering) as plain, wp.http_client(transport=answering) as sdk:
+    with (
+        running(server, port=port, core=SERVER_CORE, log=folder / "echo.log"),
+        httpx.Client() as plain,
+        wp.http_client() as sdk,
+    ):
         plain_us: list[float] = []
         sdk_us: list[float] = []
         for _ in range(REQUESTS):  # in turn, so that a busy machine slows both
@@ -46,8 +86,8 @@ def _sending() -> list[tuple[str, str, str]]:
     added_ms = (statistics.median(sdk_us) - statistics.median(plain_us)) / 1_000
     return [
         (
-            "the SDK's transport, over plain httpx (nothing on the wire)",
-            f"{added_ms:.2f} ms",
+            "a request by the SDK's transport, over plain httpx, to a server on this machine",
+            f"+ {added_ms:.2f} ms ({statistics.median(plain_us) / 1_000:.2f} ms by httpx alone)",
             "≤ 0.3 ms",
         )
     ]
@@ -74,3 +114,21 @@ def _peak_mib(program: str, folder: Path) -> float:
     if out.startswith("auto"):
         raise RuntimeError("the cached manifest was not used, so its cost was not seen")
     return int(out.split()[-2]) / 1_024
+
+
+def _idling() -> list[tuple[str, str, str]]:
+    if not Path("/proc/self/task").exists():
+        return [("wake-ups of an idle client", "skipped: this system does not count them", "")]
+    alone, threads, tasks = (_wakes(how) for how in ("nothing", "threads", "asyncio"))
+    return [
+        (
+            f"wake-ups of an idle client in {IDLE_S} s: no client, threads, asyncio",
+            f"{alone}, {threads}, {tasks}",
+            "none beyond its refresh",
+        )
+    ]
+
+
+def _wakes(how: str) -> int:
+    command = [sys.executable, "-c", IDLE, how, str(IDLE_S)]
+    return int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)

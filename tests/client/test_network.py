@@ -137,6 +137,19 @@ def test_some_hosts_are_reached_without_the_proxy(monkeypatch: pytest.MonkeyPatc
     network = Network()
     assert network.proxy_for("https://api.example/v1") == "http://proxy.example:3128"
     assert network.proxy_for("https://inside.example/v1") is None
+    assert network.proxy_for("https://inside.example") is None, "an origin, as races have it"
+    assert network.proxy_for("http://api.example/v1") is None, "another scheme, another way"
+
+
+def test_the_proxy_of_another_network_is_found_once_that_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wp = static_waypost(a_policy())
+    network = wp._core.network
+    assert network.proxy_for("https://api.example/v1") is None
+    monkeypatch.setenv("https_proxy", "proxy.example:3128")
+    wp.network_changed()
+    assert network.proxy_for("https://api.example/v1") == "http://proxy.example:3128"
 
 
 def test_a_ca_of_ones_own_is_believed_where_it_is_named(tmp_path: Path) -> None:

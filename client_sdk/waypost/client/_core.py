@@ -219,6 +219,7 @@ class Core:
     def network_changed(self) -> None:
         """Forget what was learned of endpoints, and ask for the manifest now."""
         self.endpoints.forget(self.endpoints.tracks)
+        self.network.forget()
         if self._refresher is not None:
             self._refresher.wake(at_once=True)
 

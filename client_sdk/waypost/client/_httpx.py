@@ -1,5 +1,7 @@
 """The transport for httpx. Imports it, so it is imported late."""
 
+from functools import lru_cache
+
 import httpx
 
 from waypost.client._core import Core
@@ -15,6 +17,9 @@ UNREACHABLE = (httpx.ConnectError, httpx.ConnectTimeout)
 # As the official SDKs have it, so that this is no narrower place than they are.
 CONNECT_TIMEOUT_S = 5.0
 LIMITS = httpx.Limits(max_connections=1_000, max_keepalive_connections=100)
+
+# Parsing one takes as long as choosing a model.
+parsed = lru_cache(maxsize=64)(httpx.URL)
 
 
 class Stream(WatchedStream, httpx.SyncByteStream, httpx.AsyncByteStream):
@@ -39,7 +44,11 @@ class Transport(SyncDriver[httpx.Request, httpx.Response], httpx.BaseTransport):
     ) -> httpx.Response:
         return self._inner.handle_request(
             httpx.Request(
-                request.method, url, headers=headers, content=body, extensions=request.extensions
+                request.method,
+                parsed(url),
+                headers=headers,
+                content=body,
+                extensions=request.extensions,
             )
         )
 
@@ -65,7 +74,11 @@ class AsyncTransport(AsyncDriver[httpx.Request, httpx.Response], httpx.AsyncBase
     ) -> httpx.Response:
         return await self._inner.handle_async_request(
             httpx.Request(
-                request.method, url, headers=headers, content=body, extensions=request.extensions
+                request.method,
+                parsed(url),
+                headers=headers,
+                content=body,
+                extensions=request.extensions,
             )
         )
 

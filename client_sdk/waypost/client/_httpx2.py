@@ -1,5 +1,7 @@
 """The transport for httpx2. Imports it, so it is imported late."""
 
+from functools import lru_cache
+
 import httpx2
 
 from waypost.client._core import Core
@@ -15,6 +17,9 @@ UNREACHABLE = (httpx2.ConnectError, httpx2.ConnectTimeout)
 # As the official SDKs have it, so that this is no narrower place than they are.
 CONNECT_TIMEOUT_S = 5.0
 LIMITS = httpx2.Limits(max_connections=1_000, max_keepalive_connections=100)
+
+# Parsing one takes as long as choosing a model.
+parsed = lru_cache(maxsize=64)(httpx2.URL)
 
 
 class Stream(WatchedStream, httpx2.SyncByteStream, httpx2.AsyncByteStream):
@@ -39,7 +44,11 @@ class Transport(SyncDriver[httpx2.Request, httpx2.Response], httpx2.BaseTranspor
     ) -> httpx2.Response:
         return self._inner.handle_request(
             httpx2.Request(
-                request.method, url, headers=headers, content=body, extensions=request.extensions
+                request.method,
+                parsed(url),
+                headers=headers,
+                content=body,
+                extensions=request.extensions,
             )
         )
 
@@ -65,7 +74,11 @@ class AsyncTransport(AsyncDriver[httpx2.Request, httpx2.Response], httpx2.AsyncB
     ) -> httpx2.Response:
         return await self._inner.handle_async_request(
             httpx2.Request(
-                request.method, url, headers=headers, content=body, extensions=request.extensions
+                request.method,
+                parsed(url),
+                headers=headers,
+                content=body,
+                extensions=request.extensions,
             )
         )
 

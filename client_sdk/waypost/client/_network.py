@@ -42,6 +42,7 @@ class Network:
         """
         self._verify = verify
         self.proxy = proxy
+        self._ways: dict[str, str | None] = {}  # by origin: reading the environment takes 0.2 ms
 
     @property
     def verify(self) -> "ssl.SSLContext":
@@ -52,16 +53,16 @@ class Network:
         """Return the proxy on the way to ``url``; ``None`` for the direct way."""
         if self.proxy is not None:
             return self.proxy
-        from urllib.request import getproxies, proxy_bypass
+        origin = "/".join(url.split("/", 3)[:3])
+        try:
+            return self._ways[origin]
+        except KeyError:
+            way = self._ways[origin] = _proxy_by_environment(url)
+            return way
 
-        proxies = getproxies()
-        if not proxies:
-            return None
-        parts = urlsplit(url)
-        if parts.hostname is None or proxy_bypass(parts.hostname):
-            return None
-        proxy = proxies.get(parts.scheme) or proxies.get("all")
-        return proxy if proxy is None or "://" in proxy else f"http://{proxy}"
+    def forget(self) -> None:
+        """Look anew for the way to each: the device is on another network."""
+        self._ways.clear()
 
     def race(self, bases: Sequence[str]) -> dict[str, float | None]:
         """Return how long a connection to each took, in ms, until the first was there.
@@ -85,6 +86,19 @@ class Network:
                 if _first(done, found, STAGGER_S):
                     break
         return found
+
+
+def _proxy_by_environment(url: str) -> str | None:
+    from urllib.request import getproxies, proxy_bypass
+
+    proxies = getproxies()
+    if not proxies:
+        return None
+    parts = urlsplit(url)
+    if parts.hostname is None or proxy_bypass(parts.hostname):
+        return None
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    return proxy if proxy is None or "://" in proxy else f"http://{proxy}"
 
 
 def _first(
