@@ -20,6 +20,7 @@ from bench import (
     embedding,
     latency_world,
     ledgers,
+    outage,
     recording,
     rivals,
     routing_quality,
@@ -52,10 +53,11 @@ SECTIONS: dict[str, Callable[[Path], Rows]] = {
 }
 
 # Install other people's code, so only when asked for: `make bench-rivals`.
-# The latency worlds and the race take minutes: `python -m bench latencies race`.
+# These take minutes: `python -m bench latencies outage race`.
 ASKED_FOR: dict[str, Callable[[Path], Rows]] = {
     "choose": lambda _: choosing.rows(),
     "latencies": lambda _: latency_world.rows_of_many(),
+    "outage": outage.rows,
     "race": ledgers.race_rows,
     "rivals": rivals.rows,
 }

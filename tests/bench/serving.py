@@ -38,21 +38,30 @@ STREAMS = 150
 
 @contextmanager
 def a_validator(
-    folder: Path, upstream: str, *, records: bool = True
+    folder: Path,
+    upstream: str,
+    *,
+    records: bool = True,
+    config: Mapping[str, object] | None = None,
 ) -> Iterator[tuple[int, dict[str, str], int]]:
-    """Run ``waypost validator serve`` on ``upstream``; give its port and a caller's headers."""
+    """Run ``waypost validator serve`` on ``upstream``; give its port and a caller's headers.
+
+    Args:
+        config: sections of ``validator.yaml``.
+    """
     folder.mkdir()
     app, publisher = App(), Publisher(policy=a_policy())
     bundle = publisher.publish(issuers=app.issuers())
     (folder / "root.json").write_bytes(publisher.root)
     provider = {"base_url": upstream + "/v1"}
-    config = {
+    settings = {
         "audience": AUDIENCE,
         "manifest": {"root": "root.json", "admin": True},
         "providers": {"acme": provider, "medcloud": provider},
         "budgets": {"default": [{"window": "day", "limit_usd": 1_000_000}]},
+        **(config or {}),
     }
-    (folder / "validator.yaml").write_text(json.dumps(config))
+    (folder / "validator.yaml").write_text(json.dumps(settings))
     port = free_port()
     waypost: list[str | Path] = (
         [Path(sys.executable).with_name("waypost")]
