@@ -1,5 +1,6 @@
 """``GET /metrics``: what is counted, under which labels, over several processes."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 from anyio import to_thread
 from hypothesis import given
 from hypothesis import strategies as st
@@ -222,15 +224,30 @@ async def test_dashboard_and_alerts_name_metrics_that_exist(validator: Running) 
         assert used <= told, name
 
 
-def test_promtool_finds_nothing_wrong_with_the_alerts() -> None:
+def _promtool(*arguments: str | Path) -> str:
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool is not installed (Debian package prometheus)")
-    done = subprocess.run(
-        [promtool, "check", "rules", str(MONITORING / "alerts.yml")], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "SUCCESS: 9 rules found" in done.stdout
+    done = subprocess.run([promtool, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_alerts_fire_on_what_they_are_for() -> None:
+    assert "SUCCESS: 9 rules found" in _promtool("check", "rules", MONITORING / "alerts.yml")
+    assert "SUCCESS" in _promtool("test", "rules", MONITORING / "alerts.test.yml")
+
+
+def test_promtool_finds_nothing_wrong_with_the_dashboards_queries(tmp_path: Path) -> None:
+    panels = json.loads((MONITORING / "dashboard.json").read_text())["panels"]
+    queries = [target["expr"] for panel in panels for target in panel.get("targets", ())]
+    rules = [
+        {"record": f"query:{number}", "expr": query.replace("$__rate_interval", "5m")}
+        for number, query in enumerate(queries)
+    ]
+    path = tmp_path / "queries.yml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
+    assert f"SUCCESS: {len(queries)} rules found" in _promtool("check", "rules", path)
 
 
 @pytest.mark.anyio
