@@ -59,6 +59,27 @@ def write(path: Path, header: str, *rows: str) -> Path:
             "startTime,model,prompt_tokens,completion_tokens,cached_tokens,n_requests,spend",
             "2026-10-01T00:00:00Z,gpt-4o,300,90,60,3,",
         ),
+        (
+            "generation_id,created_at,cost_total,tokens_prompt,tokens_completion,tokens_reasoning"
+            ",tokens_cached,model_permaslug,provider_name,request_count",
+            "gen-1,2026-10-01 00:00:00.000,,300,90,9,60,gpt-4o,OpenAI,3",
+        ),
+        (
+            "usage_date_utc,model_version,workspace,usage_input_tokens_no_cache"
+            ",usage_input_tokens_cache_write_5m,usage_input_tokens_cache_write_1h"
+            ",usage_input_tokens_cache_read,usage_output_tokens,requests",
+            "2026-10-01,gpt-4o,Default,100,120,20,60,90,3",
+        ),
+        (
+            "date,model,input_tokens,output_tokens,cache_creation_input_tokens"
+            ",cache_read_input_tokens,request_count",
+            "2026-10-01,gpt-4o,100,90,140,60,3",
+        ),
+        (
+            "date,model,prompt_tokens,completion_tokens,cache_creation_input_tokens"
+            ",cache_read_input_tokens,api_requests",  # LiteLLM's prompt holds both
+            "2026-10-01,gpt-4o,300,90,140,60,3",
+        ),
         ("Date,Model,Input Tokens,Output Tokens,Cached Tokens,Requests",
          '2026-10-01,gpt-4o,300,90,"60",3'),
     ],

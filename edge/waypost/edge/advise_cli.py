@@ -16,7 +16,9 @@ def register(app: typer.Typer) -> None:
 
 
 def _advise(
-    usage: Annotated[Path, typer.Argument(help="A CSV export of OpenAI, Anthropic or LiteLLM.")],
+    usage: Annotated[
+        Path, typer.Argument(help="A CSV export of OpenAI, Anthropic, OpenRouter or LiteLLM.")
+    ],
     cheap: Annotated[
         str | None, typer.Option(help="The model to compare with; else each maker's small one.")
     ] = None,

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
+from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -20,31 +21,41 @@ MAX_ROWS = 2_000_000
 MAX_CELL_CHARS = 200
 MOST = 10**15
 
-# What each figure is called: OpenAI's usage export and API, Anthropic's, LiteLLM's spend logs,
-# and plain words. Of several in one file the first in this order counts.
+# What each figure is called: OpenAI's usage export and API, Anthropic's, OpenRouter's activity,
+# LiteLLM's spend logs, and plain words. Of several in one file the first in this order counts; of
+# tokens written to a cache, the sum.
 COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "model": ("model", "model_version", "model_id", "model_name", "snapshot_id"),
+    "model": (
+        "model", "model_version", "model_id", "model_name", "snapshot_id", "model_permaslug",
+    ),
     "time": (
         "start_time", "start_time_iso", "starttime", "usage_date_utc", "timestamp", "date",
         "created_at", "time",
     ),
-    "requests": ("num_model_requests", "n_requests", "requests", "api_requests"),
+    "requests": ("num_model_requests", "n_requests", "requests", "api_requests", "request_count"),
     "input": (
         "input_tokens", "prompt_tokens", "n_context_tokens_total", "usage_input_tokens",
-        "usage_input_tokens_no_cache", "uncached_input_tokens",
+        "usage_input_tokens_no_cache", "uncached_input_tokens", "tokens_prompt",
     ),
     "cached": (
         "input_cached_tokens", "cached_tokens", "n_cached_context_tokens_total",
-        "usage_input_tokens_cache_read", "cache_read_input_tokens",
+        "usage_input_tokens_cache_read", "cache_read_input_tokens", "tokens_cached",
+    ),
+    "written": (
+        "usage_input_tokens_cache_write_5m", "usage_input_tokens_cache_write_1h",
+        "cache_creation_input_tokens",
     ),
     "output": (
         "output_tokens", "completion_tokens", "n_generated_tokens_total", "usage_output_tokens",
+        "tokens_completion",
     ),
-    "cost": ("spend", "cost", "cost_usd", "amount_usd", "total_cost"),
+    "cost": ("spend", "cost", "cost_usd", "amount_usd", "total_cost", "cost_total"),
 }  # fmt: skip
 
-# Where these are the input's names, cached tokens are counted beside it and not within.
+# Where these are the input's names, cached tokens are counted beside it and not within. So they
+# are by Anthropic, whose plain name another export may have too: its cache's names tell.
 _APART = frozenset({"usage_input_tokens_no_cache", "uncached_input_tokens"})
+_ANTHROPIC = frozenset({"cache_read_input_tokens", "cache_creation_input_tokens"})
 
 
 class UsageError(WaypostError):
@@ -92,11 +103,24 @@ def read_usage(path: Path) -> Iterator[Used]:
         raise UsageError(f"{path.name} is not CSV in UTF-8: {exc}") from None
 
 
-def _names(header: list[str]) -> dict[str, tuple[int, str]]:
-    """Return where each figure stands, and under which name."""
+class Names(NamedTuple):
+    """Where figures stand.
+
+    Attributes:
+        places: of each figure that has one column.
+        written: columns of tokens that were written to a cache.
+        is_apart: whether cached and written tokens come on top of the input.
+    """
+
+    places: Mapping[str, int]
+    written: tuple[int, ...]
+    is_apart: bool
+
+
+def _names(header: list[str]) -> Names:
     found = {name.strip().lower().replace(" ", "_"): place for place, name in enumerate(header)}
     names = {
-        figure: next((found[name], name) for name in spellings if name in found)
+        figure: next(name for name in spellings if name in found)
         for figure, spellings in COLUMNS.items()
         if any(name in found for name in spellings)
     }
@@ -104,22 +128,29 @@ def _names(header: list[str]) -> dict[str, tuple[int, str]]:
     if missing:
         wanted = "; ".join(f"{figure}: {' or '.join(COLUMNS[figure])}" for figure in missing)
         raise UsageError(f"the first line names no column for {wanted}")
-    return names
+    return Names(
+        places={figure: found[name] for figure, name in names.items()},
+        written=tuple(found[name] for name in COLUMNS["written"] if name in found),
+        is_apart=names["input"] in _APART
+        or (names["input"] == "input_tokens" and not _ANTHROPIC.isdisjoint(names.values())),
+    )
 
 
-def _used(row: list[str], names: Mapping[str, tuple[int, str]], *, line: int) -> Used | None:
-    def cell(figure: str) -> str:
-        place = names.get(figure, (len(row), ""))[0]
+def _used(row: list[str], names: Names, *, line: int) -> Used | None:
+    def at(place: int) -> str:
         return row[place].strip()[:MAX_CELL_CHARS] if place < len(row) else ""
+
+    def cell(figure: str) -> str:
+        return at(names.places.get(figure, len(row)))
 
     model = cell("model")
     taken = _count(cell("input"), line)
     cached = _count(cell("cached"), line)
     output = _count(cell("output"), line)
+    if names.is_apart:
+        taken += cached + sum(_count(at(place), line) for place in names.written)
     if not model or not (taken or cached or output):
         return None
-    if names["input"][1] in _APART:
-        taken += cached
     return Used(
         model=model,
         at=_time(cell("time")),
