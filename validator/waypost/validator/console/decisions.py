@@ -238,7 +238,7 @@ def _chart(window: Window, stats: RecordStats, now: float) -> Chart:
     return stacked_bars(
         [window.label(at_ms) for at_ms in starts],
         series,
-        say=lambda value: count(round(value)),
+        say=lambda value: count(round(value)) if value.is_integer() else "",
         titles=titles,
     )
 
