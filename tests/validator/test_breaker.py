@@ -99,6 +99,51 @@ def test_models_and_regions_rest_apart_and_a_new_manifest_wakes_none_of_them() -
     assert acme.breaker(a_model("large", region="eu")).is_closed
 
 
+def test_a_probe_that_has_begun_to_answer_lets_the_others_in() -> None:
+    breaker = tripped()
+    later = NOW + FIRST_COOL_OFF_S
+    breaker.admit(later)
+    breaker.began(after_s=0.1)
+
+    assert breaker.is_closed
+    # What becomes of it in the end counts as of any other.
+    breaker.failed(later, luck=0)
+    assert breaker.is_closed
+
+
+def test_a_probe_that_crawls_lets_nobody_in_when_it_begins() -> None:
+    breaker = tripped()
+    later = NOW + FIRST_COOL_OFF_S
+    breaker.admit(later)
+    breaker.began(after_s=RULES.slow_after_s + 1)
+
+    assert breaker.refuses(later)
+
+
+def test_what_begins_while_nobody_probes_says_nothing() -> None:
+    breaker = tripped()
+    breaker.began(after_s=0.1)
+
+    assert breaker.refuses(NOW)
+
+
+def test_what_nothing_can_stand_in_for_is_probed_as_often_as_at_first() -> None:
+    breaker = tripped()
+    at = NOW
+    for _ in range(4):
+        at += LAST_COOL_OFF_S
+        assert breaker.admit(at)
+        breaker.failed(at, luck=0)
+
+    assert not breaker.wake(at + FIRST_COOL_OFF_S - 0.001)
+    assert breaker.wake(at + FIRST_COOL_OFF_S)
+    assert breaker.admit(at + FIRST_COOL_OFF_S)
+    # One at a time, as ever, and a failure makes the rest no shorter.
+    assert not breaker.wake(at + FIRST_COOL_OFF_S)
+    breaker.failed(at + FIRST_COOL_OFF_S, luck=0)
+    assert breaker.refuses(at + 2 * FIRST_COOL_OFF_S)
+
+
 # ── what another validator says ────────────────────────────────────────────────────────────────
 
 

@@ -12,6 +12,7 @@ from support.upstream import (
     Exchange,
     Upstream,
     answering,
+    event,
     failing,
     hanging,
     resetting,
@@ -227,6 +228,66 @@ async def test_a_provider_that_keeps_failing_is_given_a_rest(
     assert len(acme.seen) == FAILURES
     decision = parse_decision(response.headers["waypost-decision"])
     assert (decision["verdict"], decision["reason"]) == ("overridden", "out_of_service")
+
+
+async def test_while_a_probe_streams_its_answer_the_others_are_served(
+    tmp_path: Path, acme: Upstream
+) -> None:
+    def resting_briefly(providers: dict[str, Any]) -> None:
+        providers["acme"]["breaker"] = {"failures": 1, "first_rest_s": 0.01}
+
+    ends = asyncio.Event()
+
+    async def streaming_on(exchange: Exchange) -> None:
+        await exchange.start_stream()
+        await exchange.chunk(event("It goes on"))
+        await ends.wait()
+
+    acme.behave = failing(500)
+    async with running_validator(tmp_path, {"acme": acme}, change=resting_briefly) as validator:
+        await validator.chat(models=("small",))
+        await asyncio.sleep(0.02)
+        acme.behave = streaming_on
+        async with validator.client.stream(
+            "POST",
+            "/v1/chat/completions",
+            json={**HELLO, "stream": True},
+            headers=validator.headers(models=("small",)),
+        ) as probe:
+            await anext(probe.aiter_lines())
+            acme.behave = answering()
+            response = await validator.chat(models=("small",))
+            ends.set()
+
+    assert response.status_code == 200
+
+
+async def test_a_long_rest_is_kept_only_while_there_is_somewhere_else_to_go(
+    tmp_path: Path, acme: Upstream, medcloud: Upstream
+) -> None:
+    def resting_long(providers: dict[str, Any]) -> None:
+        providers["acme"]["breaker"] = {"failures": 1, "first_rest_s": 0.01, "last_rest_s": 300}
+
+    async with running_validator(
+        tmp_path, {"acme": acme, "medcloud": medcloud}, policy=two_models(), change=resting_long
+    ) as validator:
+        # It has failed for 164 s, and rests for as long from six seconds ago.
+        breaker = validator.desk.targets()["first"].breaker
+        began = validator.desk.monotonic() - 170
+        for tries in range(15):
+            at = began + 0.01 * (2**tries - 1)
+            assert breaker.admit(at + 1e-6)
+            breaker.failed(at, luck=0)
+        assert breaker.rests_s(validator.desk.monotonic()) > 100
+
+        elsewhere = await validator.chat()
+        still_rests = not breaker.is_closed
+        nowhere_else = await validator.chat(models=("first",))
+
+    assert (elsewhere.status_code, len(medcloud.seen)) == (200, 1)
+    assert still_rests
+    # The provider is back, which nobody would have found out for two minutes.
+    assert (nowhere_else.status_code, len(acme.seen)) == (200, 1)
 
 
 async def test_with_every_provider_at_rest_the_caller_is_told(

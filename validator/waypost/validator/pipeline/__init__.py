@@ -14,7 +14,7 @@ from waypost.shared.errors import RefusalError, StoreError, WaypostError
 from waypost.validator.desk import Desk
 from waypost.validator.pipeline.authenticate import authenticate
 from waypost.validator.pipeline.call import Call, Considered, pick_headers
-from waypost.validator.pipeline.decide import require_served
+from waypost.validator.pipeline.decide import require_served, woken
 from waypost.validator.pipeline.forward import forward
 from waypost.validator.pipeline.record import receipt_of, record_of
 from waypost.validator.pipeline.reserve import Booking, reserve
@@ -86,7 +86,13 @@ async def consider(desk: Desk, call: Call) -> Considered:
     call.facts, call.streamed = facts, asked.request.stream is True
     bound_time(call)
     call.mark("understand")
-    decision = call.decision = engine_decide(serving.compiled, facts, call.proposal)
+    decision = engine_decide(serving.compiled, facts, call.proposal)
+    if decision.reason == "out_of_service" and decision.model is None:
+        awake = woken(serving, facts, monotonic=desk.monotonic())
+        if awake is not None:
+            facts = call.facts = awake
+            decision = engine_decide(serving.compiled, facts, call.proposal)
+    call.decision = decision
     require_served(serving, facts, decision, call.untranslatable, monotonic=desk.monotonic())
     call.take(decision)
     call.mark("decide")

@@ -261,6 +261,8 @@ class Try:
             self._ttft_ms = self._elapsed_ms()
             # An error as the first event is no answer.
             self.outcome = "server_error" if reader.has_failed else "ok"
+            if self.outcome == "ok":
+                self.target.breaker.began(after_s=self._ttft_ms / 1_000)
 
     async def _rest_of(self, stream: Stream) -> bytes:
         body = b""

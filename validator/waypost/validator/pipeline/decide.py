@@ -1,5 +1,9 @@
 """What a decision that names no model means to the caller: a refusal that says why."""
 
+from collections.abc import Iterator
+
+from msgspec import structs
+
 from waypost.shared.contracts import Facts
 from waypost.shared.engine import Decision, exclusion
 from waypost.shared.errors import (
@@ -10,9 +14,9 @@ from waypost.shared.errors import (
     UpstreamError,
 )
 from waypost.shared.explain import explain
-from waypost.validator.serving import Serving
+from waypost.validator.serving import Serving, Target
 
-__all__ = ["require_served"]
+__all__ = ["require_served", "woken"]
 
 # What the request itself, the providers or the account are the reason for. All else is a matter
 # of what this caller may use.
@@ -55,11 +59,32 @@ def require_served(
         raise refusal(sentence, code=decision.reason)
 
 
+def woken(serving: Serving, facts: Facts, *, monotonic: float) -> Facts | None:
+    """Return ``facts`` with models that are to be probed early, as all that may serve this rest.
+
+    Or a provider that was away for an hour would stay away for some minutes more to those who have
+    no other. ``None``: none is.
+    """
+    awake = {
+        target.model.id
+        for target in _at_rest(serving, facts)
+        if target.breaker.wake(monotonic) and not target.refuses(monotonic)
+    }
+    if not awake:
+        return None
+    out = tuple(name for name in facts.measured.out_of_service if name not in awake)
+    return structs.replace(facts, measured=structs.replace(facts.measured, out_of_service=out))
+
+
 def _wait_s(serving: Serving, facts: Facts, monotonic: float) -> int | None:
     """Return when the first of the models at rest may serve this; ``None`` if none ever will."""
-    rests: list[float] = []
+    rests = [target.rests_s(monotonic) for target in _at_rest(serving, facts)]
+    return 1 + int(min(rests)) if rests else None
+
+
+def _at_rest(serving: Serving, facts: Facts) -> Iterator[Target]:
+    """Give the targets that might serve this, did they not rest."""
     for name in facts.measured.out_of_service:
         target, why = serving.targets.get(name), exclusion(serving.compiled, name, facts)
         if target is not None and why is not None and why.code == "out_of_service":
-            rests.append(target.rests_s(monotonic))
-    return 1 + int(min(rests)) if rests else None
+            yield target

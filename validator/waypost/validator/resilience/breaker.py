@@ -82,6 +82,7 @@ class Breaker:
         "_open_until",
         "_probing",
         "_rest_s",
+        "_rested_from",
         "_row",
         "_tell",
         "_window",
@@ -109,6 +110,7 @@ class Breaker:
         self._row = 0
         self._rest_s = self.rules.first_rest_s
         self._open_until: float | None = None
+        self._rested_from = 0.0
         self._doubted_until = 0.0
         self._probing = False
         self._window.clear()
@@ -136,6 +138,13 @@ class Breaker:
             return False
         self._probing = True
         return True
+
+    def began(self, *, after_s: float) -> None:
+        """The target begins to answer: who waits for a probe need not wait for its last word."""
+        if self._probing and after_s <= self.rules.slow_after_s:
+            if self._open_until is not None:
+                self._close()
+            self._doubted_until, self._probing = 0.0, False
 
     def succeeded(self, now: float, *, after_s: float, luck: float = 0.0) -> None:
         """The target answered; ``after_s`` is when the answer began."""
@@ -172,6 +181,13 @@ class Breaker:
             ):
                 self._rest(now, luck)
 
+    def wake(self, now: float) -> bool:
+        """Return whether it may be probed, however long its rest, as nothing else can serve."""
+        if self._open_until is None or self._probing:
+            return False
+        self._open_until = min(self._open_until, self._rested_from + self.rules.first_rest_s)
+        return now >= self._open_until
+
     def doubt(self, now: float) -> None:
         """The target was given a rest elsewhere: the next failure opens, any answer clears it.
 
@@ -198,6 +214,7 @@ class Breaker:
 
     def _rest(self, now: float, luck: float) -> None:
         self._doubted_until, self._probing = 0.0, False
+        self._rested_from = now
         self._open_until = now + self._rest_s * (1 + JITTER * luck)
         self._open.add(self)
         self._tell()
