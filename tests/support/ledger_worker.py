@@ -1,8 +1,8 @@
 """A process that spends from a shared ledger, told what by its arguments.
 
-``race PATH NAME AMOUNT_NUSD LIMIT_NUSD``: after a line on standard input, holds the amount from
+``race ADDRESS NAME AMOUNT_NUSD LIMIT_NUSD``: after a line on standard input, holds the amount from
 16 tasks at once until refused; writes how many holds it got.
-``serve PATH NAME``: holds and settles for ever, writing each id (and cost) once it is told so.
+``serve ADDRESS NAME``: holds and settles for ever, writing each id (and cost) once it is told so.
 """
 
 import asyncio
@@ -11,17 +11,17 @@ import sys
 from collections.abc import Iterator
 from itertools import count
 
-from support.ledgers import NOON, USD, a_hold, limit
-from waypost.validator.ledger import Held, open_sqlite
+from support.ledgers import NOON, USD, a_hold, limit, open_at
+from waypost.validator.ledger import Held
 
 TASKS = 16
 
 
-async def race(path: str, name: str, amount_nusd: int, limit_nusd: int) -> None:
+async def race(address: str, name: str, amount_nusd: int, limit_nusd: int) -> None:
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     await asyncio.to_thread(sys.stdin.readline)
-    ledger = open_sqlite(path, patience_s=30)
+    ledger = open_at(address)
     numbers = count()
 
     async def spend() -> int:
@@ -39,8 +39,8 @@ async def race(path: str, name: str, amount_nusd: int, limit_nusd: int) -> None:
     sys.stdout.write(f"{sum(held)}\n")
 
 
-async def serve(path: str, name: str) -> None:
-    ledger = open_sqlite(path, patience_s=30)
+async def serve(address: str, name: str) -> None:
+    ledger = open_at(address)
     numbers = count()
 
     async def spend(numbers: Iterator[int]) -> None:
@@ -55,8 +55,8 @@ async def serve(path: str, name: str) -> None:
 
 
 if __name__ == "__main__":
-    command, path, name, *rest = sys.argv[1:]
+    command, address, name, *rest = sys.argv[1:]
     if command == "race":
-        asyncio.run(race(path, name, *map(int, rest)))
+        asyncio.run(race(address, name, *map(int, rest)))
     else:
-        asyncio.run(serve(path, name))
+        asyncio.run(serve(address, name))

@@ -9,9 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from waypost.shared.contracts import SpendLimit, Window
-from waypost.validator.ledger import Calendar, Hold, Ledger, RateLimit, Scope, scope_of
+from waypost.validator.ledger import (
+    Calendar,
+    Hold,
+    Ledger,
+    RateLimit,
+    Scope,
+    open_sqlite,
+    scope_of,
+)
 from waypost.validator.ledger.books import HoldRow
 from waypost.validator.ledger.calendar import CALENDAR
+from waypost.validator.ledger.grouped import GroupedLedger
+from waypost.validator.ledger.postgres import open_postgres
+from waypost.validator.ledger.redis import open_redis
 
 NOON = 1_764_072_000  # Tue 25 Nov 2025 12:00 UTC
 USD = 1_000_000_000
@@ -56,6 +67,16 @@ async def spent_and_reserved(
     counted = scope_of(scope or f"account:{account}", (limit(window, USD),))
     (balance,) = await ledger.balances((counted,), now=now)
     return balance.spent_nusd, balance.reserved_nusd
+
+
+def open_at(address: str, *, patience_s: float = 30) -> GroupedLedger:
+    """Open a ledger in another process: a file, or ``URL#prefix``, or ``DSN#schema``."""
+    where, _, name = address.partition("#")
+    if where.startswith("redis"):
+        return open_redis(where, prefix=name, patience_s=patience_s)
+    if name:
+        return open_postgres(where, schema=name, patience_s=patience_s)
+    return open_sqlite(where, patience_s=patience_s)
 
 
 async def until(is_so: Callable[[], bool], *, pause_s: float = 0.0) -> None:

@@ -1,16 +1,27 @@
-"""A ledger's file between real processes: raced for, and killed over."""
+"""A ledger between real processes: raced for, and killed over, in every store."""
 
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from secrets import token_hex
 
 import pytest
 
-from support.ledgers import LEASE_S, NOON, assert_books_balance, holds, spent_and_reserved
-from waypost.validator.ledger import open_sqlite
+from support.ledgers import (
+    LEASE_S,
+    NOON,
+    assert_accounts_balance,
+    assert_books_balance,
+    journal,
+    open_at,
+    spent_and_reserved,
+)
+from support.postgres import find_postgres, running_postgres
+from support.redis import find_redis, running_redis
 
 pytestmark = pytest.mark.anyio
 
@@ -38,15 +49,44 @@ def _lines(process: "subprocess.Popen[str]") -> Iterator[str]:
     return iter(process.stdout)
 
 
+@pytest.fixture(scope="module")
+def redis_url() -> Iterator[str]:
+    if find_redis() is None:
+        pytest.skip("no redis-server here")
+    # A process that is killed takes nothing of the server's with it, however lazy its disk.
+    with running_redis("--appendfsync", "no") as server:
+        yield server.url
+
+
+@pytest.fixture(scope="module")
+def postgres_dsn() -> Iterator[str]:
+    if find_postgres() is None:
+        pytest.skip("no PostgreSQL here")
+    with running_postgres() as dsn:
+        yield dsn
+
+
+@pytest.fixture(params=["sqlite", "redis", "postgres"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Where processes find one ledger; a file's books are read past it at the end."""
+    match request.param:
+        case "redis":
+            yield f"{request.getfixturevalue('redis_url')}#{token_hex(4)}"
+        case "postgres":
+            yield f"{request.getfixturevalue('postgres_dsn')}#w{token_hex(4)}"
+        case _:
+            yield str(tmp_path / "ledger.sqlite")
+            assert_books_balance(tmp_path / "ledger.sqlite")
+
+
 async def test_processes_that_race_for_the_last_dollar_spend_it_to_the_nano_dollar(
-    tmp_path: Path,
+    address: str,
 ) -> None:
-    # 64 writers in 4 processes. They also race to make the file, and the account's first row.
-    path = tmp_path / "ledger.sqlite"
+    # 64 writers in 4 processes. They also race to make the tables, and the account's first row.
     amount, limit = 1_000_003, 500 * 1_000_003 + 1_000_002
     with ExitStack() as stack:
         workers = [
-            stack.enter_context(_worker("race", path, f"w{n}", amount, limit)) for n in range(4)
+            stack.enter_context(_worker("race", address, f"w{n}", amount, limit)) for n in range(4)
         ]
         for worker in workers:
             assert next(_lines(worker)) == "ready\n"
@@ -57,19 +97,18 @@ async def test_processes_that_race_for_the_last_dollar_spend_it_to_the_nano_doll
         held = [int(next(_lines(worker))) for worker in workers]
 
     assert sum(held) == 500
-    assert_books_balance(path)
-    ledger = open_sqlite(path)
+    ledger = open_at(address)
     spent, reserved = await spent_and_reserved(ledger)
     assert spent + reserved == 500 * amount
+    await assert_accounts_balance(ledger)
     await ledger.close()
 
 
-@pytest.mark.parametrize("lines_before", [1, 70, 901])
+@pytest.mark.parametrize("lines_before", [random.randint(1, 300), 901], ids=["soon", "later"])
 async def test_a_killed_process_loses_no_money_that_it_was_told_of(
-    tmp_path: Path, lines_before: int
+    address: str, lines_before: int
 ) -> None:
-    path = tmp_path / "ledger.sqlite"
-    with _worker("serve", path, "w") as worker, _worker("serve", path, "other") as other:
+    with _worker("serve", address, "w") as worker, _worker("serve", address, "other") as other:
         lines = _lines(worker)
         told = [next(lines) for _ in range(lines_before)]
         worker.kill()
@@ -78,18 +117,18 @@ async def test_a_killed_process_loses_no_money_that_it_was_told_of(
         other.kill()
         other.wait()
 
-    assert_books_balance(path)
-    kept = holds(path)
+    ledger = open_at(address)
+    await assert_accounts_balance(ledger)
+    kept = await journal(ledger)
     for line in told:
         what, hold_id, *cost = line.split()
-        assert hold_id in kept
+        assert hold_id in kept, lines_before
         if what == "settled":
-            assert kept[hold_id] == ("settled", int(cost[0]))
+            assert kept[hold_id] == ("settled", int(cost[0])), lines_before
 
-    ledger = open_sqlite(path)
     open_holds = [hold_id for hold_id, (state, _) in kept.items() if state == "held"]
     assert await ledger.sweep(now=NOON + LEASE_S) == len(open_holds)
     costs = sum(cost for _, cost in kept.values()) + 1_000 * len(open_holds)
     assert await spent_and_reserved(ledger, "total") == (costs, 0)
+    await assert_accounts_balance(ledger)
     await ledger.close()
-    assert_books_balance(path)
