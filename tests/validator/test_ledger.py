@@ -721,6 +721,24 @@ async def test_a_store_that_stalls_in_the_middle_ends_in_an_error_and_is_found_a
     await ledger.close()
 
 
+async def test_a_fault_of_the_store_s_own_ends_in_an_error_and_not_in_waiting(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = open_sqlite(path, durability="full", patience_s=0.1)
+
+    def fails(batch: object) -> None:
+        raise RuntimeError("who would have thought")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger.store, "_transact", fails)
+        async with asyncio.timeout(3):
+            with pytest.raises(StoreError) as refused:
+                await ledger.reserve(a_hold("h", 1))
+    assert refused.value.code == "ledger_unavailable"
+    assert isinstance(await ledger.reserve(a_hold("next", 1)), Held)
+    await ledger.close()
+
+
 async def test_a_damaged_row_in_redis_refuses_its_own_account_and_nobody_else(
     redis_url: str,
 ) -> None:

@@ -7,6 +7,7 @@ knows whether it was made, is given back.
 """
 
 import asyncio
+import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import suppress
@@ -37,6 +38,8 @@ from waypost.validator.ledger.books import (
 from waypost.validator.ledger.calendar import CALENDAR, Calendar
 
 __all__ = ["GroupedLedger", "Store", "UnavailableError", "unavailable"]
+
+logger = logging.getLogger(__name__)
 
 MAX_BATCH = 256  # keeps one turn of the loop below about 3 ms
 SWEEP_BATCH = 200
@@ -286,6 +289,10 @@ class GroupedLedger:
         except asyncio.CancelledError:
             self._queue = batch + self._queue
             raise
+        except Exception as exc:
+            # A fault of ours or the driver's: callers must not wait for ever.
+            logger.exception("the ledger's batch failed")
+            self._finish(loop, batch, unavailable(exc, may_have_been_made=True))
 
     def _finish(
         self,

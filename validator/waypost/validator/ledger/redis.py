@@ -4,7 +4,7 @@ Each operation is one script, so it is atomic, and a batch of them is one pipeli
 trip, however much is asked for at once. The scripts only compare and add; what a refusal means
 is worked out here from the numbers they return, by the same functions that all stores use. All
 keys carry one hash tag, since a hold in all its scopes needs them in one place: in a cluster,
-one ledger lives on one node.
+one ledger lives on one node, whichever it is at the moment.
 
 A script that ran although its answer was lost does nothing the second time.
 """
@@ -15,10 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Any, NamedTuple, cast
 
 import msgspec
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from waypost.shared.contracts import SpendLimit, Window
 from waypost.shared.errors import StoreError
@@ -55,6 +52,8 @@ from waypost.validator.ledger.books import (
 )
 from waypost.validator.ledger.calendar import CALENDAR, DURATION_S, Calendar
 from waypost.validator.ledger.grouped import GroupedLedger, UnavailableError, unavailable
+from waypost.validator.ledger.redis_scripts import CLOSE, FREE, GRANT, RESERVE
+from waypost.validator.ledger.redis_servers import Servers, find_servers
 from waypost.validator.ledger.rows import check_zone
 
 __all__ = ["RedisStore", "open_redis"]
@@ -65,108 +64,6 @@ KEEP_WINDOWS_S = 35 * 86_400  # after their end
 KEEP_CLOSED_S = 7 * 86_400  # holds, from when they were made
 PAGE = 500
 
-_RESERVE = """
-local a = cjson.decode(ARGV[1])
-local known = redis.call('HMGET', KEYS[1], 'state', 'amount', 'scopes')
-if known[1] then return {'known', known[1], known[2], known[3]} end
-if a.key then
-  local k = redis.call('HMGET', a.key, 'body', 'hold', 'at')
-  if k[1] and string.sub(k[2], 1, #a.request) ~= a.request and k[3] + a.keep_key > a.now then
-    return {'key', k[1], k[2], k[3], redis.call('HGET', a.holds .. k[2], 'state') or ''}
-  end
-end
-local sums, short = {}, a.refuse
-for i, w in ipairs(a.windows) do
-  local row = redis.call('HMGET', w[1], 's', 'd', 'r', 'g')
-  for j = 1, 4 do sums[#sums + 1] = row[j] or '0' end
-  if w[2] and a.amount > 0 then
-    local used = (row[1] or 0) + (row[2] or 0) + (row[3] or 0)
-    if used + a.amount > w[2] + (row[4] or 0) then short = true end
-  end
-end
-if short then return {'short', unpack(sums)} end
-local frees, late = {}, false
-for i, r in ipairs(a.rates) do
-  local free = tonumber(redis.call('GET', r[1]) or '0')
-  frees[i] = string.format('%.0f', free)
-  if r[2] > 0 and math.max(free, a.now_us) + r[2] - a.now_us > r[3] then late = true end
-end
-if late then return {'late', unpack(frees)} end
-local names = {}
-for i, w in ipairs(a.windows) do
-  redis.call('HINCRBY', w[1], 'r', a.amount)
-  if w[3] then redis.call('EXPIRE', w[1], w[3]) end
-  names[i] = w[1]
-end
-for i, r in ipairs(a.rates) do
-  local free = math.max(tonumber(frees[i]), a.now_us) + r[2]
-  redis.call('SET', r[1], string.format('%.0f', free), 'EX', math.ceil(2 * r[3] / 1000000))
-end
-redis.call('HSET', KEYS[1], 'state', 'held', 'amount', a.amount, 'cost', 0, 'scopes', a.scopes,
-  'tokens', a.tokens, 'at', a.now, 'expires', a.expires,
-  'windows', #names > 0 and cjson.encode(names) or '[]', 'backlogs', a.backlogs)
-redis.call('ZADD', a.open, a.expires, a.id)
-redis.call('ZADD', a.journal, a.now, a.id)
-if a.key then
-  redis.call('HSET', a.key, 'body', a.body, 'hold', a.id, 'at', a.now)
-  redis.call('EXPIRE', a.key, a.keep_key)
-end
-return {'held', unpack(sums)}
-"""
-
-_CLOSE = """
-local h = redis.call('HMGET', KEYS[1], 'state', 'amount', 'cost', 'tokens', 'windows', 'backlogs')
-if not h[1] then return 'unknown' end
-local target, cost, amount = ARGV[2], tonumber(ARGV[3]), tonumber(h[2])
-local state = target
-if h[1] ~= 'held' then  -- as books.state_after has it
-  local open = h[1] == 'expired' or h[1] == 'unconfirmed'
-  if open and (target == 'settled' or target == 'released') then state = 'corrected'
-  elseif h[1] ~= 'expired' or target ~= 'unconfirmed' then return 'kept' end
-end
-if target == 'expired' then cost = amount end
-local had = tonumber(h[3])
-local had_spent = math.min(had, amount)
-local spent = math.min(cost, h[1] == 'held' and amount or had_spent)
-for _, w in ipairs(cjson.decode(h[5])) do
-  if h[1] == 'held' then redis.call('HINCRBY', w, 'r', 0 - amount) end  -- -0 is no integer
-  redis.call('HINCRBY', w, 's', spent - had_spent)
-  local owes = cost - spent - (had - had_spent)
-  if owes ~= 0 then redis.call('HINCRBY', w, 'd', owes) end
-end
-local used, bound = tonumber(ARGV[4]), tonumber(h[4])
-if used >= 0 and bound > 0 then
-  for _, b in ipairs(cjson.decode(h[6])) do
-    local free = tonumber(redis.call('GET', b[1]) or '0')
-    free = math.max(0, free - math.floor(b[2] * (bound - used) / bound))
-    redis.call('SET', b[1], string.format('%.0f', free), 'KEEPTTL')
-  end
-end
-redis.call('HSET', KEYS[1], 'state', state, 'cost', cost)
-redis.call('EXPIRE', KEYS[1], ARGV[5])
-redis.call('ZREM', ARGV[6], ARGV[1])
-return state
-"""
-
-_FREE = """
-local hold = redis.call('HGET', KEYS[1], 'hold')
-if hold and string.sub(hold, 1, #ARGV[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
-return 'ok'
-"""
-
-_GRANT = """
-local known = redis.call('HGET', KEYS[1], 'amount')
-if known then return known end
-local row = redis.call('HMGET', KEYS[2], 's', 'd', 'g')
-local amount = ARGV[1]
-if amount == '' then
-  amount = string.format('%.0f', math.max(0, (row[1] or 0) + (row[2] or 0) - (row[3] or 0)))
-end
-redis.call('HINCRBY', KEYS[2], 'g', amount)
-redis.call('HSET', KEYS[1], 'amount', amount, 'grant', ARGV[2])
-return amount
-"""
-
 _encode = msgspec.json.Encoder().encode
 _decode_names = msgspec.json.Decoder(list[str]).decode
 
@@ -176,23 +73,14 @@ def open_redis(
 ) -> GroupedLedger:
     """Return the ledger at ``url``; it connects when it is first asked.
 
+    Args:
+        url: as ``find_servers`` takes it.
+
     Raises:
         StoreError: ``ledger_unavailable``, the address makes no sense.
     """
-    try:
-        client = cast(Any, Redis).from_url(  # half of its own types are unknown
-            url,
-            decode_responses=True,
-            socket_timeout=patience_s,
-            socket_connect_timeout=patience_s,
-            retry=Retry(NoBackoff(), 0),  # the ledger has a queue and a patience of its own
-        )
-    except ValueError:
-        # The client's own words quote the address, which holds a password.
-        raise StoreError(
-            "the ledger's dsn is not a redis:// address", code="ledger_unavailable"
-        ) from None
-    store = RedisStore(client, prefix, calendar or Calendar(), patience_s=patience_s)
+    servers = find_servers(url, patience_s=patience_s)
+    store = RedisStore(servers, prefix, calendar or Calendar(), patience_s=patience_s)
     return GroupedLedger(store, patience_s=patience_s)
 
 
@@ -211,11 +99,11 @@ class RedisStore:
     lets_others_first = False
 
     def __init__(
-        self, client: object, prefix: str, calendar: Calendar, *, patience_s: float
+        self, servers: Servers, prefix: str, calendar: Calendar, *, patience_s: float
     ) -> None:
         self.calendar = calendar
         self._patience_s = patience_s
-        self._client = cast(Any, client)
+        self._servers = servers
         self._prefix = f"{{{prefix}}}:"
         self._is_ready = False
         self._tidied_at = 0
@@ -233,20 +121,28 @@ class RedisStore:
                     await self._begin()
                 replies = await self._send(batch)
         except (RedisError, OSError, TimeoutError) as exc:
-            self._is_ready = False
+            self._lost()
             raise unavailable(exc, may_have_been_made=True) from exc
         return [
             self._outcome(operation, reply) for operation, reply in zip(batch, replies, strict=True)
         ]
 
+    def _lost(self) -> None:
+        self._is_ready = False
+        self._servers.lost()
+
+    async def _client(self) -> Any:  # noqa: ANN401 - half of its own types are unknown
+        return await self._servers.of(f"{self._prefix}zone")
+
     async def _begin(self) -> None:
         """Find the server and give it the scripts, after it was away as well."""
         try:
-            scripts = (_RESERVE, _CLOSE, _FREE, _GRANT)
-            self._shas = [await self._client.script_load(script) for script in scripts]
+            client = await self._client()
+            scripts = (RESERVE, CLOSE, FREE, GRANT)
+            self._shas = [await client.script_load(script) for script in scripts]
             zone = str(self.calendar.zone)
-            await self._client.set(f"{self._prefix}zone", zone, nx=True)
-            found = cast(str, await self._client.get(f"{self._prefix}zone"))
+            await client.set(f"{self._prefix}zone", zone, nx=True)
+            found = cast(str, await client.get(f"{self._prefix}zone"))
         except (RedisError, OSError, TimeoutError) as exc:
             raise unavailable(exc, may_have_been_made=False) from exc
         try:
@@ -256,14 +152,15 @@ class RedisStore:
         self._is_ready = True
 
     async def _send(self, batch: Sequence[Operation]) -> list[Any]:
+        client = await self._client()
         expired: dict[int, list[str]] = {}
         for place, operation in enumerate(batch):
             if isinstance(operation, Sweep):
-                found = await self._client.zrangebyscore(
+                found = await client.zrangebyscore(
                     f"{self._prefix}open", "-inf", operation.now, start=0, num=operation.at_most
                 )
                 expired[place] = cast(list[str], found)
-        pipeline = self._client.pipeline(transaction=False)
+        pipeline = client.pipeline(transaction=False)
         spans: list[int] = []
         for place, operation in enumerate(batch):
             before = len(pipeline)
@@ -291,8 +188,6 @@ class RedisStore:
         if len(pipeline):
             replies = await pipeline.execute(raise_on_error=False)
         failed = next((reply for reply in replies if _is_passing(reply)), None)
-        if isinstance(failed, NoScriptError):  # the server was restarted: nothing has run
-            self._is_ready = False
         if failed is not None:
             raise failed
         grouped: list[Any] = []
@@ -474,20 +369,23 @@ class RedisStore:
         rows: list[Any] = []
         try:
             async with asyncio.timeout(self._patience_s):
+                client = await self._client()
                 if not wanted:
-                    await self._client.ping()
-                pipeline = self._client.pipeline(transaction=False)
+                    await client.ping()
+                pipeline = client.pipeline(transaction=False)
                 for scope, window, start in wanted:
                     pipeline.hmget(self._window(scope, window, start), "s", "d", "r", "g")
                 rows = await pipeline.execute() if wanted else []
         except (RedisError, OSError, TimeoutError) as exc:
+            self._lost()
             raise unavailable(exc, may_have_been_made=False) from exc
         return [_window_sum(*one, row) for one, row in zip(wanted, rows, strict=True)]
 
     async def sums(self, window: Window, start: int) -> AsyncIterator[WindowSum]:
         """See ``Store.sums``."""
         ends = f":{window}:{start}"
-        keys: AsyncIterator[str] = self._client.scan_iter(f"{self._prefix}w:*{ends}", count=PAGE)
+        client = await self._client()
+        keys: AsyncIterator[str] = client.scan_iter(f"{self._prefix}w:*{ends}", count=PAGE)
         async for key in keys:
             scope = key.removeprefix(f"{self._prefix}w:").removesuffix(ends)
             found = (await self.read([(scope, window, start)]))[0]
@@ -496,16 +394,17 @@ class RedisStore:
 
     async def journal(self, since: int, until: int) -> AsyncIterator[Entry]:
         """See ``Store.journal``. Closed holds are kept for ``KEEP_CLOSED_S``."""
+        client = await self._client()
         place = 0
         while True:
-            found = await self._client.zrangebyscore(
+            found = await client.zrangebyscore(
                 f"{self._prefix}journal", since, f"({until}", start=place, num=PAGE
             )
             ids = cast(list[str], found)
             if not ids:
                 return
             place += len(ids)
-            pipeline = self._client.pipeline(transaction=False)
+            pipeline = client.pipeline(transaction=False)
             for hold_id in ids:
                 pipeline.hgetall(self._hold(hold_id))
             for hold_id, hold in zip(ids, await pipeline.execute(), strict=True):
@@ -525,7 +424,7 @@ class RedisStore:
 
     async def close(self) -> None:
         """See ``Store.close``."""
-        await self._client.aclose()
+        await self._servers.close()
 
     # ── keys ───────────────────────────────────────────────────────────────────────────────
 
