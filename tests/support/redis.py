@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import redis
 
@@ -71,12 +71,11 @@ class RedisCluster:
         bounds = [0, 5_461, 10_923, 16_384]
         for node, first, end in zip(self.nodes, bounds, bounds[1:], strict=False):
             _command(node, "CLUSTER ADDSLOTSRANGE", first, end - 1)
-        for server in servers[1:]:
-            port = int(server.url.rpartition(":")[2])
-            bus = int(redis.Redis.from_url(server.url).config_get("cluster-port")["cluster-port"])
+        for node, server in zip(self.nodes, servers, strict=True):
+            bus = cast(Any, node.config_get("cluster-port"))["cluster-port"]
+            port = server.url.rpartition(":")[2]
             _command(self.nodes[0], "CLUSTER MEET", "127.0.0.1", port, bus)
-        for node in self.nodes:
-            _until(lambda node=node: "cluster_state:ok" in str(_raw(node, "CLUSTER INFO")))
+        _until(lambda: all("state:ok" in str(_raw(node, "CLUSTER INFO")) for node in self.nodes))
 
     def move(self, slot: int) -> None:
         """Give the slot, with all its keys, to the next node."""
@@ -98,12 +97,13 @@ class RedisCluster:
 
 def _raw(node: "redis.Redis", command: str, *arguments: object) -> Any:  # noqa: ANN401 - as it says
     # The client's own cluster commands want a client of the whole cluster.
-    connection = node.connection_pool.get_connection()
+    pool = cast(Any, node.connection_pool)  # half of the client's own types are unknown
+    connection = pool.get_connection()
     try:
         connection.send_command(*command.split(), *arguments)
         return connection.read_response()
     finally:
-        node.connection_pool.release(connection)
+        pool.release(connection)
 
 
 def _command(node: "redis.Redis", command: str, *arguments: object) -> None:
