@@ -24,6 +24,8 @@ from waypost.validator.candidate import CANARY, Tally, worse
 from waypost.validator.config.manifests import CanaryConfig, SendConfig
 from waypost.validator.ledger import scope_of
 from waypost.validator.records import RecordFilter, SqliteRecordStore
+from waypost.validator.telemetry.counts import encode
+from waypost.validator.telemetry.siblings import Siblings
 
 pytestmark = pytest.mark.anyio
 
@@ -275,7 +277,7 @@ async def test_a_canary_that_costs_too_much_is_rolled_back_for_good(
             await validator.chat(sub=outside)
         candidate = validator.desk.candidate
         assert candidate is not None
-        candidate.judge()
+        candidate.judge(await validator.desk.all_counts())
         assert candidate.rolled_back is not None
         assert candidate.rolled_back.startswith("cost: +1")
         back = await validator.chat(sub=inside)
@@ -283,11 +285,31 @@ async def test_a_canary_that_costs_too_much_is_rolled_back_for_good(
         # Another process, or this one after a restart, need not find out for itself.
         await validator.desk.refresh()
         candidate.rolled_back = None
-        candidate.main, candidate.canary = Tally(), Tally()
-        candidate.judge()
+        candidate.judge({})
         assert candidate.rolled_back is not None
         scraped = (await validator.client.get("/metrics")).text
     assert "waypost_canary_rolled_back 1.0" in scraped
+
+
+async def test_workers_judge_by_what_all_of_them_have_seen(tmp_path: Path, acme: Upstream) -> None:
+    async with _on_trial(tmp_path, acme, **_canary()) as validator:
+        inside, outside = _callers(validator)
+        for _ in range(12):
+            await validator.chat(sub=inside)
+            last = await validator.record(await validator.chat(sub=outside))
+        candidate, desk = validator.desk.candidate, validator.desk
+        assert candidate is not None
+        candidate.judge(await desk.all_counts())
+        assert candidate.rolled_back is None  # twelve of each are too few
+
+        # Another worker has seen as many.
+        Siblings(desk.config.metrics.path).publish(encode(desk.counts.families))
+        candidate.judge(await desk.all_counts())
+        assert candidate.rolled_back is not None
+        # A request that began with the candidate of before counts in no trial of this one's.
+        desk.counts.families.clear()
+        candidate.note(structs.replace(last, is_canary=True, manifest_digest="before"))
+        assert set(desk.counts.families["trial"]) == {("before", "canary")}
 
 
 async def test_a_canary_whose_requests_fail_is_rolled_back(tmp_path: Path, acme: Upstream) -> None:
@@ -309,7 +331,7 @@ async def test_a_canary_whose_requests_fail_is_rolled_back(tmp_path: Path, acme:
             assert (await validator.chat(sub=outside)).status_code == 200
         candidate = validator.desk.candidate
         assert candidate is not None
-        candidate.judge()
+        candidate.judge(await validator.desk.all_counts())
         # Once its breaker is open, requests are refused instead.
         assert (candidate.rolled_back or "").startswith(("failures: ", "refusals: "))
         assert (await validator.chat({**HELLO}, sub=inside)).status_code == 200

@@ -3,8 +3,9 @@
 The candidate is a channel like any other, signed by the same keys. A *shadow* decides a share of
 the requests a second time, and only the record shows it. A *canary* serves a stable share of the
 callers, and is rolled back, by itself and for good, once it is surely worse than the policy in
-force by more than the operator's bounds. Each process judges by what it has seen; one that rolls
-back tells the others by a file, which also outlives a restart.
+force by more than the operator's bounds. The workers of one machine judge by what all of them have
+seen, of which they tell each other with their counts; one that rolls back tells the others by a
+file, which also outlives a restart.
 """
 
 import asyncio
@@ -34,9 +35,10 @@ from waypost.validator.config.manifests import CanaryConfig, CandidateConfig
 from waypost.validator.records.compare import CONFIDENCE, share_difference
 from waypost.validator.serving import Serving
 from waypost.validator.speech import Asked
+from waypost.validator.telemetry.counts import Counts, Families
 from waypost.validator.upstream import Upstream
 
-__all__ = ["Candidate", "Tally", "shadow_of", "worse"]
+__all__ = ["Candidate", "Tally", "shadow_of", "tallied", "worse"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,28 +46,31 @@ SHARES = 10_000
 SHADOW, CANARY = "waypost.shadow", "waypost.canary"  # salts of their own: other callers each
 
 
-class Tally(Struct):
+class Tally(Struct, frozen=True):
     """What one arm has come to since the candidate took its place."""
 
-    requests: int = 0
-    failed: int = 0
-    refused: int = 0
-    rated: int = 0
-    bad: int = 0
-    paid: int = 0
-    cost_nusd: int = 0
-    cost_squares: int = 0
+    requests: float = 0
+    failed: float = 0
+    refused: float = 0
+    rated: float = 0
+    bad: float = 0
+    paid: float = 0
+    cost_nusd: float = 0
+    cost_squares: float = 0
 
-    def add(self, record: DecisionRecord) -> None:
-        """Count a request that has ended."""
-        fate = fate_of(record)
-        self.requests += 1
-        self.failed += fate == "failed"
-        self.refused += fate == "refused"
-        if fate == "answered":
-            self.paid += 1
-            self.cost_nusd += record.cost_nusd
-            self.cost_squares += record.cost_nusd**2
+
+def tallied(record: DecisionRecord) -> Tally:
+    """Return what a request that has ended adds to its arm."""
+    fate = fate_of(record)
+    cost = record.cost_nusd if fate == "answered" else 0
+    return Tally(
+        requests=1,
+        failed=fate == "failed",
+        refused=fate == "refused",
+        paid=fate == "answered",
+        cost_nusd=cost,
+        cost_squares=cost**2,
+    )
 
 
 def worse(main: Tally, canary: Tally, config: CanaryConfig) -> str | None:
@@ -82,7 +87,9 @@ def worse(main: Tally, canary: Tally, config: CanaryConfig) -> str | None:
         if bad[1] and good[1]:
             low, _ = share_difference(good, bad)
             if low > bound:
-                return f"{name}: {bad[0]} of {bad[1]} against {good[0]} of {good[1]}"
+                return (
+                    f"{name}: {bad[0]:.0f} of {bad[1]:.0f} against {good[0]:.0f} of {good[1]:.0f}"
+                )
     if main.paid and canary.paid:
         (mean, error), (canary_mean, canary_error) = _mean(main), _mean(canary)
         spread = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * sqrt(error + canary_error)
@@ -160,8 +167,10 @@ class Candidate:
         budgets: Budgets,
         audience: str,
         grace_s: int,
+        counts: Counts,
     ) -> None:
         self._config = config
+        self._counts = counts
         self._keeper = keeper
         self._upstreams = upstreams
         self._budgets = budgets
@@ -169,7 +178,6 @@ class Candidate:
         self._grace_s = grace_s
         self.serving: Serving | None = None
         self.rolled_back: str | None = None
-        self.main, self.canary = Tally(), Tally()
         self.send = config.send
         self.sending: set[asyncio.Task[None]] = set()
 
@@ -206,7 +214,6 @@ class Candidate:
             return False
         if is_new:
             self.rolled_back = None
-            self.main, self.canary = Tally(), Tally()
             logger.info("manifest v%d of channel %s is on trial", self.serving.version,
                         self._config.channel)  # fmt: skip
         return is_new
@@ -233,32 +240,45 @@ class Candidate:
 
     def note(self, record: DecisionRecord) -> None:
         """Count a request in its arm."""
-        if self.serving is not None:
-            (self.canary if record.is_canary else self.main).add(record)
+        self._add(record, tallied(record))
 
     def rated(self, record: DecisionRecord, feedback: Feedback) -> None:
-        """Count a rating in the arm of its request, if that was of this trial."""
+        """Count a rating in the arm of its request."""
+        self._add(record, Tally(rated=1, bad=feedback.rating == "bad"))
+
+    def _add(self, record: DecisionRecord, more: Tally) -> None:
         if self.serving is None:
             return
-        if record.is_canary and record.manifest_digest != self.serving.digest:
-            return
-        arm = self.canary if record.is_canary else self.main
-        arm.rated += 1
-        arm.bad += feedback.rating == "bad"
+        # A canary of another manifest has a trial of its own, which is over.
+        trial = record.manifest_digest if record.is_canary else self.serving.digest
+        self._counts.trial(trial or "", _arm(record.is_canary), structs.astuple(more))
 
-    def judge(self) -> None:
-        """Roll back if the canary has to be, or if another process has done so."""
+    def judge(self, families: Families) -> None:
+        """Roll back if the canary has to be, or if another process has done so.
+
+        Args:
+            families: the counts of all workers.
+        """
         canary, serving = self._config.canary, self.serving
         if canary is None or serving is None or self.rolled_back is not None:
             return
         why = _told(self._config.state, serving.digest)
         if why is None:
-            why = worse(self.main, self.canary, canary)
+            trials = families.get("trial", {})
+            main, trial = (
+                Tally(*trials.get((serving.digest, _arm(is_canary)), ()))
+                for is_canary in (False, True)
+            )
+            why = worse(main, trial, canary)
             if why is None:
                 return
             _tell(self._config.state, _RolledBack(serving.digest, why))
         self.rolled_back = why
         logger.error("canary v%d is rolled back, for %s", serving.version, why)
+
+
+def _arm(is_canary: bool) -> str:
+    return "canary" if is_canary else "main"
 
 
 def _told(path: Path, digest: str) -> str | None:

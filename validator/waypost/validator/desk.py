@@ -35,7 +35,7 @@ from waypost.validator.replay import SeenOnce
 from waypost.validator.resilience.budget import ExtraBudget
 from waypost.validator.serving import Caller, Serving, Target
 from waypost.validator.speech import Asked
-from waypost.validator.telemetry.counts import Counts, encode
+from waypost.validator.telemetry.counts import Counts, Families, added, encode
 from waypost.validator.telemetry.siblings import Siblings
 from waypost.validator.upstream import Upstream
 
@@ -344,12 +344,17 @@ class Desk:
             except OSError as exc:
                 logger.error("the counts cannot be told to other workers: %s", exc)
 
+    async def all_counts(self) -> Families:
+        """Return what all workers counted; a copy, since this loop goes on counting."""
+        mine = added([self.counts.families])
+        return await to_thread.run_sync(self.siblings.total, mine)
+
     async def keep_swept(self) -> None:
         """Charge expired holds, for ever."""
         while True:
             await asyncio.sleep(SWEEP_S * random.uniform(1 - JITTER, 1 + JITTER))
             if self.candidate is not None:
-                self.candidate.judge()
+                self.candidate.judge(await self.all_counts())
             try:
                 swept = await self.ledger.sweep(now=int(self.clock()))
             except StoreError as exc:

@@ -31,6 +31,7 @@ from waypost.validator.records import RecordSink, RecordStore
 from waypost.validator.records.opening import open_store
 from waypost.validator.records.spill import Spill
 from waypost.validator.replay import SeenOnce, SqliteSeen
+from waypost.validator.telemetry.counts import Counts
 from waypost.validator.telemetry.siblings import Siblings
 from waypost.validator.upstream import Upstream
 
@@ -116,7 +117,9 @@ async def open_desk(
             desk.webhook = BudgetWebhook(url)
             stack.push_async_callback(desk.webhook.close)
         if config.candidate is not None:
-            desk.candidate = _candidate(config, config.candidate, root, upstreams, clock)
+            desk.candidate = _candidate(
+                config, config.candidate, root, upstreams, clock, desk.counts
+            )
             stack.push_async_callback(desk.candidate.close)
         peers = _open_peers(config, environment, upstreams, monotonic)
         if peers is not None:
@@ -200,6 +203,7 @@ def _candidate(
     root: bytes,
     upstreams: Mapping[str, Upstream],
     clock: Callable[[], float],
+    counts: Counts,
 ) -> Candidate:
     keeper = ManifestKeeper(
         url=candidate.url,
@@ -216,6 +220,7 @@ def _candidate(
         budgets=config.budgets,
         audience=config.audience,
         grace_s=config.manifest.grace_s,
+        counts=counts,
     )
 
 

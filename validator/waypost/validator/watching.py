@@ -20,7 +20,6 @@ from waypost.validator.pipeline.call import pick_headers
 from waypost.validator.pipeline.understand import read_body
 from waypost.validator.problems import OK
 from waypost.validator.serving import Caller
-from waypost.validator.telemetry.counts import added
 from waypost.validator.telemetry.exposition import expose
 from waypost.validator.telemetry.gauges import gauges
 
@@ -47,8 +46,7 @@ async def _metrics(request: Request) -> Response:
         given = request.headers.get("authorization", "").encode("latin-1")
         if not hmac.compare_digest(given, b"Bearer " + desk.metrics_token.encode()):
             raise refused("token_missing" if not given else "token_signature")
-    # A copy: this loop goes on counting.
-    families = await to_thread.run_sync(desk.siblings.total, added([desk.counts.families]))
+    families = await desk.all_counts()
     told = await gauges(desk, shows_budgets=desk.metrics_token is not None)
     body, media_type = await to_thread.run_sync(
         partial(expose, families, desk.counts, told, accept=request.headers.get("accept", ""))

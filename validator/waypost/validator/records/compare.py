@@ -147,7 +147,7 @@ def _add_try(arm: Arm, one: Attempt | None, cost_nusd: int) -> None:
         arm.ttfts_ms.append(one.ttft_ms)
 
 
-def wilson(count: int, total: int, *, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def wilson(count: float, total: float, *, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Return the interval for a share of which ``count`` of ``total`` were seen."""
     if not total:
         return 0.0, 1.0
@@ -160,7 +160,7 @@ def wilson(count: int, total: int, *, confidence: float = CONFIDENCE) -> tuple[f
 
 
 def share_difference(
-    a: tuple[int, int], b: tuple[int, int], *, confidence: float = CONFIDENCE
+    a: tuple[float, float], b: tuple[float, float], *, confidence: float = CONFIDENCE
 ) -> tuple[float, float]:
     """Return the interval for the share of ``b`` minus that of ``a``, each (count, total)."""
     share_a, share_b = (count / total if total else 0.0 for count, total in (a, b))

@@ -5,7 +5,7 @@ are added by adding lists. A record costs about five microseconds.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
 from msgspec.msgpack import Decoder, Encoder
@@ -122,6 +122,12 @@ class Counts:
         numbers[0] += 1
         if attempt is not None:
             numbers[1] += shadow.cost_nusd or 0
+
+    def trial(self, digest: str, arm: str, more: Sequence[float]) -> None:
+        """Add to what one arm of a trial has come to; workers judge by the sum of all."""
+        numbers = self._numbers("trial", (digest, arm), len(more))
+        for place, value in enumerate(more):
+            numbers[place] += value
 
     def feedback(self, record: DecisionRecord, feedback: Feedback) -> None:
         """Count what a caller thought of an answer."""
