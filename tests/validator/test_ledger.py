@@ -8,7 +8,7 @@ import os
 import signal
 import sqlite3
 import stat
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,6 +51,7 @@ from waypost.validator.ledger import (
     open_sqlite,
     scope_of,
 )
+from waypost.validator.ledger.books import Operation
 from waypost.validator.ledger.grouped import GroupedLedger
 from waypost.validator.ledger.postgres import open_postgres
 from waypost.validator.ledger.redis import open_redis
@@ -641,6 +642,24 @@ async def test_a_settlement_is_made_though_its_caller_goes_away(ledger: GroupedL
     await asyncio.wait((settling,))
     await ledger.release("ghost")
     assert await spent_and_reserved(ledger) == (4, 0)
+
+
+async def test_a_settlement_shares_the_transaction_of_the_next_hold(
+    file_ledger: GroupedLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await file_ledger.reserve(a_hold("a", 10))
+    batches: list[int] = []
+    transact = file_ledger.store.transact
+
+    def counted(batch: Sequence[Operation]) -> list[Any] | Awaitable[list[Any]]:
+        batches.append(len(batch))
+        return transact(batch)
+
+    monkeypatch.setattr(file_ledger.store, "transact", counted)
+    await asyncio.gather(file_ledger.settle("a", 4), file_ledger.reserve(a_hold("b", 10)))
+    await file_ledger.settle("b", 4)  # and no longer than a moment, if nobody else comes
+
+    assert batches == [2, 1]
 
 
 # ── a store in trouble ─────────────────────────────────────────────────────────────────────────

@@ -6,6 +6,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from waypost.shared.apis import ENDPOINT_BY_PATH
 from waypost.validator.desk import Desk
+from waypost.validator.guarded_http import has_whole_body
 from waypost.validator.pipeline import serve
 from waypost.validator.pipeline.call import Call
 
@@ -37,4 +38,5 @@ def new_call(desk: Desk, scope: Scope, receive: Receive, send: Send, endpoint: s
         endpoint=endpoint,
         at=desk.clock(),
         randomness=random.getrandbits(74),
+        has_whole_body=has_whole_body(scope),
     )

@@ -2,6 +2,10 @@
 
 Without them anybody, token or not, could fill this process's memory with one header that never
 ends, and with it the event loop, since each piece is joined to all before it.
+
+For what models answer it also knows whether a body has come whole with its head, as most do, and
+sends an answer's head and the beginning of its body as one: each write is a call of the kernel,
+and a packet to the caller.
 """
 
 import asyncio
@@ -9,18 +13,26 @@ from collections.abc import Callable, MutableMapping
 from typing import cast
 
 from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from waypost.shared.apis import ENDPOINT_BY_PATH
 from waypost.shared.errors import InvalidRequestError
 from waypost.validator.problems import describe
 
-__all__ = ["GuardedProtocol", "end_with_server"]
+__all__ = ["GuardedProtocol", "end_with_server", "has_whole_body"]
 
 MAX_HEAD_BYTES = 65_536  # eight times the longest token; what came in one read may be more
 HEAD_TIMEOUT_S = 30.0
 
 
 _ENDING = "waypost.ending"
+_CYCLE = "waypost.cycle"
+
+
+def has_whole_body(scope: Scope) -> bool:
+    """Whether all of the request's body is here, so that ``receive`` returns it at once."""
+    cycle = cast("RequestResponseCycle | None", scope.get(_CYCLE))
+    return cycle is not None and not cycle.more_body
 
 
 def end_with_server(scope: Scope, end: Callable[[], None]) -> None:
@@ -78,7 +90,12 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._awaits_head = False
         self._stop_timer()
+        before = self.cycle
         super().on_headers_complete()
+        if self.cycle is not before and self.scope["path"] in ENDPOINT_BY_PATH:
+            cast("MutableMapping[str, object]", self.scope)[_CYCLE] = self.cycle
+            if not self.expect_100_continue:  # that is a head of its own
+                self.cycle.transport = cast(asyncio.Transport, _HeadAndBody(self.transport))
 
     def _start_timer(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._time_out)
@@ -110,3 +127,28 @@ class GuardedProtocol(HttpToolsProtocol):
                 b"connection: close\r\n\r\n%s" % (problem.status, len(problem.body), problem.body)
             )
         self.transport.close()
+
+
+class _HeadAndBody:
+    """A transport for one answer, whose head waits for the first piece of its body."""
+
+    __slots__ = ("_head", "_is_first", "_transport", "is_closing")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head = b""
+        self._is_first = True
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        if self._is_first:
+            self._head, self._is_first = data, False
+        elif self._head:
+            self._transport.writelines((self._head, data))
+            self._head = b""
+        else:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        self._transport.write(self._head)
+        self._transport.close()

@@ -1,6 +1,7 @@
 """A ledger that commits once per turn of the event loop, whatever store is behind it.
 
-All operations that one turn asks for are one transaction (docs/adr/0006). What the queue adds
+All operations that one turn asks for are one transaction (docs/adr/0006), and so are settlements
+of the millisecond before. What the queue adds
 to a store: nobody waits longer than the ledger's patience; a settlement is made even if its
 caller has gone or the store is late; a hold that nobody waits for any more, or of which nobody
 knows whether it was made, is given back.
@@ -44,6 +45,9 @@ logger = logging.getLogger(__name__)
 MAX_BATCH = 256  # keeps one turn of the loop below about 3 ms
 SWEEP_BATCH = 200
 FIRST_RETRY_S = 0.001  # what event loops' timers can resolve
+# A settlement waits so long for a transaction that others want: its caller has been answered, and
+# the next request of the same client is on its way.
+LINGER_S = 0.001
 LAST_RETRY_S = 0.5
 
 
@@ -144,6 +148,7 @@ class GroupedLedger:
         self._queue: list[_Op] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._busy = False  # a flush is scheduled or under way
+        self._lingering: asyncio.TimerHandle | None = None
         self._failures = 0
         self._closed = False
         self._drained: asyncio.Future[None] | None = None
@@ -173,7 +178,9 @@ class GroupedLedger:
         """See ``Ledger.settle``."""
         if cost_nusd < 0 or not hold_id.isascii():
             raise ValueError(f"not a settlement: {hold_id!r}, {cost_nusd}")
-        await self._submit(Settle(hold_id, cost_nusd, tokens, is_confirmed), must=True)
+        await self._submit(
+            Settle(hold_id, cost_nusd, tokens, is_confirmed), must=True, may_linger=True
+        )
 
     async def release(self, hold_id: str) -> None:
         """See ``Ledger.release``."""
@@ -242,7 +249,9 @@ class GroupedLedger:
 
     # ── the queue ──────────────────────────────────────────────────────────────────────────
 
-    def _submit(self, operation: Operation, *, must: bool = False) -> asyncio.Future[Any]:
+    def _submit(
+        self, operation: Operation, *, must: bool = False, may_linger: bool = False
+    ) -> asyncio.Future[Any]:
         if self._closed:
             raise StoreError("the ledger is closed", code="ledger_unavailable")
         loop = self._loop
@@ -253,10 +262,18 @@ class GroupedLedger:
         self._queue.append(_Op(operation, future, loop.time() + self._patience_s, must=must))
         if not self._busy:
             self._busy = True
+            if may_linger:
+                self._lingering = loop.call_later(LINGER_S, self._flush, loop)
+            else:
+                loop.call_soon(self._flush, loop)
+        elif self._lingering is not None and not may_linger:
+            self._lingering.cancel()
+            self._lingering = None
             loop.call_soon(self._flush, loop)
         return future
 
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._lingering = None
         if self.store.lets_others_first:
             loop.call_later(FIRST_RETRY_S, self._flush, loop)
             return

@@ -135,6 +135,7 @@ class Call(Struct, kw_only=True, eq=False):
         endpoint: the API it came by.
         at_ms: when it arrived, Unix milliseconds; ``now`` in seconds.
         started: when, by ``perf_counter``; ``marked`` is when its last step ended.
+        has_whole_body: whether ``receive`` returns it at once.
         nonce: for the caller's next proof.
         untranslatable: why a provider cannot be asked this; the first that was found.
         receipt: signs what is decided, when the answer begins; ``None`` where nothing is signed.
@@ -152,6 +153,7 @@ class Call(Struct, kw_only=True, eq=False):
     now: int
     started: float
     marked: float
+    has_whole_body: bool = False
     steps_ms: dict[str, float] = {}
     headers: Headers = {}
     body: bytes = b""
@@ -193,6 +195,7 @@ class Call(Struct, kw_only=True, eq=False):
         endpoint: str,
         at: float,
         randomness: int,
+        has_whole_body: bool = False,
     ) -> Self:
         """Return the call that ``scope`` begins.
 
@@ -200,6 +203,7 @@ class Call(Struct, kw_only=True, eq=False):
             endpoint: the API it came by.
             at: Unix seconds.
             randomness: at least 74 bits, for the id.
+            has_whole_body: whether ``receive`` returns it at once.
         """
         at_ms, started = int(at * 1_000), perf_counter()
         return cls(
@@ -214,6 +218,7 @@ class Call(Struct, kw_only=True, eq=False):
             now=int(at),
             started=started,
             marked=started,
+            has_whole_body=has_whole_body,
         )
 
     def take(self, decision: Decision) -> None:

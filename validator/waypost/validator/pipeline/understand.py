@@ -39,7 +39,11 @@ async def understand(
     _check_json(call.headers)
     limits = desk.config.limits
     call.body = await read_body(
-        call.receive, call.headers, limit=limits.body_bytes, timeout_s=limits.body_timeout_s
+        call.receive,
+        call.headers,
+        limit=limits.body_bytes,
+        timeout_s=limits.body_timeout_s,
+        is_here=call.has_whole_body,
     )
     endpoint = call.endpoint
     request = decode(endpoint, call.body)
@@ -174,8 +178,13 @@ def _check_json(headers: Headers) -> None:
         )
 
 
-async def read_body(receive: Receive, headers: Headers, *, limit: int, timeout_s: float) -> bytes:
+async def read_body(
+    receive: Receive, headers: Headers, *, limit: int, timeout_s: float, is_here: bool = False
+) -> bytes:
     """Return the request's body.
+
+    Args:
+        is_here: ``receive`` returns it at once, so that no clock need be set.
 
     Raises:
         InvalidRequestError: ``body_too_large``, without reading on; ``body_timeout``;
@@ -184,23 +193,29 @@ async def read_body(receive: Receive, headers: Headers, *, limit: int, timeout_s
     # The server has checked that the length is a number, and holds the body to it.
     if int(headers.get(b"content-length", b"0")) > limit:
         raise _too_large(limit)
-    # Grows in place: copied whole for each byte that trickles in, it would stall the loop.
-    body = bytearray()
+    if is_here:
+        return await _collect(receive, limit)
     try:
         async with asyncio.timeout(timeout_s):
-            while True:
-                message = await receive()
-                if message["type"] != "http.request":
-                    raise InvalidRequestError("The body broke off.", code="body_incomplete")
-                body += message.get("body", b"")
-                if len(body) > limit:
-                    raise _too_large(limit)
-                if not message.get("more_body"):
-                    return bytes(body)
+            return await _collect(receive, limit)
     except TimeoutError:
         raise InvalidRequestError(
             f"The body did not arrive within {timeout_s:g} s.", code="body_timeout"
         ) from None
+
+
+async def _collect(receive: Receive, limit: int) -> bytes:
+    # Grows in place: copied whole for each byte that trickles in, it would stall the loop.
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise InvalidRequestError("The body broke off.", code="body_incomplete")
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise _too_large(limit)
+        if not message.get("more_body"):
+            return bytes(body)
 
 
 def _too_large(limit: int) -> InvalidRequestError:
