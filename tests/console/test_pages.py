@@ -20,6 +20,7 @@ from waypost.validator.console import decisions
 from waypost.validator.console.charts import lines, nice_top, stacked_bars
 from waypost.validator.console.flow import MAX_ATTEMPTS, flow_of, steps_of
 from waypost.validator.console.words import csv_cell, duration, money, percent, pretty_json, shown
+from waypost.validator.pipeline.call import decision_id
 
 ID = re.compile(r'href="/console/decisions/([0-9a-f-]{36})"')
 EVIL = "<script>alert(1)</script>\x1b[31m\u202egnp.exe\u0000\n=cmd|' /C calc'!A0"
@@ -138,6 +139,21 @@ def test_a_request_that_nobody_answered_is_not_shown_as_answered(
     assert "Nobody answered." in page
 
 
+def test_an_answer_by_another_than_was_chosen_is_said_to_be_one(
+    operator: httpx.Client, console: Console
+) -> None:
+    attempts = (
+        Attempt(model="small", provider="acme", outcome="timeout"),
+        Attempt(model="large", provider="acme", outcome="ok", kind="fallback"),
+    )
+    record = a_record(9_402, at_ms=_now_ms(), attempts=attempts, model="large", tenant="fallen")
+    _write(console, record)
+
+    row = operator.get("/console/decisions?tenant=fallen").text.partition("<tbody")[2]
+
+    assert ">in place of small; 2 tries<" in row
+
+
 def test_what_passes_no_filter_is_said_to_be_none(operator: httpx.Client) -> None:
     page = operator.get("/console/decisions?tenant=nobody").text
 
@@ -205,17 +221,36 @@ def test_decisions_come_to_an_open_page_once_each(operator: httpx.Client, consol
     assert [ID.findall(event) for event in (first, second)] == [[r.id] for r in records]
 
 
+@pytest.mark.parametrize("shown_s_ago", [1, 600])
 def test_a_page_that_was_cut_off_gets_what_it_missed(
-    operator: httpx.Client, console: Console
+    operator: httpx.Client, console: Console, shown_s_ago: int
 ) -> None:
-    records = [a_record(n, at_ms=_now_ms() - 500 + n, tenant="gap") for n in (9_101, 9_102, 9_103)]
+    tenant = f"gap{shown_s_ago}"
+    times = [_now_ms() - shown_s_ago * 1_000, _now_ms() - 500, _now_ms() - 499]
+    records = [
+        a_record(id=decision_id(at_ms, number), at_ms=at_ms, tenant=tenant)
+        for number, at_ms in enumerate(times)
+    ]
     _write(console, *records)
     with operator.stream(
-        "GET", "/console/decisions/live?tenant=gap", headers={"last-event-id": records[0].id}
+        "GET",
+        f"/console/decisions/live?tenant={tenant}",
+        headers={"last-event-id": records[0].id},
     ) as stream:
         event = _event(stream.iter_lines())
 
     assert ID.findall(event) == [records[2].id, records[1].id]
+
+
+def test_a_page_that_showed_nothing_gets_what_came_before_it_followed(
+    operator: httpx.Client, console: Console
+) -> None:
+    record = a_record(9_150, at_ms=_now_ms() - 500, tenant="first")
+    _write(console, record)
+    with operator.stream("GET", "/console/decisions/live?tenant=first&after=") as stream:
+        event = _event(stream.iter_lines())
+
+    assert ID.findall(event) == [record.id]
 
 
 def test_a_page_that_follows_does_not_hold_up_the_end_of_the_server(tmp_path: Path) -> None:

@@ -316,9 +316,14 @@ async def _recent(desk: Desk, filters: RecordFilter) -> tuple[DecisionRecord, ..
 
 
 def _sent_before(recent: Sequence[DecisionRecord], after: str) -> set[str]:
-    """Return what the page has: ``after`` and all before it; all there is if that is too old."""
-    ids = [record.id for record in recent]
-    return set(ids[ids.index(after) :]) if after in ids else set(ids)
+    """Return what the page has: ``after`` and all that arrived before it; all if it is no id."""
+    if not after:
+        return set()
+    if not _ID.fullmatch(after):
+        return {record.id for record in recent}
+    # By the time in the id: it may have left the window while the page was cut off.
+    newest = int(after[:8] + after[9:13], 16), after
+    return {record.id for record in recent if (record.at_ms, record.id) <= newest}
 
 
 # ── one ────────────────────────────────────────────────────────────────────────────────────────
