@@ -1,4 +1,4 @@
-"""What a decision that names no model means to the caller: a refusal that says why."""
+"""What a decision that names no model means: an early probe, or a refusal that says why."""
 
 from collections.abc import Iterator
 
