@@ -39,7 +39,7 @@ def test_no_request_is_lost_to_an_outage(outcomes: Mapping[str, Outcome]) -> Non
 
 
 def test_nobody_herds_to_what_has_recovered(outcomes: Mapping[str, Outcome]) -> None:
-    assert herd(outcomes["ours"], OUTAGE) < 2.2
+    assert herd(outcomes["ours"], OUTAGE) < 1.5
 
 
 def test_the_same_seed_is_the_same_world() -> None:
