@@ -87,6 +87,19 @@ async def test_a_proof_is_good_for_one_request(bound: Running) -> None:
     assert (await bound.spent())[0] > 0
 
 
+async def test_a_thief_cannot_use_up_the_proofs_of_the_holder(bound: Running) -> None:
+    headers, jti = proven(bound, jti="0123456789abcdef"), "0123456789abcdef"
+    token = headers["Authorization"].removeprefix("DPoP ")
+    now = int(bound.clock())
+    stolen = DPoPKey.generate().proof("POST", ORIGIN + CHAT, token=token, now=now, jti=jti)
+
+    thief = await bound.client.post(CHAT, json=HELLO, headers={**headers, "DPoP": stolen})
+    holder = await bound.client.post(CHAT, json=HELLO, headers=headers)
+
+    assert told(thief) == (401, "dpop_key")
+    assert holder.status_code == 200
+
+
 async def test_a_request_with_two_proofs_has_none(bound: Running) -> None:
     headers = httpx.Headers([*proven(bound).items(), ("DPoP", proven(bound)["DPoP"])])
 
