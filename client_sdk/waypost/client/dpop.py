@@ -92,7 +92,11 @@ class FileKeyStore:
 
 
 class KeychainKeyStore:
-    """The platform's keychain, by the ``keyring`` package: ``pip install waypost[keychain]``."""
+    """The platform's keychain, by the ``keyring`` package: ``pip install waypost[keychain]``.
+
+    Of processes that are the very first, and start at once, each may use a key of its own for
+    that run: keychains cannot put what is not there yet.
+    """
 
     def __init__(self, name: str = NAME) -> None:
         """Args:
