@@ -16,7 +16,7 @@ from support.recorded import a_record, fill
 from waypost.shared.contracts import Proposal
 from waypost.shared.errors import StoreError
 from waypost.shared.records import Attempt, DecisionRecord, Feedback
-from waypost.validator.console import decisions
+from waypost.validator.console import decisions, live
 from waypost.validator.console.charts import lines, nice_top, stacked_bars
 from waypost.validator.console.flow import MAX_ATTEMPTS, flow_of, steps_of
 from waypost.validator.console.words import csv_cell, duration, money, percent, pretty_json, shown
@@ -267,7 +267,7 @@ def test_a_page_that_follows_does_not_hold_up_the_end_of_the_server(tmp_path: Pa
 def test_there_are_only_so_many_who_follow(
     operator: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decisions, "MAX_VIEWERS", 0)
+    monkeypatch.setattr(live, "MAX_VIEWERS", 0)
 
     answer = operator.get("/console/decisions/live")
 

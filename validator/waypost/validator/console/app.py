@@ -28,7 +28,7 @@ from waypost.shared.errors import (
     TokenError,
     WaypostError,
 )
-from waypost.validator.console import decisions, playground, status
+from waypost.validator.console import decisions, live, playground, status
 from waypost.validator.console.pages import desk_of, form_of, is_over, page
 from waypost.validator.console.render import assets
 from waypost.validator.console.session import (
@@ -85,7 +85,7 @@ class Console:
                 Route("/", _home, methods=["GET"]),
                 Route("/decisions", decisions.listing, methods=["GET"]),
                 Route("/decisions.csv", decisions.export, methods=["GET"]),
-                Route("/decisions/live", decisions.live, methods=["GET"]),
+                Route("/decisions/live", live.follow, methods=["GET"]),
                 Route("/decisions/{id}", decisions.one, methods=["GET"]),
                 Route("/routes", status.routes, methods=["GET"]),
                 Route("/budgets", status.budgets, methods=["GET"]),

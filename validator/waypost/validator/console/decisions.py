@@ -1,4 +1,4 @@
-"""Decisions: as they come, filtered and paged, one of them explained, and as CSV."""
+"""Decisions: filtered and paged, one of them explained, and as CSV."""
 
 import asyncio
 import csv
@@ -15,21 +15,18 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from waypost.shared.contracts import Policy
-from waypost.shared.errors import InvalidRequestError, RefusalError, WaypostError
+from waypost.shared.errors import InvalidRequestError
 from waypost.shared.explain import explain_record
 from waypost.shared.records import DecisionRecord, Verdict
 from waypost.validator.console.charts import Chart, stacked_bars
 from waypost.validator.console.flow import flow_of, steps_of
-from waypost.validator.console.pages import DAY, WINDOWS, Window, desk_of, is_over, page, window_of
-from waypost.validator.console.render import render
-from waypost.validator.console.session import Session
+from waypost.validator.console.pages import DAY, WINDOWS, Window, desk_of, page, window_of
 from waypost.validator.console.words import count, csv_cell, when
 from waypost.validator.desk import Desk
-from waypost.validator.guarded_http import end_with_server
 from waypost.validator.problems import SEE_OTHER
 from waypost.validator.records import RecordFilter, RecordStats, StatsRow
 
-__all__ = ["export", "listing", "live", "one"]
+__all__ = ["ID", "asked_of", "export", "listing", "one"]
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 PAGE = 50
@@ -37,13 +34,7 @@ CSV_ROWS = 10_000
 CSV_PAGE = 500
 MAX_NAME_CHARS = 128
 
-LIVE_POLL_S = 1.0
-LIVE_BEAT = 15  # polls without news until a sign of life, for what stands between
-LIVE_BACK_MS = 120_000  # a record is written when its request ends, and named by its arrival
-LIVE_ROWS = 50
-MAX_VIEWERS = 16
-
-_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class Asked(NamedTuple):
@@ -67,7 +58,12 @@ class Asked(NamedTuple):
         return self.link(window=name)
 
 
-def _asked(request: Request, now: float) -> Asked:
+def asked_of(request: Request, now: float) -> Asked:
+    """Return the filters and the window that the query names.
+
+    Raises:
+        InvalidRequestError: it makes no sense.
+    """
     names = ("verdict", "route", "model", "tier", "tenant", "account")
     window = window_of(request)
     query = {
@@ -104,7 +100,7 @@ async def listing(request: Request) -> Response:
     wanted = request.query_params.get("id", "").strip().lower()
     if wanted:
         return RedirectResponse(f"/console/decisions/{wanted[:64]}", SEE_OTHER)
-    asked = _asked(request, desk.clock())
+    asked = asked_of(request, desk.clock())
     before = _cursor(request)
     verdicts, quick = await _added_up(desk, asked)
     narrowed = _narrowed(asked, verdicts, before_ms=None if before is None else before[1])
@@ -139,7 +135,7 @@ def _cursor(request: Request) -> tuple[str, int] | None:
     before, at = request.query_params.get("before"), request.query_params.get("at", "")
     if before is None:
         return None
-    if not (_ID.fullmatch(before) and re.fullmatch(r"\d{1,15}", at)):
+    if not (ID.fullmatch(before) and re.fullmatch(r"\d{1,15}", at)):
         raise InvalidRequestError("This is not a link of ours to a page.", code="invalid_query")
     return before, int(at)
 
@@ -243,89 +239,6 @@ def _chart(window: Window, stats: RecordStats, now: float) -> Chart:
     )
 
 
-# ── those that come ────────────────────────────────────────────────────────────────────────────
-
-
-async def live(request: Request) -> Response:
-    """Rows as they come, as server-sent events, until the page is left."""
-    desk = desk_of(request)
-    asked = _asked(request, desk.clock())
-    viewers: set[object] = request.scope["viewers"]
-    if len(viewers) >= MAX_VIEWERS:
-        raise RefusalError(
-            f"{MAX_VIEWERS} pages follow decisions already; close one, or reload by hand.",
-            code="console_busy",
-        )
-    # A browser that was cut off says where; a new page says what it shows already.
-    after = request.headers.get("last-event-id") or request.query_params.get("after", "")
-    ending = asyncio.Event()
-    end_with_server(request.scope, ending.set)
-    return StreamingResponse(
-        _events(desk, request.scope["session"], asked.filters, after, viewers, ending),
-        media_type="text/event-stream",
-        headers={"x-accel-buffering": "no"},
-    )
-
-
-async def _events(
-    desk: Desk,
-    session: Session,
-    filters: RecordFilter,
-    after: str,
-    viewers: set[object],
-    ending: asyncio.Event,
-) -> AsyncGenerator[str]:
-    me = object()
-    viewers.add(me)
-    try:
-        yield "retry: 2000\n\n"
-        sent: set[str] | None = None
-        quiet = 0
-        while not ending.is_set():
-            if await is_over(desk, session):
-                yield "event: over\ndata:\n\n"
-                return
-            since_ms = int(desk.clock() * 1_000) - LIVE_BACK_MS
-            recent = await _recent(desk, structs.replace(filters, since_ms=since_ms))
-            if sent is None:
-                sent = _sent_before(recent, after)
-            new = [record for record in recent if record.id not in sent]
-            # What has left the window cannot come again.
-            sent = {record.id for record in recent}
-            if new:
-                rows = await render("_rows.html", records=new, is_new=True)
-                lines = "\n".join(f"data: {line}" for line in rows.splitlines() if line.strip())
-                yield f"id: {new[0].id}\nevent: rows\n{lines}\n\n"
-            quiet = 0 if new else quiet + 1
-            if quiet % LIVE_BEAT == 1:
-                yield ": quiet\n\n"
-            try:
-                async with asyncio.timeout(LIVE_POLL_S):
-                    await ending.wait()
-            except TimeoutError:
-                continue
-    finally:
-        viewers.discard(me)
-
-
-async def _recent(desk: Desk, filters: RecordFilter) -> tuple[DecisionRecord, ...]:
-    try:
-        return await desk.store.list(filters, limit=LIVE_ROWS)
-    except WaypostError:
-        return ()  # the store is down; the page stays, and goes on when it is back
-
-
-def _sent_before(recent: Sequence[DecisionRecord], after: str) -> set[str]:
-    """Return what the page has: ``after`` and all that arrived before it; all if it is no id."""
-    if not after:
-        return set()
-    if not _ID.fullmatch(after):
-        return {record.id for record in recent}
-    # By the time in the id: it may have left the window while the page was cut off.
-    newest = int(after[:8] + after[9:13], 16), after
-    return {record.id for record in recent if (record.at_ms, record.id) <= newest}
-
-
 # ── one ────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -333,7 +246,7 @@ async def one(request: Request) -> Response:
     """One decision: the sentence, the picture, where its time went, the trace, the record."""
     desk = desk_of(request)
     wanted = request.path_params["id"]
-    record = await desk.records.get(wanted) if _ID.fullmatch(wanted) else None
+    record = await desk.records.get(wanted) if ID.fullmatch(wanted) else None
     if record is None:
         raise InvalidRequestError(
             "No decision has this id, or it is no longer kept. It is the X-Request-ID of the"
@@ -407,7 +320,7 @@ def _cells(record: DecisionRecord) -> tuple[object, ...]:
 async def export(request: Request) -> Response:
     """The newest 10,000 decisions that the filters let pass, as CSV."""
     desk = desk_of(request)
-    asked = _asked(request, desk.clock())
+    asked = asked_of(request, desk.clock())
 
     async def rows() -> AsyncGenerator[str]:
         yield _csv(_COLUMNS)
