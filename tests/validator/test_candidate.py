@@ -234,7 +234,11 @@ async def test_few_are_under_way_at_once_and_none_outlives_the_validator(
 
 
 def test_nothing_is_sent_without_a_budget_of_the_trials_own() -> None:
-    for budget in ([], [{"window": "day", "warn_usd": 1}]):
+    for budget in (
+        [],
+        [{"window": "day", "warn_usd": 1}],
+        [{"window": "day", "limit_usd": 1, "limit_requests": 9}],  # which nothing would count
+    ):
         with pytest.raises(ValidationError):
             SendConfig.model_validate({"share": 0.1, "budget": budget})
 

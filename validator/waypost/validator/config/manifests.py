@@ -90,6 +90,8 @@ class SendConfig(FileModel):
     def _is_limited(cls, budget: list[SpendRule]) -> list[SpendRule]:
         if all(rule.limit_usd is None for rule in budget):
             raise wrong("give the trial a limit_usd: no caller's budget holds for what it sends")
+        if any(rule.limit_requests is not None for rule in budget):
+            raise wrong("share and at_once bound the requests of a trial; leave limit_requests out")
         return budget
 
 

@@ -118,6 +118,8 @@ async def _ask(
     tokens = output_bound(target.model, record.facts)
     if await booking.hold(target, output_tokens=tokens) is not None:
         return "over_budget"
+    if booking.crossed and desk.webhook is not None:
+        desk.webhook.tell(booking.crossed)
     one: Try | None = None
     try:
         key = _admitted(desk, target)
