@@ -51,14 +51,14 @@ def rows(folder: Path) -> list[tuple[str, str, str]]:
         seconds = int(2 * AROUND_S + OUTAGE_S)
         load = wrk(port, connections=32, seconds=seconds, headers=headers, folder=folder)
         breaking.join()
-        spilled, began_s = _gauge(port, "spilled_bytes"), time.monotonic()
-        while _gauge(port, "spilled_bytes") or _gauge(port, "waiting"):
+        spilled, began_s = _told(port, "records_spilled_bytes"), time.monotonic()
+        while _told(port, "records_spilled_bytes") or _told(port, "records_waiting"):
             if time.monotonic() - began_s > CATCH_UP_S:
                 raise RuntimeError("the store is back, but the spill is not written")
             time.sleep(0.5)
         took_s = time.monotonic() - began_s
-        answered = _counter(port)
-        dropped = _gauge(port, "dropped")
+        answered = _told(port, "requests_total")
+        dropped = _told(port, "records_dropped_total")
         with psycopg.connect(server.dsn) as db:
             (kept,) = db.execute("SELECT count(DISTINCT id) FROM records").fetchone() or (0,)
     return [
@@ -76,18 +76,11 @@ def _scraped(port: int) -> str:
     return httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
 
 
-def _gauge(port: int, name: str) -> float:
-    for family in text_string_to_metric_families(_scraped(port)):
-        if family.name == f"waypost_records_{name}":
-            return family.samples[0].value
-    raise RuntimeError(f"no waypost_records_{name} is told")
-
-
-def _counter(port: int) -> float:
+def _told(port: int, name: str) -> float:
     families = text_string_to_metric_families(_scraped(port))
     return sum(
         sample.value
         for family in families
         for sample in family.samples
-        if sample.name == "waypost_requests_total"
+        if sample.name == f"waypost_{name}"
     )

@@ -151,6 +151,17 @@ def test_a_scrape_of_one_worker_tells_the_counts_of_all(tmp_path: Path) -> None:
     assert total == added([decode(encode(mine.families)), theirs.families])
 
 
+def test_records_that_any_worker_lost_are_told_as_one_number(tmp_path: Path) -> None:
+    mine, theirs = _counted(), _counted()
+    mine.lost(2)
+    theirs.lost(3)
+    theirs.lost(4)  # of which one is new
+    Siblings(tmp_path).publish(encode(theirs.families))
+    total = Siblings(tmp_path).total(mine.families)
+    text = expose(total, mine, (), accept="")[0].decode()
+    assert _samples(text)["waypost_records_dropped_total", ()] == 6
+
+
 def test_exemplars_lead_from_a_slow_bucket_to_its_trace() -> None:
     counts = _counted(a_record(trace_id="ab" * 16, duration_ms=700.0))
     body, media_type = expose(counts.families, counts, (), accept="application/openmetrics-text")

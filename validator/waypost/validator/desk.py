@@ -339,6 +339,7 @@ class Desk:
         """Let the other workers see what this one counted, for ever."""
         while True:
             await asyncio.sleep(TELL_S)
+            self.counts.lost(self.records.dropped)
             try:
                 await to_thread.run_sync(self.siblings.publish, encode(self.counts.families))
             except OSError as exc:
@@ -346,6 +347,7 @@ class Desk:
 
     async def all_counts(self) -> Families:
         """Return what all workers counted; a copy, since this loop goes on counting."""
+        self.counts.lost(self.records.dropped)
         mine = added([self.counts.families])
         return await to_thread.run_sync(self.siblings.total, mine)
 

@@ -123,6 +123,10 @@ class Counts:
         if attempt is not None:
             numbers[1] += shadow.cost_nusd or 0
 
+    def lost(self, records: int) -> None:
+        """Note how many records this process has lost in all."""
+        self._numbers("lost", (), 1)[0] = records
+
     def trial(self, digest: str, arm: str, more: Sequence[float]) -> None:
         """Add to what one arm of a trial has come to; workers judge by the sum of all."""
         numbers = self._numbers("trial", (digest, arm), len(more))

@@ -95,6 +95,7 @@ class _Shown(Collector):
         yield self._plain(
             "feedback", "waypost_feedback", "Callers' words.", ("route", "model", "rating")
         )
+        yield self._plain("lost", "waypost_records_dropped", "Records that no store took.", ())
         for place, name, text, unit in (
             (0, "waypost_shadow_sent", "Tries in the shadow, or why there was none.", 1),
             (1, "waypost_shadow_cost_usd", "What they cost.", 1 / NUSD_PER_USD),

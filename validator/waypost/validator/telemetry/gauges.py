@@ -79,7 +79,6 @@ def _records(desk: Desk) -> list[Gauge]:
     told = (
         ("waypost_records_waiting", "Decision records in memory.", sink.waiting),
         ("waypost_records_spilled_bytes", "On the disk, for the store.", sink.spilled_bytes),
-        ("waypost_records_dropped", "Lost since this process began.", sink.dropped),
     )  # fmt: skip
     return [Gauge(name, text, (), [((), float(value))]) for name, text, value in told]
 
