@@ -277,8 +277,8 @@ async def test_a_canary_that_costs_too_much_is_rolled_back_for_good(
     async with _on_trial(tmp_path, acme, **_canary()) as validator:
         inside, outside = _callers(validator)
         for _ in range(20):
-            await validator.chat(sub=inside)
-            await validator.chat(sub=outside)
+            for caller in (inside, outside):
+                await validator.record(await validator.chat(sub=caller))
         candidate = validator.desk.candidate
         assert candidate is not None
         candidate.judge(await validator.desk.all_counts())
@@ -299,8 +299,8 @@ async def test_workers_judge_by_what_all_of_them_have_seen(tmp_path: Path, acme:
     async with _on_trial(tmp_path, acme, **_canary()) as validator:
         inside, outside = _callers(validator)
         for _ in range(12):
-            await validator.chat(sub=inside)
-            last = await validator.record(await validator.chat(sub=outside))
+            for caller in (inside, outside):
+                last = await validator.record(await validator.chat(sub=caller))
         candidate, desk = validator.desk.candidate, validator.desk
         assert candidate is not None
         candidate.judge(await desk.all_counts())
@@ -331,8 +331,10 @@ async def test_a_canary_whose_requests_fail_is_rolled_back(tmp_path: Path, acme:
     async with _on_trial(tmp_path, acme, policy, **_canary()) as validator:
         inside, outside = _callers(validator)
         for _ in range(20):
-            assert (await validator.chat(sub=inside)).status_code != 200
-            assert (await validator.chat(sub=outside)).status_code == 200
+            broken, sound = [await validator.chat(sub=caller) for caller in (inside, outside)]
+            assert broken.status_code != 200 == sound.status_code
+            for answer in (broken, sound):
+                await validator.record(answer)
         candidate = validator.desk.candidate
         assert candidate is not None
         candidate.judge(await validator.desk.all_counts())
