@@ -12,9 +12,11 @@ the rest may change.
 """
 
 from waypost.client._choose import Choice, Freshness
-from waypost.client._client import AsyncWaypost, Options, Rating, Waypost, decision_id
+from waypost.client._client import AsyncWaypost, Waypost
 from waypost.client._core import Manifest, ManifestSource
 from waypost.client._events import Answered, Event, EventHook, FailedOver, Refreshed
+from waypost.client._feedback import Rating, decision_id
+from waypost.client._options import Options
 from waypost.client._token import AsyncTokenSource, TokenSource
 from waypost.shared.contracts import Measured
 from waypost.shared.engine import Exclusion

@@ -1,21 +1,18 @@
 """The two clients. All they do differently is to wait."""
 
-import os
-import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, Literal, NotRequired, Self, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Generic, Self, TypeVar, Unpack
 
 import msgspec
 
 from waypost.client._choose import Choice, Freshness
-from waypost.client._core import Core, ManifestSource
-from waypost.client._events import EventHook
+from waypost.client._core import Core
 from waypost.client._facts import Names, said, saying
+from waypost.client._feedback import Rating, check_heard, feedback, unheard
 from waypost.client._network import Network
-from waypost.client._paths import user_cache_dir
+from waypost.client._options import Options, source_of
 from waypost.client._token import (
     AsyncTokens,
     AsyncTokenSource,
@@ -24,20 +21,17 @@ from waypost.client._token import (
 )
 from waypost.client._transport import in_thread
 from waypost.shared.contracts import AUTO, Measured
-from waypost.shared.errors import InvalidRequestError, StoreError, TrustError, UpstreamError
+from waypost.shared.errors import TrustError
 from waypost.shared.explain import Explanation
-from waypost.shared.headers import DECISION, parse_decision
 from waypost.shared.measure import decode_chat
 
 if TYPE_CHECKING:
-    import ssl
-
     import httpx
     import httpx2
 
-    from waypost.client.dpop import DPoPKey, Prover
+    from waypost.client.dpop import Prover
 
-__all__ = ["AsyncWaypost", "Options", "Rating", "Waypost", "decision_id"]
+__all__ = ["AsyncWaypost", "Waypost"]
 
 REFRESH_INTERVAL_S = 30.0
 
@@ -45,50 +39,7 @@ REFRESH_INTERVAL_S = 30.0
 TIMEOUT_S = 600.0
 FEEDBACK_TIMEOUT_S = 10.0
 
-Rating = Literal["good", "bad"]
-
-
 TokensT = TypeVar("TokensT", Tokens, AsyncTokens)
-
-
-class Options(TypedDict):
-    """What both clients take.
-
-    Attributes:
-        manifest_url: of the channel's bundle, as the edge serves it.
-        root: TUF root metadata, or the file with it. Ship it with the app: all trust starts here.
-        manifest: a source of manifests instead of these two, as ``testing.StaticManifest``.
-        channel: which manifest, as ``prod`` or ``canary``.
-        base_url: of a validator, for as long as no manifest names any, and as a last resort.
-        cache_dir: keeps the manifest between runs; ``None`` is the platform's cache directory
-            of the user, ``False`` keeps nothing.
-        interactive: whether somebody is waiting; default for all requests, as are the next.
-        data: classes of data in the requests, as ``"phi"``. Duties add up, and never go away.
-        task: what the requests are for, as ``"classify"``.
-        tags: anything else that the policy's rules look for.
-        refresh_interval_s: ``None`` leaves refreshing to ``refresh()``.
-        proxy: URL of a proxy for all that is sent; else ``HTTPS_PROXY`` and its like hold.
-        verify: what to verify servers by, for a CA of one's own; else the public ones, or
-            ``SSL_CERT_FILE``.
-        on_event: called with what happens; see ``EventHook``.
-        dpop: the key that the tokens of ``token`` are bound to; see ``waypost.client.dpop``.
-    """
-
-    manifest_url: NotRequired[str]
-    root: NotRequired[bytes | Path]
-    manifest: NotRequired[ManifestSource]
-    channel: NotRequired[str]
-    base_url: NotRequired[str | None]
-    cache_dir: NotRequired[Path | Literal[False] | None]
-    interactive: NotRequired[bool]
-    data: NotRequired[Names]
-    task: NotRequired[str | None]
-    tags: NotRequired[Names]
-    refresh_interval_s: NotRequired[float | None]
-    proxy: NotRequired[str | None]
-    verify: NotRequired["ssl.SSLContext | None"]
-    on_event: NotRequired[EventHook | None]
-    dpop: NotRequired["DPoPKey | None"]
 
 
 class _Client(Generic[TokensT]):
@@ -98,7 +49,7 @@ class _Client(Generic[TokensT]):
 
     def __init__(self, **options: Unpack[Options]) -> None:
         self._core = Core(
-            _source(options),
+            source_of(options),
             base_url=options.get("base_url"),
             declared=said(
                 interactive=options.get("interactive"),
@@ -369,11 +320,11 @@ class Waypost(_Client[Tokens]):
         with self.http_client(timeout=FEEDBACK_TIMEOUT_S) as http:
             try:
                 answer = http.post(
-                    f"{self.base_url}/feedback", json=_feedback(decision_id, rating, cause)
+                    f"{self.base_url}/feedback", json=feedback(decision_id, rating, cause)
                 )
             except httpx.HTTPError as exc:
-                raise _unheard(exc) from exc
-        _check_heard(answer)
+                raise unheard(exc) from exc
+        check_heard(answer)
 
     def refresh(self) -> bool:
         """Fetch and verify the manifest now; whether that went well (else see ``last_error``).
@@ -458,11 +409,11 @@ class AsyncWaypost(_Client[AsyncTokens]):
         async with self.http_client(timeout=FEEDBACK_TIMEOUT_S) as http:
             try:
                 answer = await http.post(
-                    f"{self.base_url}/feedback", json=_feedback(decision_id, rating, cause)
+                    f"{self.base_url}/feedback", json=feedback(decision_id, rating, cause)
                 )
             except httpx.HTTPError as exc:
-                raise _unheard(exc) from exc
-        _check_heard(answer)
+                raise unheard(exc) from exc
+        check_heard(answer)
 
     async def refresh(self) -> bool:
         """Fetch and verify the manifest now; see ``Waypost.refresh``."""
@@ -484,74 +435,6 @@ class AsyncWaypost(_Client[AsyncTokens]):
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
-
-
-def decision_id(headers: Mapping[str, str]) -> str | None:
-    """Return the id of the decision behind an answer, from its headers; ``None`` if none is said.
-
-    With the ``openai`` SDK they are at ``client.chat.completions.with_raw_response.create(…)``.
-    """
-    text = headers.get(DECISION) or headers.get(DECISION.lower())
-    try:
-        said = None if text is None else parse_decision(text).get("id")
-    except InvalidRequestError:
-        return None
-    return said if isinstance(said, str) else None
-
-
-def _feedback(decision: str, rating: Rating, cause: str | None) -> dict[str, str]:
-    said = {"decision": decision, "rating": rating}
-    return said if cause is None else {**said, "cause": cause}
-
-
-def _unheard(exc: Exception) -> UpstreamError:
-    return UpstreamError(
-        f"The validator did not take the feedback: {type(exc).__name__}.",
-        code="validator_unreachable",
-    )
-
-
-def _check_heard(answer: "httpx.Response") -> None:
-    if answer.is_success:
-        return
-    try:
-        error = answer.json()["error"]
-        code, message = str(error["code"]), str(error["message"])
-    except (ValueError, KeyError, TypeError):
-        code, message = "feedback_refused", f"The validator answered {answer.status_code}."
-    raise InvalidRequestError(message, code=code)
-
-
-def _source(options: Options) -> ManifestSource:
-    source = options.get("manifest")
-    if source is not None:
-        return source
-    url, root = options.get("manifest_url"), options.get("root")
-    if url is None or root is None:
-        raise TypeError("Waypost needs manifest_url and root, or a manifest source")
-    # A static manifest needs neither.
-    import hashlib
-
-    from waypost.shared.trust import ManifestKeeper
-
-    root_bytes = root if isinstance(root, bytes) else _read(root)
-    channel = options.get("channel", "prod")
-    cache_dir = options.get("cache_dir")
-    if cache_dir is None:
-        cache_dir = user_cache_dir(platform=sys.platform, env=os.environ, home=Path.home())
-    cache: Path | None = None
-    if cache_dir is not False:
-        # Apps of one user share the directory, but not each other's trust.
-        mark = hashlib.sha256(url.encode() + b"\0" + root_bytes).hexdigest()[:12]
-        cache = Path(cache_dir) / f"{channel}-{mark}.json"
-    return ManifestKeeper(url=url, channel=channel, root=root_bytes, cache=cache)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as exc:
-        raise StoreError(f"cannot read the trust root {path}: {exc.strerror}") from exc
 
 
 def _plain(value: object) -> object:

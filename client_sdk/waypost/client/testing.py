@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, NotRequired, TypedDict, Unpack
 import msgspec
 from msgspec import Struct
 
-from waypost.client._client import AsyncWaypost, Options, Waypost
+from waypost.client._client import AsyncWaypost, Waypost
 from waypost.client._fake_answers import error_of, events_of, whole_of
+from waypost.client._options import Options
 from waypost.shared.apis import ENDPOINT_BY_PATH, decode, measure
 from waypost.shared.compiled import CompiledPolicy, compile_policy
 from waypost.shared.contracts import AUTO, Declared, Facts, Hints, Policy, Proposal
