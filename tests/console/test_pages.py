@@ -7,6 +7,7 @@ import time
 from collections.abc import Generator
 from itertools import combinations
 from pathlib import Path
+from threading import Event
 
 import httpx
 import pytest
@@ -251,6 +252,29 @@ def test_a_page_that_showed_nothing_gets_what_came_before_it_followed(
         event = _event(stream.iter_lines())
 
     assert ID.findall(event) == [record.id]
+
+
+def test_no_decision_comes_twice_when_the_store_was_away(
+    operator: httpx.Client, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, polls = console.running.desk.store, Event()
+
+    async def broken(*_: object, **__: object) -> None:
+        polls.set()
+        raise StoreError("it is away", code="records_unavailable")
+
+    monkeypatch.setattr(live, "POLL_S", 0.02)
+    first, second = (a_record(n, at_ms=_now_ms(), tenant="away") for n in (9_160, 9_161))
+    with operator.stream("GET", "/console/decisions/live?tenant=away&after=") as stream:
+        lines = stream.iter_lines()
+        _write(console, first)
+        assert ID.findall(_event(lines)) == [first.id]
+        with monkeypatch.context() as away:
+            away.setattr(store, "list", broken)
+            assert polls.wait(5)
+        _write(console, second)
+
+        assert ID.findall(_event(lines)) == [second.id]
 
 
 def test_a_page_that_follows_does_not_hold_up_the_end_of_the_server(tmp_path: Path) -> None:

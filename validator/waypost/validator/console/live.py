@@ -71,11 +71,12 @@ async def _events(
                 return
             since_ms = int(desk.clock() * 1_000) - BACK_MS
             recent = await _recent(desk, structs.replace(filters, since_ms=since_ms))
-            if sent is None:
-                sent = _sent_before(recent, after)
-            new = [record for record in recent if record.id not in sent]
-            # What has left the window cannot come again.
-            sent = {record.id for record in recent}
+            new: list[DecisionRecord] = []
+            if recent is not None:
+                known = _sent_before(recent, after) if sent is None else sent
+                new = [record for record in recent if record.id not in known]
+                # What has left the window cannot come again.
+                sent = {record.id for record in recent}
             if new:
                 rows = await render("_rows.html", records=new, is_new=True)
                 lines = "\n".join(f"data: {line}" for line in rows.splitlines() if line.strip())
@@ -94,11 +95,12 @@ async def _events(
         viewers.discard(me)
 
 
-async def _recent(desk: Desk, filters: RecordFilter) -> tuple[DecisionRecord, ...]:
+async def _recent(desk: Desk, filters: RecordFilter) -> tuple[DecisionRecord, ...] | None:
+    """Return the newest; ``None`` while the store is down, as the page goes on when it is back."""
     try:
         return await desk.store.list(filters, limit=ROWS)
     except WaypostError:
-        return ()  # the store is down; the page stays, and goes on when it is back
+        return None
 
 
 def _sent_before(recent: Sequence[DecisionRecord], after: str) -> set[str]:
