@@ -7,12 +7,14 @@ ledger and the records on disk; theirs run with what they do by default, without
 
 import json
 import os
+import platform
 import re
 import statistics
 import subprocess
 import sys
+import sysconfig
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -297,17 +299,34 @@ def rows(folder: Path) -> list[tuple[str, str, str]]:
     result: list[tuple[str, str, str]] = []
     with (
         running(command, port=upstream, core=LOAD_CORE, log=log),
-        a_validator(folder / "validator", url) as (ours, headers, _),
+        a_validator(folder / "validator", url) as (ours, headers, pid),
     ):
-        waypost = Running("waypost", ours, headers, BODY)
+        waypost = Running("waypost", ours, headers, BODY, pid=pid)
         direct = Running("direct", upstream, {}, BODY)
+        idle = memory_mib(pid)
         for rival in RIVALS:
             try:
                 with _running(rival, folder / rival.name, url) as theirs:
-                    result += _compared(theirs, waypost, direct, folder)
+                    result += _told(_compared(theirs, waypost, direct, folder))
             except Unavailable as why:
-                result.append((rival.name, f"skipped: {why}", ""))
-    return [*result, *_stream_rows(folder)]
+                result += _told([(rival.name, f"skipped: {why}", "")])
+        memory = f"{idle:.0f} MiB idle, {memory_mib(pid):.0f} after"
+        result += _told([("waypost, memory", memory, ""), ("waypost's Python", _python(), "")])
+    return [*result, *_told(_stream_rows(folder))]
+
+
+def _told(some: Iterable[tuple[str, str, str]]) -> Iterator[tuple[str, str, str]]:
+    """Print each row when it is there: all of them take minutes."""
+    for row in some:
+        print(f"{time.strftime('%H:%M:%S')} {row[0]}: {row[1]}", file=sys.stderr, flush=True)
+        yield row
+
+
+def _python() -> str:
+    """Return what runs ours, and LiteLLM: as distributions build it, it is an eighth faster."""
+    arguments = sysconfig.get_config_var("CONFIG_ARGS") or ""
+    how = "with" if "--enable-optimizations" in arguments else "without"
+    return f"{platform.python_version()}, built {how} --enable-optimizations"
 
 
 AIMS = {"LiteLLM": "≥ 40 ×", "Portkey": "≥ 4 ×", "TensorZero": "> 1 ×", "ferrogw": "> 1 ×"}
