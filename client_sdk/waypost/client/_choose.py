@@ -162,6 +162,7 @@ class Chooser:
         self._draw = draw
         self._routes = {route.name: route for route in policy.policy.routes}
         self._fields: dict[tuple[object, ...], _Field] = {}
+        self._ways: dict[str | None, tuple[int, dict[str, float], tuple[float, ...]]] = {}
         self._regions = sorted({model.region for model in policy.policy.models})
 
     def pick(
@@ -217,9 +218,11 @@ class Chooser:
         # Sizes as powers of two, as in the engine: few fields serve all requests.
         size_in = _roughly(facts.measured.input_tokens)
         size_out = _roughly(expected_output(self.policy.policy, facts))
-        region, way_ms = facts.signed.region, self._book.way_ms
-        ways_ms = {there: way_ms(region, there) for there in self._regions}
-        key = (route.name, names, size_in, size_out, *ways_ms.values())
+        region = facts.signed.region
+        learnt, ways_ms, ways = self._ways.get(region) or self._look_at_ways(region)
+        if learnt != self._book.ways_learnt:
+            _, ways_ms, ways = self._look_at_ways(region)
+        key = (route.name, names, size_in, size_out, ways)
         field = self._fields.get(key)
         if field is None:
             if len(self._fields) >= MEMO_ENTRIES:
@@ -227,6 +230,12 @@ class Chooser:
             usage = Usage(input_tokens=size_in, output_tokens=size_out)
             field = self._fields[key] = _Field(self.policy, route, names, usage, ways_ms)
         return field
+
+    def _look_at_ways(self, region: str | None) -> tuple[int, dict[str, float], tuple[float, ...]]:
+        learnt, way_ms = self._book.ways_learnt, self._book.way_ms
+        ways_ms = {there: way_ms(region, there) for there in self._regions}
+        found = self._ways[region] = (learnt, ways_ms, tuple(ways_ms.values()))
+        return found
 
     # ── what to expect, and what came of it ────────────────────────────────────────────────────
 

@@ -92,7 +92,11 @@ class _Way:
 
 
 class Book:
-    """The tracks of all models, or of all endpoints."""
+    """The tracks of all models, or of all endpoints.
+
+    Attributes:
+        ways_learnt: until it moves, ``way_ms`` says the same.
+    """
 
     def __init__(
         self,
@@ -113,6 +117,7 @@ class Book:
         self._draw = draw
         self._tau_s = tau_s
         self._ways: dict[str, _Way] = {}
+        self.ways_learnt = 0
         self.tracks: dict[str, Track] = {}
 
     def track(self, key: str) -> Track:
@@ -206,6 +211,7 @@ class Book:
         low, high = WAY_BOUNDS_MS
         way.samples = min(way.samples + 1, WAY_MEMORY)
         way.ms += (min(max(ms, low), high) - way.ms) / way.samples
+        self.ways_learnt += 1
 
     def update(
         self,
@@ -279,22 +285,23 @@ def two_choices(
     near = [waits[place] for place in places]
     best = min(near)
     weights = [(best / wait) ** SHARPNESS for wait in near]
-    first = _drawn(weights, draw)
-    own = kinds[places[first]]
-    others = weights.copy()
-    for at, place in enumerate(places):
-        if kinds[place] == own:
-            others[at] = 0.0
-    if not any(others):
-        others = weights
-        others[first] = 0.0
-    one, other = places[first], places[_drawn(others, draw)]
+    first = _drawn(list(accumulate(weights)), draw)
+    one = places[first]
+    own = kinds[one]
+    others = [
+        0.0 if kinds[place] == own else weight
+        for place, weight in zip(places, weights, strict=True)
+    ]
+    sums = list(accumulate(others))
+    if not sums[-1]:
+        weights[first] = 0.0
+        sums = list(accumulate(weights))
+    other = places[_drawn(sums, draw)]
     # Of two that are as expected, the draw stands.
     swap = waits[other] * shared[one] < waits[one] * shared[other]
     return (other, one) if swap else (one, other)
 
 
-def _drawn(weights: Iterable[float], draw: Callable[[], float]) -> int:
-    sums = list(accumulate(weights))
+def _drawn(sums: Sequence[float], draw: Callable[[], float]) -> int:
     # The first sum above it, so that a weight of nothing is never drawn.
     return bisect(sums, draw() * sums[-1])
