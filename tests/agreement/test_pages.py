@@ -108,8 +108,9 @@ def test_the_tokens_page_names_every_code_of_a_refused_token() -> None:
     assert named == set(get_args(TokenCode))
 
 
-def test_the_tests_that_the_page_of_checks_names_exist() -> None:
-    named = set(re.findall(r"`(test_\w+)`", (DOCS / "checks.md").read_text()))
+@pytest.mark.parametrize("page", ["checks.md", "complaints.md"])
+def test_the_tests_that_a_page_names_exist(page: str) -> None:
+    named = set(re.findall(r"`(test_\w+)`", (DOCS / page).read_text()))
     tests = (ROOT / "tests").rglob("test_*.py")
 
     assert named <= {

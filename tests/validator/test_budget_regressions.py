@@ -6,15 +6,20 @@ usage lost when a client hangs up, a store's outage that turns valid keys into w
 """
 
 import asyncio
+import sqlite3
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.redis import find_redis, running_redis
+from support.postgres import Postgres, a_postgres, find_postgres
+from support.redis import RedisServer, find_redis, running_redis
 from support.upstream import Exchange, Upstream, answering
 from support.validator import ENVIRONMENT, HELLO, Running, running_validator
-from waypost.shared.contracts import SpendLimit
+from support.worlds import a_model, a_policy
+from waypost.shared.contracts import Route, SpendLimit
 
 pytestmark = pytest.mark.anyio
 
@@ -150,30 +155,156 @@ async def test_a_soft_limit_warns_caller_and_operator_and_refuses_nothing(
     assert "authorization" not in medcloud.seen[0].headers
 
 
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Another process that does not let go of the file."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("BEGIN EXCLUSIVE")
+        yield
+
+
+class Outage:
+    """A store that goes away and comes back, as whoever runs it sees it."""
+
+    def __init__(self, folder: Path, server: RedisServer | Postgres | None) -> None:
+        self._path = folder / "state" / "ledger.sqlite"
+        self._server = server
+        self._lock: AbstractContextManager[None] | None = None
+
+    def begin(self) -> None:
+        if self._server is not None:
+            self._server.kill()
+        else:
+            self._lock = _locked(self._path)
+            self._lock.__enter__()
+
+    def end(self) -> None:
+        if self._server is not None:
+            self._server.start()
+        elif self._lock is not None:
+            self._lock.__exit__(None, None, None)
+
+
+@pytest.fixture(params=["sqlite", "redis", "postgres"])
+def outage(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[tuple[Outage, dict[str, Any]]]:
+    """A store to take away, and the settings of a validator that has its ledger there."""
+    patient = {"store": request.param, "patience_s": 0.3}
+    with ExitStack() as stack:
+        server: RedisServer | Postgres
+        if request.param == "sqlite":
+            yield Outage(tmp_path, None), {"ledger": patient}
+            return
+        if request.param == "redis":
+            if find_redis() is None:
+                pytest.skip("no redis-server here")
+            server = stack.enter_context(running_redis())
+            dsn = server.url
+        else:
+            if find_postgres() is None:
+                pytest.skip("no PostgreSQL here")
+            server = stack.enter_context(a_postgres())
+            dsn = server.dsn
+        settings = {
+            "ledger": {**patient, "dsn": "LEDGER_DSN"},
+            "environment": {**ENVIRONMENT, "LEDGER_DSN": dsn},
+        }
+        yield Outage(tmp_path, server), settings
+
+
 async def test_an_outage_of_the_store_makes_no_valid_token_wrong_and_ends_without_a_restart(
+    tmp_path: Path, acme: Upstream, outage: tuple[Outage, dict[str, Any]]
+) -> None:
+    store, settings = outage
+    async with running_validator(tmp_path, {"acme": acme}, **settings) as validator:
+        told: set[tuple[int, str]] = set()
+
+        async def ask_for_ever() -> None:
+            while True:
+                answer = await validator.chat(SHORT)
+                told.add((answer.status_code, answer.json().get("error", {}).get("code", "")))
+
+        async with asyncio.timeout(30):
+            callers = [asyncio.create_task(ask_for_ever()) for _ in range(16)]
+            while len(acme.seen) < 20:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            await asyncio.to_thread(store.begin)
+            while len(told) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            ready = await validator.client.get("/readyz")
+            await asyncio.to_thread(store.end)
+            served = len(acme.seen)
+            while len(acme.seen) < served + 20:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            for caller in callers:
+                caller.cancel()
+            await asyncio.gather(*callers, return_exceptions=True)
+            ready_again = await validator.client.get("/readyz")
+            # No request was free, and nothing is held for one that was not served.
+            while await validator.spent() != (COST_NUSD * len(acme.seen), 0):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
+    assert told == {(200, ""), (503, "ledger_unavailable")}
+    assert (ready.status_code, ready_again.status_code) == (503, 200)
+
+
+async def test_a_store_that_is_down_at_the_start_is_found_when_it_comes(
+    tmp_path: Path, acme: Upstream, outage: tuple[Outage, dict[str, Any]]
+) -> None:
+    store, settings = outage
+    if settings["ledger"]["store"] == "sqlite":
+        pytest.skip("a file is opened before anything is served")
+    store.begin()
+    async with running_validator(tmp_path, {"acme": acme}, **settings) as validator:
+        down = await validator.chat(SHORT)
+        ready = await validator.client.get("/readyz")
+        await asyncio.to_thread(store.end)
+        async with asyncio.timeout(10):
+            while (await validator.chat(SHORT)).status_code != 200:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
+    assert (down.status_code, down.json()["error"]["code"]) == (503, "ledger_unavailable")
+    assert ready.status_code == 503
+
+
+MESSAGE = [{"role": "user", "content": "2 + 2?"}]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": MESSAGE}),
+        ("/v1/completions", {"prompt": "2 + 2?"}),
+        ("/v1/embeddings", {"input": "2 + 2?"}),
+        ("/v1/responses", {"input": "2 + 2?"}),
+        ("/v1/messages", {"messages": MESSAGE, "max_tokens": 8}),
+    ],
+)
+async def test_no_way_in_goes_past_the_budget(
+    tmp_path: Path, acme: Upstream, path: str, body: dict[str, Any]
+) -> None:
+    # Of others, pass-through routes and one of two APIs had checks of their own, or none.
+    every = ("chat.completions", "completions", "embeddings", "responses", "messages")
+    model = a_model("small", endpoints=every)
+    policy = a_policy(
+        models=(model,), routes=(Route(name="default", models=("small",)),), last_resort=()
+    )
+    async with running_validator(tmp_path, {"acme": acme}, policy=policy) as validator:
+        answer = await validator.client.post(
+            path, json={"model": "auto", **body}, headers=validator.headers(limits=total(10))
+        )
+
+    assert answer.status_code == 402, answer.text
+    assert not acme.seen
+
+
+async def test_a_usage_of_zero_is_what_it_says_and_not_estimated(
     tmp_path: Path, acme: Upstream
 ) -> None:
-    if find_redis() is None:
-        pytest.skip("no redis-server here")
-    with running_redis() as server:
-        async with running_validator(
-            tmp_path,
-            {"acme": acme},
-            ledger={"store": "redis", "dsn": "LEDGER_DSN", "patience_s": 0.3},
-            environment={**ENVIRONMENT, "LEDGER_DSN": server.url},
-        ) as validator:
-            assert (await validator.chat(SHORT)).status_code == 200
-            server.kill()
-            down = await validator.chat(SHORT)
-            ready = await validator.client.get("/readyz")
-            served = len(acme.seen)
-            server.start()
-            async with asyncio.timeout(10):
-                while (back := await validator.chat(SHORT)).status_code != 200:  # noqa: ASYNC110
-                    await asyncio.sleep(0.05)
+    acme.behave = answering("Four.", usage={"prompt_tokens": 0, "completion_tokens": 0})
+    async with running_validator(tmp_path, {"acme": acme}) as validator:
+        record = await validator.record(await validator.chat(SHORT))
 
-            assert (down.status_code, down.json()["error"]["code"]) == (503, "ledger_unavailable")
-            assert ready.status_code == 503
-            assert served == 1
-            assert back.status_code == 200
-            assert await validator.settled() == (COST_NUSD * len(acme.seen), 0)
+        assert (record.cost_nusd, record.unconfirmed_nusd) == (0, 0)
+        assert await validator.settled() == (0, 0)

@@ -206,7 +206,11 @@ class GroupedLedger:
         return amount
 
     async def balances(self, scopes: Iterable[Scope], *, now: int) -> tuple[Balance, ...]:
-        """See ``Ledger.balances``. Reads do not wait for writers."""
+        """See ``Ledger.balances``. Reads do not wait for writers, as long as those get through."""
+        if self._failures:
+            # A file that another process locks can be read, and yet nothing can be held: whoever
+            # asks whether the ledger answers must be told. Writes nothing, and may end the doubt.
+            await self._submit(FreeKey("", ""))
         starts: dict[Window, int] = dict(
             zip(CALENDAR, self.store.calendar.starts(now), strict=True)
         )

@@ -104,7 +104,7 @@ class LeasedLedger:
         self._filling: dict[_Key, asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._upkeep: asyncio.Task[None] | None = None
-        self._is_down = False
+        self._is_down = self._is_closing = False
 
     # ── the hot path: no await that waits ──────────────────────────────────────────────────
 
@@ -228,7 +228,8 @@ class LeasedLedger:
 
     async def _keep(self) -> None:
         """End slices in time, and notice when the store is down or back."""
-        while True:
+        # Not for ever: a store's client may swallow the cancellation that should end this.
+        while not self._is_closing:
             await asyncio.sleep(self._lease_s / CHECKS_PER_LEASE)
             now = self._monotonic()
             for key, part in [*self._slices.items()]:
@@ -279,6 +280,7 @@ class LeasedLedger:
 
     async def close(self) -> None:
         """See ``Ledger.close``. What is held of slices still is charged in full."""
+        self._is_closing = True
         if self._upkeep is not None:
             self._upkeep.cancel()
             with suppress(asyncio.CancelledError):
