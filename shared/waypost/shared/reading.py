@@ -13,7 +13,6 @@ from typing import Any, Protocol, TypedDict
 from waypost.shared.complexity import ComplexityModel, ComplexityScorer
 from waypost.shared.contracts import Route, TextHas
 from waypost.shared.embedding import EmbeddingModel, EmbeddingScorer, is_installed
-from waypost.shared.language import language_of
 from waypost.shared.rules import field_of
 from waypost.shared.semantic import Scorer, SemanticModel, SemanticScorer
 
@@ -108,7 +107,12 @@ class TextReader:
         self._keywords = Vocabulary(words("keywords")).find if "keywords" in asked else None
         self._patterns = _pattern_finder(words("patterns")) if "patterns" in asked else None
         self._complexity = ComplexityScorer(complexity).score if "complexity" in asked else None
-        self._language = language_of if "language" in asked else None
+        self._language: Callable[[str], str] | None = None
+        if "language" in asked:
+            # Its alphabets take 2 ms to compile, which an app that starts has better use for.
+            from waypost.shared.language import language_of
+
+            self._language = language_of
         self._semantic: Scorer | None = None
         if "semantic" in asked and semantic is not None:
             self._semantic = SemanticScorer(semantic)
