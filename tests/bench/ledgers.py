@@ -2,12 +2,13 @@
 
 import asyncio
 import multiprocessing
+import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
 
 from support.ledgers import USD, a_hold, limit
-from support.racing import race
+from support.racing import races
 from support.redis import find_redis, running_redis
 from waypost.validator.ledger import Calendar, Ledger, open_sqlite
 from waypost.validator.ledger.leased import LeasedLedger
@@ -126,7 +127,7 @@ def race_rows(folder: Path) -> list[tuple[str, str, str]]:
     """Return how the race for the last dollar ended, over two validators, each store."""
     told: list[tuple[str, str, str]] = []
     for store in ("redis", "sqlite"):
-        spent = [asyncio.run(_one_race(folder / f"{store}-{n}", store)) for n in range(RUNS)]
+        spent = asyncio.run(_race(folder / store, store))
         least_most = f"{min(spent):,} to {max(spent):,} nusd of {USD:,}"
         told.append(
             (f"{CLIENTS} clients, 2 validators, {store}", f"{RUNS} of {RUNS} exact", least_most)
@@ -134,8 +135,9 @@ def race_rows(folder: Path) -> list[tuple[str, str, str]]:
     return told
 
 
-async def _one_race(folder: Path, store: str) -> int:
+async def _race(folder: Path, store: str) -> list[int]:
     folder.mkdir()  # noqa: ASYNC240
+    spent: list[int] = []
     with ExitStack() as stack:
         if store == "redis":
             url = stack.enter_context(running_redis()).url
@@ -143,7 +145,14 @@ async def _one_race(folder: Path, store: str) -> int:
         else:
             url, path = "-", folder / "ledger.sqlite"
             books, settings = open_sqlite(path), {"path": str(path)}
-        result = await race(folder, settings, url, clients=CLIENTS, books=books)
+        began = time.perf_counter()
+        async for one in races(folder, settings, url, clients=CLIENTS, books=books, times=RUNS):
+            one.assert_is_exact()
+            spent.append(one.spent_nusd)
+            took_s, began = time.perf_counter() - began, time.perf_counter()
+            sys.stderr.write(
+                f"{store} {len(spent)} of {RUNS}: {one.served} served, {one.spent_nusd:,} nusd,"
+                f" {took_s:.1f} s\n"
+            )
         await books.close()
-    result.assert_is_exact()
-    return result.spent_nusd
+    return spent

@@ -1,6 +1,6 @@
-"""A validator in a process of its own, for races: `FOLDER LEDGER_JSON DSN UPSTREAM_PORT USD`.
+"""A validator in a process of its own, for races: `FOLDER LEDGER_JSON DSN PORT USD ACCOUNTS TIMEOUT_S`.
 
-Writes its address and a token's text, and serves until its standard input ends.
+Writes its address and a token for each account, and serves until its standard input ends.
 """
 
 import asyncio
@@ -37,24 +37,45 @@ def dear_policy() -> Policy:
     return structs.replace(policy, models=models)
 
 
-async def serve(folder: Path, ledger: dict[str, object], dsn: str, port: int, usd: str) -> None:
+async def serve(
+    folder: Path,
+    ledger: dict[str, object],
+    dsn: str,
+    port: int,
+    usd: str,
+    accounts: list[str],
+    timeout_s: float,
+) -> None:
     acme = Upstream(port=port)
     async with running_validator(
         folder,
         {"acme": acme},
         policy=dear_policy(),
-        # Hundreds at once on a busy machine: what is timed out here, the provider has served.
-        change=lambda providers: providers["acme"].update(timeout_s=300),
+        change=lambda providers: providers["acme"].update(timeout_s=timeout_s),
         environment={**ENVIRONMENT, "LEDGER_DSN": dsn},
         ledger=ledger,
         budgets={"default": [{"window": "total", "limit_usd": usd}]},
     ) as validator:
-        token = validator.bearer(now=int(time.time()), models=("small",))
-        sys.stdout.write(json.dumps({"url": validator.url, "token": token}) + "\n")
+        now = int(time.time())
+        tokens = {
+            account: validator.bearer(now=now, models=("small",), account=account)
+            for account in accounts
+        }
+        sys.stdout.write(json.dumps({"url": validator.url, "tokens": tokens}) + "\n")
         sys.stdout.flush()
         await asyncio.to_thread(sys.stdin.read)
 
 
 if __name__ == "__main__":
-    folder, ledger, dsn, port, usd = sys.argv[1:]
-    asyncio.run(serve(Path(folder), json.loads(ledger), dsn, int(port), usd))
+    folder, ledger, dsn, port, usd, accounts, timeout_s = sys.argv[1:]
+    asyncio.run(
+        serve(
+            Path(folder),
+            json.loads(ledger),
+            dsn,
+            int(port),
+            usd,
+            accounts.split(),
+            float(timeout_s),
+        )
+    )

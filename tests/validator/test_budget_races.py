@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from support.racing import race
+from support.racing import races
 from support.redis import find_redis, running_redis
 from waypost.validator.ledger import open_sqlite
 from waypost.validator.ledger.redis import open_redis
@@ -22,14 +22,15 @@ async def test_two_validators_that_share_redis_spend_no_more_than_the_limit(tmp_
     with running_redis() as server:
         settings: dict[str, Any] = {"store": "redis", "dsn": "LEDGER_DSN"}
         books = open_redis(server.url)
-        result = await race(tmp_path, settings, server.url, clients=40, books=books, usd="0.2")
+        async for race in races(tmp_path, settings, server.url, clients=40, books=books, usd="0.2"):
+            race.assert_is_exact()
         await books.close()
-    result.assert_is_exact()
 
 
 async def test_two_workers_that_share_a_file_spend_no_more_than_the_limit(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     books = open_sqlite(path)
-    result = await race(tmp_path, {"path": str(path)}, "-", clients=40, books=books, usd="0.2")
+    settings = {"path": str(path)}
+    async for race in races(tmp_path, settings, "-", clients=40, books=books, usd="0.2"):
+        race.assert_is_exact()
     await books.close()
-    result.assert_is_exact()
