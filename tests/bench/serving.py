@@ -7,6 +7,7 @@ interleaved and the medians of each are compared.
 
 import asyncio
 import json
+import os
 import statistics
 import sys
 import time
@@ -32,6 +33,8 @@ from support.publisher import Publisher
 from support.tokens import AUDIENCE, App
 from support.worlds import a_policy
 
+# Another interpreter of the same version to run the validator with: how it was built tells.
+PYTHON = os.environ.get("BENCH_PYTHON", sys.executable)
 ROUNDS, SECONDS = 3, 3
 STREAMS = 150
 
@@ -64,15 +67,18 @@ def a_validator(
     (folder / "validator.yaml").write_text(json.dumps(settings))
     port = free_port()
     waypost: list[str | Path] = (
-        [Path(sys.executable).with_name("waypost")]
+        [PYTHON, "-c", "from waypost.cli import main; main()"]
         if records
-        else [sys.executable, "-m", "bench.unrecorded"]
+        else [PYTHON, "-m", "bench.unrecorded"]
     )
+    # Packages are this environment's, whichever interpreter runs them with its own library.
+    ours = [path for path in sys.path if path and not path.startswith(sys.base_prefix)]
+    env = {"PYTHONPATH": os.pathsep.join(ours)}
     command: list[str | Path] = [
         *waypost, "validator", "serve",
         "--config", folder / "validator.yaml", "--port", str(port),
     ]  # fmt: skip
-    with running(command, port=port, core=SERVER_CORE, log=folder / "log") as process:
+    with running(command, port=port, core=SERVER_CORE, env=env, log=folder / "log") as process:
         put = httpx.put(f"http://127.0.0.1:{port}/admin/bundle", content=bundle)
         if not put.is_success:
             raise RuntimeError(f"the validator refused the manifest: {put.text}")
