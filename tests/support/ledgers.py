@@ -18,11 +18,11 @@ from waypost.validator.ledger import (
     open_sqlite,
     scope_of,
 )
-from waypost.validator.ledger.books import HoldRow
 from waypost.validator.ledger.calendar import CALENDAR
 from waypost.validator.ledger.grouped import GroupedLedger
 from waypost.validator.ledger.postgres import open_postgres
 from waypost.validator.ledger.redis import open_redis
+from waypost.validator.ledger.rows import HoldRow
 
 NOON = 1_764_072_000  # Tue 25 Nov 2025 12:00 UTC
 USD = 1_000_000_000

@@ -5,19 +5,11 @@ A store opens a write transaction, lets ``Books`` apply any number of operations
 nothing; so one bad operation does not spoil the others of its batch.
 """
 
-from collections.abc import Iterable
-from functools import lru_cache
-from typing import Protocol
-
-import msgspec
-from msgspec import Struct
-
-from waypost.shared.contracts import SpendLimit, Window
+from waypost.shared.contracts import Window
 from waypost.shared.errors import StoreError
 from waypost.validator.ledger.base import (
     MAX_NUSD,
     Crossed,
-    Entry,
     Grant,
     Held,
     Hold,
@@ -26,343 +18,48 @@ from waypost.validator.ledger.base import (
     Refusal,
     Repeat,
     Scope,
-    Shortfall,
-    Throttled,
 )
-from waypost.validator.ledger.calendar import CALENDAR, DURATION_S, Calendar
+from waypost.validator.ledger.calendar import CALENDAR, Calendar
+from waypost.validator.ledger.limits import (
+    US,
+    Counted,
+    backlog_us,
+    crossed_by,
+    longest_wait,
+    rate_name,
+    repeats,
+    rooms_of,
+    state_after,
+    tightest,
+)
+from waypost.validator.ledger.operations import (
+    FreeKey,
+    GrantOp,
+    Operation,
+    Release,
+    Reserve,
+    Settle,
+    Sweep,
+)
+from waypost.validator.ledger.rows import (
+    BIT,
+    Backlog,
+    HoldRow,
+    KeyRow,
+    RateRow,
+    Rows,
+    WindowRow,
+    backlogs_text,
+    mask_of,
+    masks_text,
+)
 
-__all__ = [
-    "HELD",
-    "KEEP_KEYS_S",
-    "Books",
-    "GrantOp",
-    "HoldRow",
-    "KeyRow",
-    "Operation",
-    "RateRow",
-    "Release",
-    "Reserve",
-    "Rows",
-    "Settle",
-    "Sweep",
-    "WindowRow",
-    "backlog_us",
-    "refuse_rate",
-    "repeats",
-    "tightest",
-]
+__all__ = ["HELD", "Books"]
 
-# SQL integers end at 2**63; half of that leaves room for bills that exceed their holds.
-MAX_TOTAL_NUSD = 2**62
 # Rows kept from one transaction to the next, about 100 bytes each.
 MAX_REMEMBERED = 100_000
-KEEP_KEYS_S = 86_400  # how long an idempotency key stands for its request
-US = 1_000_000
 
 HELD = Held()
-
-
-# ── operations ─────────────────────────────────────────────────────────────────────────────────
-
-
-class Reserve(Struct, frozen=True):
-    """See ``Ledger.reserve``."""
-
-    hold: Hold
-
-
-class Settle(Struct, frozen=True):
-    """See ``Ledger.settle``."""
-
-    hold_id: str
-    cost_nusd: int
-    tokens: int | None = None
-    is_confirmed: bool = True
-
-
-class Release(Struct, frozen=True):
-    """See ``Ledger.release``."""
-
-    hold_id: str
-
-
-class FreeKey(Struct, frozen=True):
-    """See ``Ledger.free_key``."""
-
-    digest: str
-    request_id: str
-
-
-class Sweep(Struct, frozen=True):
-    """See ``Ledger.sweep``; of at most so many holds."""
-
-    now: int
-    at_most: int
-
-
-class GrantOp(Struct, frozen=True):
-    """See ``Ledger.grant``."""
-
-    grant: Grant
-
-
-Operation = Reserve | Settle | Release | FreeKey | Sweep | GrantOp
-
-
-# ── rows ───────────────────────────────────────────────────────────────────────────────────────
-
-# Each scope's name, and which of CALENDAR count, as bits. Then the rates' backlog of its tokens.
-_ScopeMask = tuple[str, int]
-_Backlog = tuple[str, str, int]
-_encode = msgspec.json.Encoder().encode
-_decode_masks = msgspec.json.Decoder(tuple[_ScopeMask, ...]).decode
-_decode_backlogs = msgspec.json.Decoder(tuple[_Backlog, ...]).decode
-_BIT = {window: 1 << place for place, window in enumerate(CALENDAR)}
-_PLACE = {window: place for place, window in enumerate(CALENDAR)}
-
-
-class HoldRow:
-    """One hold, open or closed.
-
-    Attributes:
-        scopes: JSON, each scope's name and the windows that it counts.
-        backlogs: JSON, what its tokens added to which rate, in microseconds.
-        windows: the rows that it counts in, where these books opened it.
-    """
-
-    __slots__ = (
-        "amount_nusd",
-        "at",
-        "backlogs",
-        "cost_nusd",
-        "expires_at",
-        "id",
-        "scopes",
-        "state",
-        "tokens",
-        "windows",
-    )
-
-    def __init__(
-        self,
-        id: str,
-        scopes: str,
-        amount_nusd: int,
-        tokens: int,
-        backlogs: str,
-        at: int,
-        expires_at: int,
-        state: HoldState = "held",
-        cost_nusd: int = 0,
-    ) -> None:
-        self.id = id
-        self.scopes = scopes
-        self.amount_nusd = amount_nusd
-        self.tokens = tokens
-        self.backlogs = backlogs
-        self.at = at
-        self.expires_at = expires_at
-        self.state: HoldState = state
-        self.cost_nusd = cost_nusd
-        self.windows: list[WindowRow] | None = None
-
-    def masks(self) -> tuple[_ScopeMask, ...]:
-        """Return each scope and the bits of its counted windows."""
-        return _decode_masks(self.scopes)
-
-    def added(self) -> tuple[_Backlog, ...]:
-        """Return what its tokens added to which rate."""
-        return _decode_backlogs(self.backlogs) if self.backlogs else ()
-
-    def entry(self) -> Entry:
-        """Return the row as the journal shows it."""
-        return Entry(
-            id=self.id,
-            scopes=tuple(name for name, _ in self.masks()),
-            amount_nusd=self.amount_nusd,
-            at=self.at,
-            expires_at=self.expires_at,
-            state=self.state,
-            cost_nusd=self.cost_nusd,
-        )
-
-
-class WindowRow:
-    """What one scope spent, owes beyond its holds, has reserved and was granted in one window."""
-
-    __slots__ = (
-        "debt_nusd",
-        "granted_nusd",
-        "reserved_nusd",
-        "scope",
-        "spent_nusd",
-        "start",
-        "window",
-    )
-
-    def __init__(
-        self,
-        scope: str,
-        window: Window,
-        start: int,
-        spent_nusd: int = 0,
-        debt_nusd: int = 0,
-        reserved_nusd: int = 0,
-        granted_nusd: int = 0,
-    ) -> None:
-        self.scope = scope
-        self.window: Window = window
-        self.start = start
-        self.spent_nusd = spent_nusd
-        self.debt_nusd = debt_nusd
-        self.reserved_nusd = reserved_nusd
-        self.granted_nusd = granted_nusd
-
-
-class RateRow:
-    """When the backlog of one rate is worked off, in microseconds (GCRA's arrival time)."""
-
-    __slots__ = ("free_at_us", "rate", "scope")
-
-    def __init__(self, scope: str, rate: str, free_at_us: int = 0) -> None:
-        self.scope = scope
-        self.rate = rate
-        self.free_at_us = free_at_us
-
-
-class KeyRow:
-    """Which hold an idempotency key stands for."""
-
-    __slots__ = ("at", "body", "digest", "hold_id")
-
-    def __init__(self, digest: str, body: str, hold_id: str, at: int) -> None:
-        self.digest = digest
-        self.body = body
-        self.hold_id = hold_id
-        self.at = at
-
-
-class Rows(Protocol):
-    """Where rows come from, inside the transaction."""
-
-    def hold(self, hold_id: str) -> HoldRow | None:
-        """Return the hold as stored."""
-        ...
-
-    def windows(self, scope: str, starts: tuple[int, ...]) -> Iterable[WindowRow]:
-        """Return the stored windows of the scope that begin at any of ``starts``."""
-        ...
-
-    def rate(self, scope: str, rate: str) -> RateRow | None:
-        """Return the rate as stored."""
-        ...
-
-    def key(self, digest: str) -> KeyRow | None:
-        """Return the idempotency key as stored."""
-        ...
-
-    def granted(self, grant_id: str) -> int | None:
-        """Return the amount of a grant that was entered before."""
-        ...
-
-    def expired(self, now: int, *, at_most: int) -> Iterable[str]:
-        """Return ids of stored holds that are still open at or after their expiry."""
-        ...
-
-
-# ── what is enough, and what is too much ───────────────────────────────────────────────────────
-
-
-def tightest(
-    rooms: Iterable[tuple[str, SpendLimit, int]], amount_nusd: int, *, calendar: Calendar, now: int
-) -> Shortfall | None:
-    """Return why ``amount_nusd`` cannot be held; ``None`` if it can.
-
-    Args:
-        rooms: scope, limit, and what is left of it.
-    """
-    most = MAX_NUSD
-    found: tuple[str, SpendLimit] | None = None
-    for scope, limit, room in rooms:
-        if room < most or (
-            # Of equals the longer window is named: waiting for the shorter would not help.
-            room == most and (found is None or _length(limit.window) > _length(found[1].window))
-        ):
-            most, found = room, (scope, limit)
-    most = max(0, most)  # what costs nothing may be had with nothing left, or in debt
-    if amount_nusd <= most:
-        return None
-    scope, limit = found or ("", SpendLimit(window="request", limit_nusd=MAX_NUSD))
-    return Shortfall(
-        scope=scope,
-        window=limit.window,
-        limit_nusd=limit.limit_nusd,
-        available_nusd=most,
-        resets_at=calendar.resets_at(limit.window, now),
-    )
-
-
-def _length(window: Window) -> int:
-    return _PLACE.get(window, -1)
-
-
-def backlog_us(rate: RateLimit, hold: Hold) -> int:
-    """Return what ``hold`` adds to the rate's backlog.
-
-    Rounded down, so that a whole window's worth fits into the window to the last one.
-    """
-    count = hold.requests if rate.unit == "requests" else hold.tokens
-    if rate.limit == 0:
-        return count * (DURATION_S[rate.window] * US + 1)
-    return count * DURATION_S[rate.window] * US // rate.limit
-
-
-def refuse_rate(
-    scope: str, rate: RateLimit, *, free_at_us: int, adds_us: int, now: int
-) -> Throttled | None:
-    """Return why ``adds_us`` more are too many now; ``None`` if they are not."""
-    window_us = DURATION_S[rate.window] * US
-    excess_us = max(free_at_us, now * US) + adds_us - now * US - window_us
-    if not adds_us or excess_us <= 0:
-        return None
-    waits = None if adds_us > window_us else -(-excess_us // US)
-    return Throttled(scope=scope, rate=rate, retry_after_s=waits)
-
-
-def rate_name(rate: RateLimit) -> str:
-    """Return what the rate's row is called."""
-    return f"{rate.unit}/{rate.window}"
-
-
-def repeats(key: KeyRow, hold: Hold, state: HoldState | None) -> Repeat | None:
-    """Return why a key that stands for another request refuses ``hold``.
-
-    Args:
-        state: of the hold that took the key; ``None`` if it is not kept any more. One that was
-            released has a successor: a request that ends without a charge frees its key.
-    """
-    assert hold.key is not None  # noqa: S101 - for the type checker
-    if key.hold_id.startswith(hold.key.request_id) or key.at + KEEP_KEYS_S <= hold.now:
-        return None
-    if key.body != hold.key.body:
-        return Repeat(hold_id=key.hold_id, state="other_body")
-    is_open = state in ("held", "released")
-    return Repeat(hold_id=key.hold_id, state="in_progress" if is_open else "done")
-
-
-def state_after(state: HoldState, closing: HoldState) -> HoldState | None:
-    """Return what a hold in ``state`` becomes by ``closing``; ``None`` if it stays what it is."""
-    if state == "held":
-        return closing
-    if state == "expired" and closing == "unconfirmed":
-        return closing  # what came through by then bounds it better than the hold
-    is_known = closing in ("settled", "released")
-    return "corrected" if is_known and state in ("expired", "unconfirmed") else None
-
-
-# ── the books ──────────────────────────────────────────────────────────────────────────────────
-
-_Counted = tuple[WindowRow, ...]
 
 
 class Books:
@@ -383,7 +80,7 @@ class Books:
         self._calendar = calendar
         self.trusts_new_ids = False
         self._holds: dict[str, HoldRow] = {}
-        self._windows: dict[tuple[str, int, int], _Counted] = {}
+        self._windows: dict[tuple[str, int, int], Counted] = {}
         self._by_name: dict[tuple[str, str, int], WindowRow] = {}
         self._rates: dict[tuple[str, str], RateRow] = {}
         self.written()
@@ -438,12 +135,12 @@ class Books:
         if hold.key is not None and (repeat := self._repeat(hold)):
             return repeat
         counted = [
-            (scope, self._counted(scope.name, _mask(scope.windows), hold.now))
+            (scope, self._counted(scope.name, mask_of(scope.windows), hold.now))
             for scope in hold.scopes
             if scope.windows
         ]
         shortfall = tightest(
-            _rooms(hold, counted), hold.amount_nusd, calendar=self._calendar, now=hold.now
+            rooms_of(hold, counted), hold.amount_nusd, calendar=self._calendar, now=hold.now
         )
         if shortfall is not None:
             return shortfall
@@ -452,7 +149,7 @@ class Books:
             for scope in hold.scopes
             for rate in scope.rates
         ]
-        throttled = _longest_wait(backlogs, now=hold.now)
+        throttled = longest_wait(backlogs, now=hold.now)
         if throttled is not None:
             return throttled
         self._open(hold, counted, backlogs)
@@ -461,14 +158,14 @@ class Books:
     def _open(
         self,
         hold: Hold,
-        counted: list[tuple[Scope, _Counted]],
+        counted: list[tuple[Scope, Counted]],
         backlogs: list[tuple[RateRow, RateLimit, int]],
     ) -> None:
         windows = [row for _, rows in counted for row in rows]
         for row in windows:
             row.reserved_nusd += hold.amount_nusd
         self.touched.update(windows)
-        of_tokens: list[_Backlog] = []
+        of_tokens: list[Backlog] = []
         for rated, rate, adds_us in backlogs:
             rated.free_at_us = max(rated.free_at_us, hold.now * US) + adds_us
             self.touched_rates.add(rated)
@@ -479,7 +176,7 @@ class Books:
             masks_text(hold.scopes),
             hold.amount_nusd,
             hold.tokens,
-            _encode(of_tokens).decode() if of_tokens else "",
+            backlogs_text(of_tokens),
             hold.now,
             hold.expires_at,
         )
@@ -491,7 +188,7 @@ class Books:
             self.keys[key.digest] = key
             self.freed_keys.discard(key.digest)
 
-    def _held(self, hold: Hold, counted: list[tuple[Scope, _Counted]]) -> Held:
+    def _held(self, hold: Hold, counted: list[tuple[Scope, Counted]]) -> Held:
         crossed: list[Crossed] = []
         for scope, rows in counted:
             for warning in scope.warnings:
@@ -539,7 +236,7 @@ class Books:
         entered = self._rows.granted(grant.id)
         if entered is not None:
             return entered
-        (row,) = self._counted(grant.scope, _BIT[grant.window], grant.at)
+        (row,) = self._counted(grant.scope, BIT[grant.window], grant.at)
         amount = grant.amount_nusd
         if amount is None:
             amount = max(0, row.spent_nusd + row.debt_nusd - row.granted_nusd)
@@ -607,7 +304,7 @@ class Books:
             row = self._rates[key] = self._rows.rate(scope, name) or RateRow(scope, name)
         return row
 
-    def _counted(self, scope: str, mask: int, at: int) -> _Counted:
+    def _counted(self, scope: str, mask: int, at: int) -> Counted:
         """Return the rows of the scope's windows in ``mask``, as of ``at``."""
         if not mask:
             return ()
@@ -618,11 +315,11 @@ class Books:
             rows = self._windows[key] = self._load(scope, mask, self._calendar.starts(at))
         return rows
 
-    def _load(self, scope: str, mask: int, starts: tuple[int, ...]) -> _Counted:
+    def _load(self, scope: str, mask: int, starts: tuple[int, ...]) -> Counted:
         wanted: list[tuple[Window, int]] = [
             (window, start)
             for window, start in zip(CALENDAR, starts, strict=True)
-            if mask & _BIT[window]
+            if mask & BIT[window]
         ]
         # Two hours of one day share the day's row: changes must meet in one object.
         missing = [
@@ -645,70 +342,3 @@ def _again(hold: Hold, known: HoldRow) -> Held:
         return HELD
     found = known.state if same else "another hold"
     raise StoreError(f"hold {hold.id} exists already: {found}", code="hold_conflict")
-
-
-def _rooms(hold: Hold, counted: list[tuple[Scope, _Counted]]) -> list[tuple[str, SpendLimit, int]]:
-    rooms = [
-        (scope.name, limit, limit.limit_nusd)
-        for scope in hold.scopes
-        for limit in scope.limits
-        if limit.window == "request"
-    ]
-    for scope, rows in counted:
-        for row in rows:
-            used = row.spent_nusd + row.debt_nusd + row.reserved_nusd
-            if used > MAX_TOTAL_NUSD:
-                rooms.append((scope.name, SpendLimit(window=row.window, limit_nusd=MAX_NUSD), 0))
-            for limit in scope.limits:
-                if limit.window == row.window:
-                    rooms.append((scope.name, limit, limit.limit_nusd + row.granted_nusd - used))
-    return rooms
-
-
-def crossed_by(
-    scope: str, warning: SpendLimit, used_nusd: int, hold: Hold, calendar: Calendar
-) -> Crossed:
-    """Return the soft limit that is used up now that ``hold`` stands."""
-    return Crossed(
-        scope=scope,
-        window=warning.window,
-        warn_nusd=warning.limit_nusd,
-        used_nusd=used_nusd,
-        resets_at=calendar.resets_at(warning.window, hold.now),
-        is_new=used_nusd - hold.amount_nusd < warning.limit_nusd,
-    )
-
-
-def _longest_wait(backlogs: list[tuple[RateRow, RateLimit, int]], *, now: int) -> Throttled | None:
-    refused = [
-        throttled
-        for row, rate, adds_us in backlogs
-        if (
-            throttled := refuse_rate(
-                row.scope, rate, free_at_us=row.free_at_us, adds_us=adds_us, now=now
-            )
-        )
-    ]
-    return max(refused, key=longest_first, default=None)
-
-
-def longest_first(throttled: Throttled) -> float:
-    """Return the sort key by which the longest wait is the largest."""
-    waits = throttled.retry_after_s
-    return float("inf") if waits is None else waits
-
-
-# Callers come again, and combinations of windows are few, hence the caches.
-@lru_cache(maxsize=64)
-def _mask(windows: tuple[Window, ...]) -> int:
-    return sum(_BIT[window] for window in windows)
-
-
-@lru_cache(maxsize=20_000)
-def _mask_text(scope: str, windows: tuple[Window, ...]) -> str:
-    return _encode((scope, _mask(windows))).decode()
-
-
-def masks_text(scopes: tuple[Scope, ...]) -> str:
-    """Return each scope and the bits of its counted windows, as a journal's row has them."""
-    return f"[{','.join([_mask_text(scope.name, scope.windows) for scope in scopes])}]"

@@ -27,7 +27,8 @@ from waypost.validator.ledger.base import (
     WindowSum,
     balance_of,
 )
-from waypost.validator.ledger.books import (
+from waypost.validator.ledger.calendar import CALENDAR, Calendar
+from waypost.validator.ledger.operations import (
     FreeKey,
     GrantOp,
     Operation,
@@ -36,7 +37,6 @@ from waypost.validator.ledger.books import (
     Settle,
     Sweep,
 )
-from waypost.validator.ledger.calendar import CALENDAR, Calendar
 
 __all__ = ["GroupedLedger", "Store", "UnavailableError", "unavailable"]
 

@@ -20,25 +20,9 @@ from psycopg.rows import TupleRow
 from waypost.shared.contracts import Window
 from waypost.shared.errors import StoreError
 from waypost.validator.ledger.base import Entry, WindowSum
-from waypost.validator.ledger.books import (
-    KEEP_KEYS_S,
-    Books,
-    FreeKey,
-    GrantOp,
-    HoldRow,
-    KeyRow,
-    Operation,
-    RateRow,
-    Release,
-    Reserve,
-    Settle,
-    Sweep,
-    WindowRow,
-    rate_name,
-)
+from waypost.validator.ledger.books import Books
 from waypost.validator.ledger.calendar import CALENDAR, Calendar
-from waypost.validator.ledger.grouped import GroupedLedger, UnavailableError, unavailable
-from waypost.validator.ledger.rows import (
+from waypost.validator.ledger.columns import (
     check_zone,
     closing_values,
     grant_values,
@@ -48,6 +32,18 @@ from waypost.validator.ledger.rows import (
     window_sum,
     window_values,
 )
+from waypost.validator.ledger.grouped import GroupedLedger, UnavailableError, unavailable
+from waypost.validator.ledger.limits import KEEP_KEYS_S, rate_name
+from waypost.validator.ledger.operations import (
+    FreeKey,
+    GrantOp,
+    Operation,
+    Release,
+    Reserve,
+    Settle,
+    Sweep,
+)
+from waypost.validator.ledger.rows import HoldRow, KeyRow, RateRow, WindowRow
 
 __all__ = ["PostgresStore", "open_postgres"]
 

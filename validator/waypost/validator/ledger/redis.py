@@ -30,18 +30,13 @@ from waypost.validator.ledger.base import (
     Scope,
     WindowSum,
 )
-from waypost.validator.ledger.books import (
-    HELD,
+from waypost.validator.ledger.books import HELD
+from waypost.validator.ledger.calendar import CALENDAR, DURATION_S, Calendar
+from waypost.validator.ledger.columns import check_zone
+from waypost.validator.ledger.grouped import GroupedLedger, UnavailableError, unavailable
+from waypost.validator.ledger.limits import (
     KEEP_KEYS_S,
     US,
-    FreeKey,
-    GrantOp,
-    KeyRow,
-    Operation,
-    Release,
-    Reserve,
-    Settle,
-    Sweep,
     backlog_us,
     crossed_by,
     longest_first,
@@ -50,11 +45,18 @@ from waypost.validator.ledger.books import (
     repeats,
     tightest,
 )
-from waypost.validator.ledger.calendar import CALENDAR, DURATION_S, Calendar
-from waypost.validator.ledger.grouped import GroupedLedger, UnavailableError, unavailable
+from waypost.validator.ledger.operations import (
+    FreeKey,
+    GrantOp,
+    Operation,
+    Release,
+    Reserve,
+    Settle,
+    Sweep,
+)
 from waypost.validator.ledger.redis_scripts import CLOSE, FREE, GRANT, RESERVE
 from waypost.validator.ledger.redis_servers import Servers, find_servers
-from waypost.validator.ledger.rows import check_zone
+from waypost.validator.ledger.rows import KeyRow
 
 __all__ = ["RedisStore", "open_redis"]
 

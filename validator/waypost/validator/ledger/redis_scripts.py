@@ -61,7 +61,7 @@ local h = redis.call('HMGET', KEYS[1], 'state', 'amount', 'cost', 'tokens', 'win
 if not h[1] then return 'unknown' end
 local target, cost, amount = ARGV[2], tonumber(ARGV[3]), tonumber(h[2])
 local state = target
-if h[1] ~= 'held' then  -- as books.state_after has it
+if h[1] ~= 'held' then  -- as limits.state_after has it
   local open = h[1] == 'expired' or h[1] == 'unconfirmed'
   if open and (target == 'settled' or target == 'released') then state = 'corrected'
   elseif h[1] ~= 'expired' or target ~= 'unconfirmed' then return 'kept' end

@@ -19,18 +19,9 @@ from typing import Any, Literal
 from waypost.shared.contracts import Window
 from waypost.shared.errors import StoreError
 from waypost.validator.ledger.base import Entry, WindowSum
-from waypost.validator.ledger.books import (
-    KEEP_KEYS_S,
-    Books,
-    HoldRow,
-    KeyRow,
-    Operation,
-    RateRow,
-    WindowRow,
-)
+from waypost.validator.ledger.books import Books
 from waypost.validator.ledger.calendar import CALENDAR, Calendar
-from waypost.validator.ledger.grouped import GroupedLedger, UnavailableError
-from waypost.validator.ledger.rows import (
+from waypost.validator.ledger.columns import (
     check_zone,
     closing_values,
     grant_values,
@@ -40,6 +31,10 @@ from waypost.validator.ledger.rows import (
     window_sum,
     window_values,
 )
+from waypost.validator.ledger.grouped import GroupedLedger, UnavailableError
+from waypost.validator.ledger.limits import KEEP_KEYS_S
+from waypost.validator.ledger.operations import Operation
+from waypost.validator.ledger.rows import HoldRow, KeyRow, RateRow, WindowRow
 from waypost.validator.ledger.upkeep import PATIENCE_S, Upkeep
 from waypost.validator.sqlite_file import create
 
