@@ -158,7 +158,8 @@ async def test_a_soft_limit_warns_caller_and_operator_and_refuses_nothing(
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Another process that does not let go of the file."""
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+    # Begun and ended by whichever thread is free.
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as db:
         db.execute("BEGIN EXCLUSIVE")
         yield
 
