@@ -89,6 +89,7 @@ def test_the_playground_answers(visit: Visit) -> None:
 def test_a_decision_is_reached_by_keyboard_alone(visit: Visit) -> None:
     page = visit(logged_in=False).new_page()
     page.goto("/console/decisions")
+    expect(page.get_by_label("Operator token")).to_be_focused()
     page.keyboard.type(OPERATOR_TOKEN)
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="Decisions", level=1)).to_be_visible()
