@@ -8,8 +8,8 @@ locked: of two first uses, one waits for the other.
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Generator, Iterable, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from socket import SHUT_RDWR, socket
 from typing import Any, cast
 
@@ -159,7 +159,7 @@ class PostgresStore:
         db = await self._connected()
         is_committing = False
         try:
-            with _hanging_up_after(self._patience_s, db):
+            async with _hanging_up_after(self._patience_s, db):
                 async with db.transaction():
                     books = Books(await self._lend(db, batch), self.calendar)
                     outcomes = [books.apply(operation) for operation in batch]
@@ -173,7 +173,7 @@ class PostgresStore:
 
     async def _connected(self) -> Connection:
         async with self._connecting:  # whoever reads may be here as well
-            if self._writer is None:
+            if self._writer is None or self._writer.closed:
                 self._writer = await self._begin()
             return self._writer
 
@@ -183,14 +183,15 @@ class PostgresStore:
         except (psycopg.Error, OSError) as exc:
             raise unavailable(exc, may_have_been_made=False) from exc
         try:
-            with _hanging_up_after(self._patience_s, db):
+            async with _hanging_up_after(self._patience_s, db):
                 await self._make(db)
-        except (psycopg.Error, OSError) as exc:
+        except BaseException as exc:  # given up by a caller, too
             await db.close()
-            raise unavailable(exc, may_have_been_made=False) from exc
-        except StoreError as exc:
-            await db.close()
-            raise UnavailableError(exc.message, may_have_been_made=False) from exc
+            if isinstance(exc, psycopg.Error | OSError):
+                raise unavailable(exc, may_have_been_made=False) from exc
+            if isinstance(exc, StoreError):
+                raise UnavailableError(exc.message, may_have_been_made=False) from exc
+            raise
         return db
 
     async def _reading(self) -> Connection:
@@ -310,11 +311,10 @@ class PostgresStore:
         found: list[WindowSum | None] = [None] * len(wanted)
         columns = [list(range(len(wanted))), *map(list, zip(*wanted, strict=True))]
         try:
-            async with await self._reading() as db:
-                with _hanging_up_after(self._patience_s, db):
-                    await db.execute("SELECT 1")
-                    for place, *row in await _all(db, _READ, *columns) if wanted else ():
-                        found[place] = window_sum(row)
+            async with await self._reading() as db, _hanging_up_after(self._patience_s, db):
+                await db.execute("SELECT 1")
+                for place, *row in await _all(db, _READ, *columns) if wanted else ():
+                    found[place] = window_sum(row)
         except (psycopg.Error, OSError) as exc:
             raise unavailable(exc, may_have_been_made=False) from exc
         return found
@@ -344,15 +344,18 @@ class PostgresStore:
         await self._hang_up()
 
 
-@contextmanager
-def _hanging_up_after(patience_s: float, db: Connection) -> Generator[None]:
+@asynccontextmanager
+async def _hanging_up_after(patience_s: float, db: Connection) -> AsyncGenerator[None]:
     """Break the connection off if the block takes longer; what waits for it then raises.
 
     ``statement_timeout`` is kept by the server, which may be what has stalled; and a statement
     that is cancelled is waited for by the driver, for as long as the server takes.
     """
+    is_cut = False
 
     def hang_up() -> None:
+        nonlocal is_cut
+        is_cut = True
         with suppress(OSError, psycopg.Error), socket(fileno=os.dup(db.fileno())) as wire:
             wire.shutdown(SHUT_RDWR)
 
@@ -361,6 +364,10 @@ def _hanging_up_after(patience_s: float, db: Connection) -> Generator[None]:
         yield
     finally:
         timer.cancel()
+        # After a pause of this process the last answer and the timer may come in the same turn:
+        # the block is done, and its connection looks well to the driver.
+        if is_cut:
+            await db.close()
 
 
 async def _all(db: Connection, query: Any, *values: Any) -> list[Any]:  # noqa: ANN401 - SQL
