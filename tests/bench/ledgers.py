@@ -87,7 +87,7 @@ async def _redis(url: str) -> tuple[float, float]:
     try:
         rate = await _pairs_per_s(ledger, "redis", 8_000)
         store = ledger.store
-        client = store._client  # type: ignore[attr-defined]
+        client = await store._client()  # type: ignore[attr-defined]
         reads = 0
         connection = await client.connection_pool.get_connection()
         send = connection.send_packed_command
