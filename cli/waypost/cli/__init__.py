@@ -5,6 +5,8 @@ what they need when they run, so one whose extra is missing says so. Exit codes:
 finding, 2 usage.
 """
 
+from collections.abc import Callable
+from functools import cache
 from importlib.metadata import entry_points
 
 import typer
@@ -17,8 +19,9 @@ __all__ = ["main"]
 GROUP = "waypost.commands"
 
 
-def main() -> None:
-    """Run the command line."""
+@cache
+def _command() -> Callable[[], object]:
+    """Return all commands as one; finding and reading them takes longer than most of them do."""
     app = typer.Typer(
         name="waypost",
         help="Signed routing for LLM traffic.",
@@ -28,8 +31,13 @@ def main() -> None:
     )
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         entry.load()(app)
+    return typer.main.get_command(app)
+
+
+def main() -> None:
+    """Run the command line."""
     try:
-        app()
+        _command()()
     except WaypostError as exc:
         fail(exc)
     except ModuleNotFoundError as exc:
