@@ -32,14 +32,15 @@ needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is no
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Generator[KeptDemo, None, None]:
+    with kept_demo(tmp_path_factory.mktemp("kept")) as demo:
+        yield demo
+
+
+@pytest.fixture(scope="module")
+def told(kept: KeptDemo) -> dict[str, Any]:
     """What one run of the demo wrote."""
-    tmp = tmp_path_factory.mktemp("demo")
-    done = run_demo("--json", tmp=tmp)
-    assert done.returncode == 0, done.stderr
-    assert list(tmp.iterdir()) == [], "the demo left files behind"
-    document: dict[str, Any] = json.loads(done.stdout)
-    return document
+    return kept.told
 
 
 @pytest.fixture
@@ -167,6 +168,7 @@ def test_the_table_is_what_people_see(tmp_path: Path) -> None:
     assert "saved $" in done.stdout
     assert 'curl -s "$WAYPOST_URL/v1/chat/completions"' in done.stdout
     assert "demo --keep" in done.stdout
+    assert list(tmp_path.iterdir()) == [], "the demo left files behind"
 
 
 def test_the_readme_tells_what_is_played(told: dict[str, Any]) -> None:
@@ -209,12 +211,6 @@ def test_make_demo_stays_where_somebody_looks(
     assert said.decode().split() == ["called:", *called.split()]
 
 
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Generator[KeptDemo, None, None]:
-    with kept_demo(tmp_path_factory.mktemp("kept")) as demo:
-        yield demo
-
-
 def command(demo: KeptDemo, part: str) -> str:
     found: str = next(step["command"] for step in demo.told["next"] if part in step["command"])
     return found
@@ -255,15 +251,15 @@ def test_the_console_that_it_ends_with_explains_each_request(kept: KeptDemo) -> 
     assert "The client asked for frontier, but it is not open to tier free" in one
 
 
-def test_ctrl_c_ends_every_server_and_removes_every_file(tmp_path: Path) -> None:
-    with kept_demo(tmp_path) as demo:
-        told = " ".join(step["command"] for step in demo.told["next"])
-        ports = {int(port) for port in re.findall(r"http://127\.0\.0\.1:(\d+)", told)}
-        assert len(ports) == 2
+# Ends the demo that the tests above share: what needs it running goes before this one.
+def test_ctrl_c_ends_every_server_and_removes_every_file(kept: KeptDemo) -> None:
+    told = " ".join(step["command"] for step in kept.told["next"])
+    ports = {int(port) for port in re.findall(r"http://127\.0\.0\.1:(\d+)", told)}
+    assert len(ports) == 2
 
-        assert demo.stop(signal.SIGINT) == 0
+    assert kept.stop(signal.SIGINT) == 0
 
-    assert list(tmp_path.iterdir()) == []
+    assert list(kept.tmp.iterdir()) == []
     for port in ports:
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), timeout=1)
