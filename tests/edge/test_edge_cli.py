@@ -17,6 +17,7 @@ from tuf.ngclient import Updater
 
 from support.command import Command
 from support.projects import a_project, publish_project
+from waypost.edge import keys
 from waypost.edge.keys import load_keyring
 from waypost.edge.project import Project
 from waypost.shared.trust import ManifestKeeper
@@ -69,6 +70,7 @@ def command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Command:
     monkeypatch.setenv("WAYPOST_KEY_PASSPHRASE", PASSPHRASE)
+    monkeypatch.setattr(keys, "KDF_ROUNDS", 1_000)  # many openings, none by an attacker
     return Command(tmp_path, monkeypatch, capsys)
 
 
