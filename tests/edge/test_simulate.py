@@ -1,5 +1,6 @@
 """A policy tried on requests before it is signed: those there were."""
 
+import asyncio
 import json
 import sqlite3
 from collections.abc import Sequence
@@ -257,7 +258,11 @@ async def test_a_validators_own_records_are_simulated(command: Command, tmp_path
         for answer in answers:
             await validator.record(answer)
         (path,) = folder.rglob("records*.sqlite")
-        # While the validator is still writing it.
+        # While the validator has it open. What waits for its batch is told of, and not there yet.
+        for _ in range(500):
+            if Traffic(path).total == len(answers):
+                break
+            await asyncio.sleep(0.01)
         said = await to_thread.run_sync(
             lambda: command.good("policy", "simulate", str(path), "--html", "out/page.html")
         )
