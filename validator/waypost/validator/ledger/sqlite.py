@@ -45,6 +45,7 @@ __all__ = ["Durability", "SqliteStore", "open_sqlite"]
 Durability = Literal["normal", "full"]
 
 LAST_RETRY_S = 0.01  # another process's transaction is over in milliseconds
+OPEN_S = 2.0
 KEEP_MONTHS = 1
 
 SCHEMA_VERSION = 2
@@ -304,9 +305,16 @@ class _SqliteRows:
 
 
 def _connect(path: Path, durability: Durability, *, timeout_s: float = 0) -> sqlite3.Connection:
-    db = sqlite3.connect(path, timeout=timeout_s, isolation_level=None, check_same_thread=False)
-    db.execute(f"PRAGMA synchronous={'FULL' if durability == 'full' else 'NORMAL'}")
-    db.execute("PRAGMA wal_autocheckpoint=0")
+    # The first statement reads the file, which another process that opens or closes it may have
+    # locked for a moment: that is waited for, whatever later statements wait for.
+    db = sqlite3.connect(path, timeout=OPEN_S, isolation_level=None, check_same_thread=False)
+    try:
+        db.execute(f"PRAGMA synchronous={'FULL' if durability == 'full' else 'NORMAL'}")
+        db.execute("PRAGMA wal_autocheckpoint=0")
+        db.execute(f"PRAGMA busy_timeout={round(timeout_s * 1_000)}")
+    except sqlite3.Error:
+        db.close()
+        raise
     return db
 
 
