@@ -215,3 +215,26 @@ async def test_leaving_early_hangs_up() -> None:
         async with asyncio.timeout(5):
             await upstream.hung_up.wait()
         await origin.close()
+
+
+@pytest.mark.parametrize("size", [65_535, 65_536, 65_537, 70_000, 1_000_000])
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_large_answer_leaves_a_connection_that_hears_the_next(
+    size: int, chunked: bool
+) -> None:
+    framed = b"content-length: %d\r\n\r\n%b" % (size, b"x" * size)
+    if chunked:
+        framed = b"transfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (size, b"x" * size)
+    async with running_upstream(raw(OK + framed)) as upstream:
+        origin = Origin(upstream.base_url, headers={}, connect_timeout_s=1)
+        until = asyncio.get_running_loop().time() + 5
+        for _ in range(4):
+            with await origin.send(b"{}", until=until) as response:
+                assert len(await response.read_all(until=until, at_most=10**7)) == size
+        for _ in range(4):
+            with await origin.send(b"{}", until=until) as response:
+                while await response.read(until=until):
+                    pass
+        await origin.close()
+
+    assert upstream.connections == 1

@@ -3,6 +3,10 @@
 Without them anybody, token or not, could fill this process's memory with one header that never
 ends, and with it the event loop, since each piece is joined to all before it.
 
+It also ignores ``Upgrade``, which RFC 9110 §7.8 lets any server do. The parser would end such a
+request at its head, and read its body as the next one: whoever writes a body could then write a
+request too, on a connection that a proxy shares among callers.
+
 For what models answer it also knows whether a body has come whole with its head, as most do, and
 sends an answer's head and the beginning of its body as one: each write is a call of the kernel,
 and a packet to the caller.
@@ -12,6 +16,7 @@ import asyncio
 from collections.abc import Callable, MutableMapping
 from typing import cast
 
+import httptools
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -45,6 +50,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     _awaits_head = True
     _has_begun = False
+    _is_upgrade = False
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
 
@@ -54,7 +60,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         awaited_head = self._awaits_head
-        super().data_received(data)
+        self._feed(data)
         # Most heads come in one read, and cost nothing here.
         if not self._awaits_head or self.transport.is_closing():
             return
@@ -69,6 +75,45 @@ class GuardedProtocol(HttpToolsProtocol):
             )
         elif self._head_timer is None:
             self._start_timer()
+
+    def _feed(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        while data:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as at:
+                # What it has read of the request is the head alone. Another parser is told the
+                # same without the upgrade, and reads on from there.
+                data = data[at.args[0] :]
+                plain = self._plain_head()
+                if plain is None:
+                    self._refuse(
+                        InvalidRequestError("CONNECT is not served.", code="method_not_allowed")
+                    )
+                    return
+                self._is_upgrade = False
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+                data = plain + data
+            except httptools.HttpParserError:
+                self.send_400_response("Invalid HTTP request received.")
+                return
+            else:
+                return
+
+    def _plain_head(self) -> bytes | None:
+        """Return the head that was read, without its upgrade; ``None`` if it is a CONNECT's."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            return None
+        lines = [b"%s %s HTTP/%s" % (method, self.url, self.parser.get_http_version().encode())]
+        for name, value in self.headers:
+            if name == b"connection":
+                options = [option.strip() for option in value.split(b",")]
+                value = b", ".join(o for o in options if o.lower() != b"upgrade")  # noqa: PLW2901
+            if name != b"upgrade":
+                lines.append(name + b": " + value)
+        return b"\r\n".join(lines) + b"\r\n\r\n"
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -88,6 +133,9 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        self._is_upgrade = self.parser.should_upgrade()
+        if self._is_upgrade:
+            return
         self._awaits_head = False
         self._stop_timer()
         before = self.cycle
@@ -96,6 +144,10 @@ class GuardedProtocol(HttpToolsProtocol):
             cast("MutableMapping[str, object]", self.scope)[_CYCLE] = self.cycle
             if not self.expect_100_continue:  # that is a head of its own
                 self.cycle.transport = cast(asyncio.Transport, _HeadAndBody(self.transport))
+
+    def on_message_complete(self) -> None:
+        if not self._is_upgrade:
+            super().on_message_complete()
 
     def _start_timer(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._time_out)

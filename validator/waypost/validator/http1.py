@@ -90,11 +90,18 @@ class Response(asyncio.Protocol):
         """Whether the exchange is over and the connection may carry another."""
         return (
             self._is_complete
+            and not self._paused  # it would not hear the next answer, nor that it was closed
             and self._keeps_alive
             and self._failure is None
             and self._transport is not None
             and not self._transport.is_closing()
         )
+
+    def listen(self) -> None:
+        """Read on, where reading was held back for a slow reader."""
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
 
     def rest(self) -> None:
         """Note that it is idle from now on."""
@@ -141,7 +148,7 @@ class Response(asyncio.Protocol):
             await self._wait(until)
         body = bytes(self._body)
         self._body.clear()
-        self._resume()
+        self.listen()
         return body
 
     async def read_all(self, *, until: float, at_most: int) -> bytes:
@@ -149,7 +156,7 @@ class Response(asyncio.Protocol):
         while not self._is_complete:
             if len(self._body) > at_most:
                 raise ExchangeError("malformed", f"a body of more than {at_most} bytes")
-            self._resume()
+            self.listen()
             await self._wait(until)
         return bytes(self._body)
 
@@ -183,11 +190,6 @@ class Response(asyncio.Protocol):
             self._set_timer()
         else:
             self._fail("timeout", "no answer in time")
-
-    def _resume(self) -> None:
-        if self._paused and self._transport is not None:
-            self._paused = False
-            self._transport.resume_reading()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -342,6 +344,7 @@ class Origin:
 
         Closing is how a provider learns that nobody listens any more.
         """
+        response.listen()
         if response.is_reusable:
             response.rest()
             self._idle.append(response)
