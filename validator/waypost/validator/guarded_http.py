@@ -110,7 +110,7 @@ class GuardedProtocol(HttpToolsProtocol):
         for name, value in self.headers:
             if name == b"connection":
                 options = [option.strip() for option in value.split(b",")]
-                value = b", ".join(o for o in options if o.lower() != b"upgrade")  # noqa: PLW2901
+                value = b", ".join(o for o in options if o.lower() != b"upgrade")
             if name != b"upgrade":
                 lines.append(name + b": " + value)
         return b"\r\n".join(lines) + b"\r\n\r\n"
