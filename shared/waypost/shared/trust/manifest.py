@@ -190,7 +190,7 @@ def _trusted(
     try:
         policy, issuers = decode_policy(policy_bytes), decode_issuers(issuers_bytes)
         hints = decode_hints(hints_bytes) if hints_bytes is not None else None
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise TrustError(f"signed, but not a manifest: {exc}", code="semantic") from exc
     for document in (policy, issuers, hints):
         if document is not None:
