@@ -7,7 +7,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-__all__ = ["Answered", "Event", "EventHook", "FailedOver", "Refreshed"]
+__all__ = ["Answered", "Event", "EventHook", "FactsElsewhere", "FailedOver", "Refreshed"]
 
 
 class Answered(Struct, frozen=True, kw_only=True):
@@ -46,7 +46,17 @@ class Refreshed(Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
-Event = Answered | FailedOver | Refreshed
+class FactsElsewhere(Struct, frozen=True, kw_only=True):
+    """A request goes out without classes of data that a ``facts`` block of another thread declares.
+
+    Threads do not inherit blocks, so the request may lack a duty. ``Waypost.bound`` carries them
+    everywhere.
+    """
+
+    data: tuple[str, ...]
+
+
+Event = Answered | FactsElsewhere | FailedOver | Refreshed
 
 
 class EventHook(Protocol):

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from waypost.client._core import Core
 from waypost.client._events import Answered, FailedOver
-from waypost.client._facts import current_session, from_header
+from waypost.client._facts import from_header
 from waypost.client._token import AsyncTokens, Tokens
 from waypost.shared.apis import ENDPOINT_BY_PATH, decode
 from waypost.shared.contracts import AUTO, Measured, Proposal
@@ -215,6 +215,7 @@ def _prepare(
     except InvalidRequestError:
         # It may hold a duty, so it goes out as it is, for the validator to refuse.
         return [*prepared, (FACTS, said or "")], None, None
+    core.miss_blocks(declared)
     facts = format_facts(declared)
     if facts:
         prepared.append((FACTS, facts))
@@ -222,7 +223,7 @@ def _prepare(
     endpoint = ENDPOINT_BY_PATH.get(path.partition("?")[0])
     if endpoint is None or written is not None:
         return prepared, None, None
-    session = current_session()
+    session = core.session()
     measured = Measured()
     try:
         request = decode(endpoint, body)
