@@ -19,7 +19,7 @@ from waypost.shared.compiled import CompiledPolicy
 from waypost.shared.errors import PolicyError, RefusalError, StoreError, TrustError
 from waypost.shared.records import DecisionRecord
 from waypost.shared.tracecontext import TraceContext, begin
-from waypost.shared.trust import ManifestKeeper
+from waypost.shared.trust import ManifestKeeper, Trusted, with_policy_of
 from waypost.validator.budget_webhook import BudgetWebhook
 from waypost.validator.candidate import Candidate
 from waypost.validator.config import ValidatorConfig
@@ -104,7 +104,9 @@ class Desk:
         self.webhook: BudgetWebhook | None = None
         self._redactor = redactor(config.detectors) if config.records.prompts else None
         self._client = client
+        self.refused: PolicyError | None = None  # why the newest manifest is not served
         self._serving: Serving | None = None
+        self._considered: Trusted | None = None
         self._refreshing = asyncio.Lock()
         self._looked_for_keys_at = -KEY_REFRESH_S
         self._told: str | None = None
@@ -116,9 +118,14 @@ class Desk:
         """Return the manifest to serve ``now``.
 
         Raises:
-            RefusalError: ``manifest_missing``, or ``manifest_expired`` beyond its grace.
+            RefusalError: ``manifest_missing``, ``manifest_refused``, or ``manifest_expired`` beyond its grace.
         """
         serving = self._serving
+        if serving is None and self.refused is not None:
+            raise RefusalError(
+                "This validator has no manifest that it can serve; its log and /readyz say why.",
+                code="manifest_refused",
+            )
         if serving is None:
             raise RefusalError(
                 "This validator has no manifest yet, so it can serve nothing; try again shortly.",
@@ -138,23 +145,25 @@ class Desk:
         if trusted is None:
             if self._serving is not None:
                 logger.error("manifest v%d was signed with a revoked key", self._serving.version)
-            self._serving = None
+            self._serving = self._considered = self.refused = None
             return
-        if self._serving is not None and self._serving.trusted is trusted:
+        if self._considered is trusted:
             return
+        self._considered = trusted
         try:
-            serving = Serving(
-                trusted,
-                self.upstreams,
-                budgets=self.config.budgets,
-                audience=self.config.audience,
-                grace_s=self.config.manifest.grace_s,
-            )
+            serving = self._ready(trusted)
         except PolicyError as exc:
-            logger.error("manifest v%d refused: %s", trusted.policy.version, exc)
+            self._refuse(trusted, exc)
             return
-        if serving.unserved:
-            logger.warning("no provider is configured for: %s", ", ".join(serving.unserved))
+        self.refused = None
+        before = self._serving
+        if serving.unserved and (before is None or before.digest != serving.digest):
+            logger.warning(
+                "manifest v%d has models whose provider is not in validator.yaml, which nobody is"
+                " served by: %s",
+                serving.version,
+                serving.lacking,
+            )
         undefined = self.detectors.undefined(trusted.policy.data_classes)
         if undefined:
             logger.error(
@@ -177,6 +186,32 @@ class Desk:
         self._know_names()
         logger.info("serving manifest v%d of channel %s", serving.version, self.config.channel)
         await self._keep_policy(serving)
+
+    def _ready(self, trusted: Trusted) -> Serving:
+        return Serving(
+            trusted,
+            self.upstreams,
+            budgets=self.config.budgets,
+            audience=self.config.audience,
+            grace_s=self.config.manifest.grace_s,
+        )
+
+    def _refuse(self, trusted: Trusted, why: PolicyError) -> None:
+        """Keep what is served, as far as it can be: ``trusted`` cannot be."""
+        if self.refused is None or self.refused.message != why.message:
+            logger.error("manifest v%d refused: %s", trusted.policy.version, why)
+        self.refused = why
+        kept = self._serving
+        if kept is None or why.code != "providers_missing":
+            return
+        if not kept.trusted.authors <= trusted.authors:
+            # Whose key was taken away may have signed it.
+            logger.error("manifest v%d is served no more: its signers changed", kept.version)
+            self._serving = None
+            return
+        # Its policy alone cannot be served: who may ask, and until when, is as it says.
+        self._serving = self._ready(with_policy_of(trusted, kept.trusted))
+        self.callers.clear()
 
     async def refresh(self) -> None:
         """Ask the edge once for a newer manifest; a failure changes nothing but the log."""
@@ -296,6 +331,16 @@ class Desk:
         return True
 
     # ── providers ──────────────────────────────────────────────────────────────────────────
+
+    @property
+    def trusted(self) -> Trusted | None:
+        """The manifest being served; ``None`` while there is none that can be."""
+        return None if self._serving is None else self._serving.trusted
+
+    @property
+    def unserved(self) -> tuple[str, ...]:
+        """The models of the manifest being served whose provider is not configured here."""
+        return () if self._serving is None else self._serving.unserved
 
     def targets(self) -> Mapping[str, Target]:
         """Return the models being served, by id."""

@@ -65,7 +65,7 @@ async def routes(request: Request) -> Response:
     )
     names = {row.route for row in sums.rows}
     compared = [_compared(name, sums, times) for name in names]
-    trusted = desk.keeper.current
+    trusted = desk.trusted
     known = {} if trusted is None else {route.name: route for route in trusted.policy.routes}
     return await page(
         request,
@@ -240,7 +240,7 @@ async def providers(request: Request) -> Response:
         desk.store.list(filters, limit=RECENT),
         desk.store.stats(filters, by=("model",), times=("ttft",)),
     )
-    trusted = desk.keeper.current
+    trusted = desk.trusted
     models = () if trusted is None else trusted.policy.models
     served = [
         Served(
@@ -383,7 +383,7 @@ async def manifest(request: Request) -> Response:
     """The manifest in use, what proves it and until when; who may issue tokens."""
     desk = desk_of(request)
     now = desk.clock()
-    trusted = desk.keeper.current
+    trusted = desk.trusted
     policy: Policy | None = None if trusted is None else trusted.policy
     return await page(
         request,

@@ -26,9 +26,15 @@ async def gauges(desk: Desk, *, shows_budgets: bool) -> list[Gauge]:
 
 
 def _manifest(desk: Desk) -> list[Gauge]:
-    trusted = desk.keeper.current
+    trusted = desk.trusted
+    refused = Gauge(
+        "waypost_manifest_refused",
+        "1 while the newest manifest cannot be served here.",
+        (),
+        [((), float(desk.refused is not None))],
+    )
     if trusted is None:
-        return []
+        return [refused]
     now = desk.clock()
     told = (
         ("waypost_manifest_version", "Version being served.", float(trusted.policy.version)),
@@ -38,12 +44,21 @@ def _manifest(desk: Desk) -> list[Gauge]:
             now - trusted.policy.issued_at,
         ),
         (
-            "waypost_manifest_expires_in_seconds",
-            "Until its first signature lapses.",
-            trusted.expires_at - now,
+            "waypost_models_unserved",
+            "Models of it whose provider is not configured here.",
+            float(len(desk.unserved)),
         ),
     )
-    return [Gauge(name, text, (), [((), value)]) for name, text, value in told]
+    return [
+        refused,
+        *(Gauge(name, text, (), [((), value)]) for name, text, value in told),
+        Gauge(
+            "waypost_manifest_expires_in_seconds",
+            "Until the signature of a role lapses.",
+            ("role",),
+            [((role,), at - now) for role, at in trusted.expires.items()],
+        ),
+    ]
 
 
 def _candidate(desk: Desk) -> list[Gauge]:
