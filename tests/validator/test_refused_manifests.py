@@ -22,7 +22,10 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 async def validator(tmp_path: Path) -> AsyncGenerator[Running]:
-    async with running_upstream() as upstream, running_validator(tmp_path, {"acme": upstream}) as run:
+    async with (
+        running_upstream() as upstream,
+        running_validator(tmp_path, {"acme": upstream}) as run,
+    ):
         yield run
 
 
@@ -77,7 +80,8 @@ async def test_what_comes_with_such_a_policy_holds_at_once(validator: Running) -
     assert before is not None
     caller = validator.headers(jti="0123456789abcdef")
     issuers = structs.replace(
-        validator.app.issuers(), revoked_jtis=(f"{validator.app.issuers().issuers[0].iss} 0123456789abcdef",)
+        validator.app.issuers(),
+        revoked_jtis=(f"{validator.app.issuers().issuers[0].iss} 0123456789abcdef",),
     )
 
     await validator.client.put(

@@ -92,6 +92,15 @@ class _Client(Generic[TokensT]):
         return self._core.manifest_version
 
     @property
+    def manifest_expires_in_s(self) -> dict[str, float]:
+        """Signing role → for how long its signature still holds, in seconds; below 0 it has ended.
+
+        ``root`` and ``targets`` are signed by people, who should be told a week ahead; the rest an
+        edge signs anew every few minutes. Empty while there is no manifest.
+        """
+        return self._core.expires_in_s()
+
+    @property
     def last_error(self) -> TrustError | None:
         """Why the last refresh failed; ``None`` if it did not."""
         return self._core.last_error

@@ -31,6 +31,8 @@ from waypost.shared.unverified import UnverifiedClaims
 if TYPE_CHECKING:
     import httpx
 
+    from waypost.shared.trust import LapseTeller
+
 __all__ = ["Core", "Manifest", "ManifestSource"]
 
 _log = logging.getLogger("waypost")
@@ -122,6 +124,7 @@ class Core:
             tau_s=ENDPOINT_TAU_S,
             gross=float("inf"),  # a first answer's time has handshakes in it
         )
+        self._lapse_teller: LapseTeller | None = None
         self._blocks: dict[object, tuple[int, tuple[str, ...]]] = {}
         self._warned: set[tuple[str, ...]] = set()
         self.retries = RetryBudget()
@@ -187,8 +190,42 @@ class Core:
             except TrustError as exc:
                 error = exc.code
             self._swap("fresh" if error is None else "stale")
-        self.tell(Refreshed(manifest_version=self.manifest_version, error=error))
+        self._tell_refreshed(error)
         return error is None
+
+    def _tell_refreshed(self, error: str | None) -> None:
+        left = self.expires_in_s()
+        role = min(left, key=lambda role: left[role], default=None)
+        self.tell(
+            Refreshed(
+                manifest_version=self.manifest_version,
+                error=error,
+                expires_in_s=None if role is None else left[role],
+                expires_role=role,
+            )
+        )
+        if not left:
+            return
+        from waypost.shared.trust import LapseTeller, lapses
+
+        self._lapse_teller = self._lapse_teller or LapseTeller()
+        urgent = [each for each in lapses(self._expires(), self.now()) if each.is_urgent]
+        for lapse in self._lapse_teller.news(urgent):
+            _log.warning("of the manifest, %s", lapse)
+
+    def _expires(self) -> Mapping[str, int]:
+        """Return role → Unix seconds; of a source that knows no roles, one for all."""
+        snapshot = self._snapshot
+        if snapshot is None:
+            return {}
+        manifest = snapshot.manifest
+        expires: Mapping[str, int] | None = getattr(manifest, "expires", None)
+        return {"manifest": manifest.expires_at} if expires is None else expires
+
+    def expires_in_s(self) -> dict[str, float]:
+        """Return for how long the signature of each role still holds."""
+        now = self.now()
+        return {role: at - now for role, at in self._expires().items()}
 
     def tell(self, event: Event) -> None:
         """Let the app's hook know."""

@@ -40,10 +40,19 @@ class FailedOver(Struct, frozen=True, kw_only=True):
 
 
 class Refreshed(Struct, frozen=True, kw_only=True):
-    """The manifest was asked for. ``error`` is the ``TrustError``'s code, if one came of it."""
+    """The manifest was asked for.
+
+    Attributes:
+        error: the ``TrustError``'s code, if one came of it.
+        expires_in_s: until the first signature behind the manifest in use lapses; below 0 it has.
+        expires_role: whose that is: ``root`` and ``targets`` are signed by people, the rest by an
+            edge every few minutes.
+    """
 
     manifest_version: int | None
     error: str | None = None
+    expires_in_s: float | None = None
+    expires_role: str | None = None
 
 
 class FactsElsewhere(Struct, frozen=True, kw_only=True):

@@ -120,10 +120,7 @@ def exchange(
         core.raced(found)
         targets = core.targets(region)
     prepared, proposed, prompt = _prepare(core, path, headers, body, claims)
-    failure: Exception = UpstreamError(
-        "No validator is known yet: the manifest could not be fetched, and no base_url is set.",
-        code="no_endpoint",
-    )
+    failure: Exception = _nobody(core)
     for left, base in zip(range(len(targets) - 1, -1, -1), targets, strict=True):
         watch = Watch(core, base, proposed, region=region, prompt=prompt)
         try:
@@ -157,6 +154,14 @@ def exchange(
             watch.end()
             yield Discard(answer)
     raise failure
+
+
+def _nobody(core: Core) -> UpstreamError:
+    why = core.last_error
+    told = "the manifest could not be fetched" if why is None else f"{why.code}: {why.message}"
+    return UpstreamError(
+        f"No validator is known yet, and no base_url is set: {told}.", code="no_endpoint"
+    )
 
 
 def _bearer(headers: Headers) -> str | None:

@@ -286,7 +286,18 @@ async def _livez(_: Request) -> Response:
 def _updates(desk: Desk, now: int) -> str:
     if desk.refused is not None:
         return "refused"
-    return "held_back" if desk.keeper.is_held_back(now) else "ok"
+    if desk.keeper.is_held_back(now):
+        return "held_back"
+    soon = desk.lapses()
+    if not soon:
+        return "ok"
+    return "expired" if soon[0].left_s <= 0 else "expires_soon"
+
+
+def _expires_in_s(desk: Desk, now: int) -> dict[str, int]:
+    """Role → how long its signature behind the newest manifest still holds."""
+    newest = desk.keeper.current
+    return {} if newest is None else {role: at - now for role, at in newest.expires.items()}
 
 
 async def _readyz(request: Request) -> Response:
@@ -323,6 +334,10 @@ async def _readyz(request: Request) -> Response:
         checks["replay"],
     }
     return _json(
-        {"status": "ok" if is_ready else "unavailable", "checks": checks},
+        {
+            "status": "ok" if is_ready else "unavailable",
+            "checks": checks,
+            "expires_in_s": _expires_in_s(desk, now),
+        },
         OK if is_ready else UNAVAILABLE,
     )

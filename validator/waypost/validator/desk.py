@@ -19,7 +19,15 @@ from waypost.shared.compiled import CompiledPolicy
 from waypost.shared.errors import PolicyError, RefusalError, StoreError, TrustError
 from waypost.shared.records import DecisionRecord
 from waypost.shared.tracecontext import TraceContext, begin
-from waypost.shared.trust import ManifestKeeper, Trusted, with_policy_of
+from waypost.shared.trust import (
+    Lapse,
+    LapseTeller,
+    ManifestKeeper,
+    Trusted,
+    lapses,
+    with_policy_of,
+)
+from waypost.shared.trust.expiry import mend_of
 from waypost.validator.budget_webhook import BudgetWebhook
 from waypost.validator.candidate import Candidate
 from waypost.validator.config import ValidatorConfig
@@ -107,6 +115,7 @@ class Desk:
         self.refused: PolicyError | None = None  # why the newest manifest is not served
         self._serving: Serving | None = None
         self._considered: Trusted | None = None
+        self._lapse_teller = LapseTeller()
         self._refreshing = asyncio.Lock()
         self._looked_for_keys_at = -KEY_REFRESH_S
         self._told: str | None = None
@@ -118,13 +127,20 @@ class Desk:
         """Return the manifest to serve ``now``.
 
         Raises:
-            RefusalError: ``manifest_missing``, ``manifest_refused``, or ``manifest_expired`` beyond its grace.
+            RefusalError: ``manifest_missing``, ``manifest_refused``, or ``manifest_expired``
+                beyond its grace.
         """
         serving = self._serving
         if serving is None and self.refused is not None:
             raise RefusalError(
                 "This validator has no manifest that it can serve; its log and /readyz say why.",
                 code="manifest_refused",
+            )
+        why = self.keeper.last_error
+        if serving is None and why is not None and why.code == "expired":
+            raise RefusalError(
+                f"This validator has only a manifest that expired: {mend_of(why.role)}",
+                code="manifest_expired",
             )
         if serving is None:
             raise RefusalError(
@@ -133,8 +149,8 @@ class Desk:
             )
         if now >= serving.refuse_from:
             raise RefusalError(
-                f"Manifest v{serving.version} has expired and no newer one could be had;"
-                " nothing is served on it any more.",
+                f"Manifest v{serving.version} has expired, and no newer one came, so nothing is"
+                f" served: {mend_of(_first_to_lapse(serving.trusted))}",
                 code="manifest_expired",
             )
         return serving
@@ -231,6 +247,17 @@ class Desk:
                 self._told = None
             await self.take_over()
             await self._refresh_candidate()
+            self._tell_lapses()
+
+    def _tell_lapses(self) -> None:
+        """Log what has to be signed anew."""
+        for lapse in self._lapse_teller.news(self.lapses()):
+            logger.log(logging.ERROR if lapse.is_urgent else logging.WARNING, "%s", lapse)
+
+    def lapses(self) -> list[Lapse]:
+        """Return the roles behind the newest manifest whose signature lapses soon."""
+        newest = self.keeper.current
+        return [] if newest is None else lapses(newest.expires, self.clock())
 
     async def _refresh_candidate(self) -> None:
         candidate = self.candidate
@@ -413,6 +440,10 @@ class Desk:
                 await self.seen.sweep(now=int(self.clock()))
             except StoreError as exc:
                 logger.error("proofs that are over not forgotten: %s", exc)
+
+
+def _first_to_lapse(trusted: Trusted) -> str:
+    return min(trusted.expires, key=lambda role: trusted.expires[role], default="targets")
 
 
 def _proof_checker(config: ValidatorConfig, pseudonym_key: bytes) -> ProofChecker | None:

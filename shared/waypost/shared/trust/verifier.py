@@ -34,6 +34,7 @@ from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from waypost.shared.errors import TrustCode, TrustError
 from waypost.shared.trust.bundle import MAX_ROOT_BYTES, MAX_ROOTS
+from waypost.shared.trust.expiry import mend_of
 
 __all__ = ["Verified", "verify"]
 
@@ -263,7 +264,10 @@ def _refusal(exc: Exception, asked: str) -> TrustError:
             code = "unavailable"
         case _:
             code = "format"
-    return TrustError(f"{role or 'bundle'}: {exc}", code=code, role=role)
+    message = f"{role or 'bundle'}: {exc}"
+    if code == "expired":
+        message = f"{role} has expired: {mend_of(role)}"
+    return TrustError(message, code=code, role=role)
 
 
 def _role_of(path: str) -> str:

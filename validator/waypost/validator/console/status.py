@@ -13,6 +13,7 @@ from starlette.responses import Response
 from waypost.shared.contracts import Model, Policy, SpendLimit
 from waypost.shared.records import DecisionRecord
 from waypost.shared.rules import describe
+from waypost.shared.trust import NOTICE_S
 from waypost.validator.config.budgets import Budgets
 from waypost.validator.console.charts import Chart, lines
 from waypost.validator.console.pages import WINDOWS, Window, desk_of, page, window_of
@@ -393,6 +394,9 @@ async def manifest(request: Request) -> Response:
         refuse_from=None if trusted is None else trusted.expires_at + desk.config.manifest.grace_s,
         is_held_back=desk.keeper.is_held_back(now),
         last_error=desk.keeper.last_error,
+        refused=desk.refused,
+        lapses=desk.lapses(),
+        notice_s=NOTICE_S,
         url=desk.config.manifest.url,
         roles=_roles(desk.keeper.metadata()),
         describe=describe,
