@@ -52,7 +52,7 @@ def test_the_first_to_lapse_comes_first_with_what_to_do() -> None:
         " waypost edge resign",
         "the signature of timestamp expires in 2 hours; start the edge, which signs it, or run:"
         " waypost edge resign",
-        "the signature of root expires in 3 days; sign a new root: waypost keys rotate root",
+        "the signature of root expires in 3 days; sign a new root: waypost keys rotate --role root",
     ]
 
 

@@ -32,7 +32,7 @@ URGENT_S: Mapping[str, int] = {
 }
 
 _MENDS = {
-    "root": "sign a new root: waypost keys rotate root",
+    "root": "sign a new root: waypost keys rotate --role root",
     "targets": "publish again: waypost publish",
     "full": "publish again: waypost publish",
 }
