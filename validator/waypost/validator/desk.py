@@ -131,29 +131,32 @@ class Desk:
                 beyond its grace.
         """
         serving = self._serving
-        if serving is None and self.refused is not None:
+        if serving is None:
+            raise self._nothing_to_serve()
+        if now >= serving.refuse_from:
             raise RefusalError(
+                f"Manifest v{serving.version} has expired, and no newer one came, so nothing is"
+                f" served: {mend_of(_first_to_lapse(serving.trusted))}.",
+                code="manifest_expired",
+            )
+        return serving
+
+    def _nothing_to_serve(self) -> RefusalError:
+        if self.refused is not None:
+            return RefusalError(
                 "This validator has no manifest that it can serve; its log and /readyz say why.",
                 code="manifest_refused",
             )
         why = self.keeper.last_error
-        if serving is None and why is not None and why.code == "expired":
-            raise RefusalError(
-                f"This validator has only a manifest that expired: {mend_of(why.role)}",
+        if why is not None and why.code == "expired":
+            return RefusalError(
+                f"This validator has only a manifest that expired: {mend_of(why.role)}.",
                 code="manifest_expired",
             )
-        if serving is None:
-            raise RefusalError(
-                "This validator has no manifest yet, so it can serve nothing; try again shortly.",
-                code="manifest_missing",
-            )
-        if now >= serving.refuse_from:
-            raise RefusalError(
-                f"Manifest v{serving.version} has expired, and no newer one came, so nothing is"
-                f" served: {mend_of(_first_to_lapse(serving.trusted))}",
-                code="manifest_expired",
-            )
-        return serving
+        return RefusalError(
+            "This validator has no manifest yet, so it can serve nothing; try again shortly.",
+            code="manifest_missing",
+        )
 
     async def take_over(self) -> None:
         """Serve what the keeper holds now, if that is something new and can be served."""

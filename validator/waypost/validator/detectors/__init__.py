@@ -81,7 +81,9 @@ class Detectors:
 def undetected(kinds: Iterable[str]) -> dict[str, set[str]]:
     """Return those of ``kinds`` that nothing here detects, each with all that can be."""
     foreign = [kind for kind in kinds if kind not in BUILT_IN]
-    known = {*BUILT_IN, *(each.name for each in entry_points(group=GROUP))} if foreign else set()
+    known = (
+        {*BUILT_IN, *(each.name for each in entry_points(group=GROUP))} if foreign else set[str]()
+    )
     return {kind: known for kind in foreign if kind not in known}
 
 
