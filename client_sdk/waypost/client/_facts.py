@@ -80,7 +80,7 @@ def names(given: Names) -> tuple[str, ...]:
     if isinstance(given, str):
         return (given,)
     # Bytes are numbers to whoever goes through them.
-    listed: list[object] = [] if isinstance(given, bytes) else [*cast("Iterable[object]", given)]
+    listed: list[object] = [] if isinstance(given, bytes) else list(cast("Iterable[object]", given))
     made = tuple(name for name in listed if isinstance(name, str))
     if isinstance(given, bytes) or len(made) < len(listed):
         raise TypeError(f"names should be text, or several texts, not {given!r}")
