@@ -80,7 +80,7 @@ ENDPOINTS = ("chat.completions", "completions", "embeddings", "messages", "respo
 CONVERSATIONS = ("chat.completions", "messages", "responses")
 
 # ``must_understand`` entries this version honours. A document naming any other is refused.
-SUPPORTED_FEATURES: frozenset[str] = frozenset()
+SUPPORTED_FEATURES: frozenset[str] = frozenset({"price_above"})
 
 # \Z and not $ in all patterns: $ lets a trailing line break through.
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}\Z")]
