@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from typer.testing import CliRunner, Result
 from support.requests import few_policies, random_facts, seeds
 from support.worlds import NOW, a_model, a_policy, policies, some_facts
 from waypost.edge.analysis.findings import Problem, find_problems
+from waypost.edge.analysis.prices import differences
 from waypost.edge.analysis.requests import as_curl
 from waypost.edge.analysis_cli import add_commands
 from waypost.edge.authoring import Authored, load_policy
@@ -424,6 +426,24 @@ def test_prices_of_long_prompts_are_imported_published_and_compared(tmp_path: Pa
     cheaper = structs.replace(policy.models[0], price=price.at(0))
     told = [p.message for p in problems(structs.replace(policy, models=(cheaper,)))]
     assert any("$3.0000 here, $6 in genai-prices" in message for message in told)
+
+
+@pytest.mark.parametrize(("context", "is_told"), [(8_192, True), (300_000, False)])
+def test_an_embedding_models_window_is_of_all_texts_of_a_request(
+    context: int, is_told: bool
+) -> None:
+    price = Price(input_nusd_per_mtok=NUSD_PER_USD // 50, output_nusd_per_mtok=0)
+    model = structs.replace(
+        a_model("e", price=price),
+        provider="openai",
+        name="text-embedding-3-small",
+        endpoints=("embeddings",),
+        context_tokens=context,
+    )
+
+    told = dict(differences(model, at=datetime.fromtimestamp(NOW, UTC)))
+
+    assert list(told) == (["tokens.context"] if is_told else [])
 
 
 def test_prices_are_looked_up_of_the_models_of_every_layer(tmp_path: Path) -> None:

@@ -77,6 +77,10 @@ def test_a_total_alone_is_the_input_where_nothing_is_written_and_else_says_too_l
         ({"prompt_tokens": 9, "completion_tokens": 248, "total_tokens": 632,
           "prompt_audio_seconds": 12},
          Usage(input_tokens=9, output_tokens=623)),
+        # Perplexity's deep research.
+        ({"prompt_tokens": 108, "completion_tokens": 3_256, "total_tokens": 3_364,
+          "citation_tokens": 7_299, "num_search_queries": 74, "reasoning_tokens": 73_248},
+         Usage(input_tokens=7_407, output_tokens=76_504, reasoning_tokens=73_248)),
         # One side and the total.
         ({"prompt_tokens": 20, "total_tokens": 27}, Usage(input_tokens=20, output_tokens=7)),
         ({"completion_tokens": 7, "total_tokens": 27}, Usage(input_tokens=20, output_tokens=7)),

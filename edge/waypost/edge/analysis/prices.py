@@ -16,6 +16,10 @@ __all__ = ["SOURCE", "differences", "imported", "is_known"]
 
 SOURCE = f"genai-prices {version('genai-prices')}"
 
+# Summed over all inputs of one request; each of them may have 8,192. OpenAI's API reference,
+# "Create embeddings", 2026-11; weaviate#8085, 2025-05.
+OPENAI_EMBEDDED_TOKENS = 300_000
+
 FIELDS = {
     "input": ("input_mtok", "input_nusd_per_mtok"),
     "output": ("output_mtok", "output_nusd_per_mtok"),
@@ -78,7 +82,8 @@ def _figures(info: ModelInfo, written: Mapping[str, object], at: datetime) -> It
         )
     tokens = written.get("tokens")
     output = cast("dict[str, object]", tokens).get("output") if isinstance(tokens, dict) else None
-    if info.context_window is not None and isinstance(output, int):
+    is_embedding = "embeddings" in cast("list[object]", written.get("endpoints") or [])
+    if info.context_window is not None and isinstance(output, int) and not is_embedding:
         yield f"    tokens: {{context: {info.context_window}, output: {output}}}"
 
 
@@ -120,7 +125,9 @@ def differences(model: Model, *, at: datetime) -> Iterator[tuple[str, str]]:
             paid = getattr(model.price.at(tier.start + 1), ours)
             place = f"price.above.{tier.start}.{field}"
             yield from _different(place, tier.price, paid, source)
-    if info.context_window is not None and info.context_window < model.context_tokens:
+    if "embeddings" in model.endpoints:
+        yield from _embedding_window(provider, model)
+    elif info.context_window is not None and info.context_window < model.context_tokens:
         window = f"{model.context_tokens} here, {info.context_window} in {source}"
         yield "tokens.context", window
 
@@ -130,6 +137,16 @@ def _different(
 ) -> Iterator[tuple[str, str]]:
     if isinstance(listed, Decimal) and paid is not None and listed * NUSD_PER_USD != paid:
         yield place, f"{format_usd(paid)} here, ${listed} in {source}"
+
+
+def _embedding_window(provider: Provider, model: Model) -> Iterator[tuple[str, str]]:
+    """Give a window that is one text's: ours bounds all texts of a request together."""
+    if provider.id in ("openai", "azure") and model.context_tokens < OPENAI_EMBEDDED_TOKENS:
+        window = (
+            f"{model.context_tokens} here bounds all texts of a request together;"
+            f" {OPENAI_EMBEDDED_TOKENS} at {provider.name}"
+        )
+        yield "tokens.context", window
 
 
 def _find(provider_name: str, model: str) -> tuple[Provider, ModelInfo] | None:

@@ -128,8 +128,9 @@ _INPUT_DETAILS: _Names = {
     "cache_write_tokens": "cache_write_tokens",  # OpenRouter's usage accounting too, 2026-03
     "image_tokens": "image_input_tokens",
     "audio_tokens": "audio_input_tokens",
-    # LiteLLM's proxy in front of Claude: litellm#11364 and ragflow#17629, 2026-07.
+    # Gateways in front of Claude: ragflow#17629, 2026-07; any-llm#896, 2026-03.
     "cache_creation_tokens": "cache_write_tokens",
+    "cache_creation_input_tokens": "cache_write_tokens",
 }
 _OUTPUT_DETAILS: _Names = {
     "reasoning_tokens": "reasoning_tokens",
@@ -148,12 +149,13 @@ _OPENAI: _Names = {
     "output_tokens_details": _OUTPUT_DETAILS,
     # DeepSeek: a part of prompt_tokens. litellm#5017, 2024-08; hermes-agent#61871, 2026-07.
     "prompt_cache_hit_tokens": "cached_tokens",
-    # Moonshot: beside the details, the same count. pi#2017, 2026-03; ragflow#17629, 2026-07.
+    # Moonshot, with details or without. AstrBot#6614, 2026-03; vera-bench#97, 2026-07.
     "cached_tokens": "cached_tokens",
-    # Gateways in front of Claude. litellm#11364, 2025-06; ragflow#17629, 2026-07.
+    # Gateways in front of Claude. ragflow#17629, 2026-07; any-llm#1335, 2026-08.
     "cache_read_input_tokens": "cached_tokens",
     "cache_creation_input_tokens": "cache_write_tokens",
-    # Perplexity and others, outside of any details. Their API references, 2026-11.
+    # Perplexity's deep research: 73,248 beside 3,256 of the answer, and in no total.
+    # open-webui-cost-tracker#6, 2025-05; vercel/ai#7429, 2025-07.
     "reasoning_tokens": "reasoning_tokens",
 }
 _ANTHROPIC: _Names = {
@@ -194,7 +196,13 @@ def read_openai(*places: Raw) -> UsageReport:
     report = NOTHING
     for raw in places:
         if told := _fields(raw):
-            report = report.joined(_report(_counts(told, _OPENAI)))
+            counts = _counts(told, _OPENAI)
+            # Perplexity's, billed as input and in no other count: langchain#33480, 2025-10;
+            # open-webui-cost-tracker#6, 2025-05.
+            cited = _count(told.get("citation_tokens"))
+            if cited and "input_tokens" in counts:
+                counts["input_tokens"] += cited
+            report = report.joined(_report(counts))
     return report
 
 
