@@ -5,8 +5,8 @@ are spoken to by translation (``waypost.validator.translation``). Either way a `
 bytes in, bytes out. Connections, time-outs and status codes are ``waypost.validator.upstream``'s.
 """
 
-from collections.abc import Set
-from typing import Any, Protocol
+from collections.abc import Callable, Set
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -15,13 +15,47 @@ from waypost.shared.errors import InvalidRequestError
 from waypost.shared.money import Usage
 from waypost.validator.apis import APIS, StreamReader
 
-__all__ = ["Asked", "Native", "Outgoing", "Reply", "Speech", "UntranslatableError"]
+__all__ = [
+    "Asked",
+    "Native",
+    "Outgoing",
+    "Reply",
+    "Speech",
+    "UnreadableError",
+    "UntranslatableError",
+    "heard",
+]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class UntranslatableError(InvalidRequestError):
     """A request says something that another API has no words for; ``param`` is what."""
 
     code = "untranslatable"
+
+
+class UnreadableError(ValueError):
+    """What a provider sent cannot be read."""
+
+
+def heard(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return what ``read`` makes of what a provider sent.
+
+    All that providers send is read by way of this, or of ``EventReader``, which does the same: a
+    thousand brackets, half a character or a field that is not there must be that provider's
+    failure, and never this program's.
+
+    Raises:
+        UnreadableError: whatever ``read`` raised.
+    """
+    try:
+        return read(*args, **kwargs)
+    except MemoryError:
+        raise
+    except Exception as exc:
+        raise UnreadableError(type(exc).__name__) from exc
 
 
 class Asked:
@@ -164,6 +198,8 @@ class Native:
 
     def reply(self, asked: Asked, body: bytes) -> Reply:
         """See ``Speech``."""
+        if not body.isascii():
+            body.decode()  # RFC 8259 §8.1; what is passed over here nobody could read either
         return Reply(body, self._api.usage(body))
 
     def rejection(self, asked: Asked, body: bytes) -> bytes | None:

@@ -24,8 +24,23 @@ class StreamReader(Protocol):
         ...
 
     @property
+    def has_begun(self) -> bool:
+        """Whether any of the answer has come. Pings and announcements are none."""
+        ...
+
+    @property
     def is_done(self) -> bool:
-        """Whether the provider has ended the stream as it should."""
+        """Whether the answer has come to its end. Its usage may still follow."""
+        ...
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more that matters can follow."""
+        ...
+
+    @property
+    def fault(self) -> str:
+        """The kind of exception that an unreadable event met, and the reading ended with."""
         ...
 
     @property
@@ -42,12 +57,20 @@ class StreamReader(Protocol):
         """Return what to pass on now: whole events, less what the caller did not order.
 
         Raises:
-            ValueError: an event that does not end, or that makes no sense.
+            ValueError: an event that does not end.
+        """
+        ...
+
+    def end(self, *, is_whole: bool) -> bytes:
+        """Return what is left to pass on when nothing more is read.
+
+        Args:
+            is_whole: whether the body has come to its end.
         """
         ...
 
     def breaking_off(self, message: str, *, code: str) -> bytes:
-        """Return the event that tells the caller of an end that should not be."""
+        """Return the events that tell the caller of an end that should not be."""
         ...
 
 

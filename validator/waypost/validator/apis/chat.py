@@ -17,7 +17,7 @@ from waypost.validator.apis.fields import (
     size,
     usage_of,
 )
-from waypost.validator.events import EventReader
+from waypost.validator.events import EventReader, is_end_mark, require_object
 
 __all__ = ["Reader", "bounded", "is_error", "order_usage", "reader", "shows_usage", "usage"]
 
@@ -53,6 +53,8 @@ class _Delta(Struct):
 class _Choice(Struct):
     delta: _Delta | None = None
     text: str | None = None
+    index: int | None = None
+    finish_reason: str | None = None
 
 
 class _Chunk(Struct):
@@ -100,38 +102,79 @@ def shows_usage(request: Request) -> bool:
 
 def reader(request: Request) -> "Reader":
     """See ``Api``."""
-    return Reader(shows_usage=shows_usage(request))
+    return Reader(shows_usage=shows_usage(request), choices=_choices(request))
+
+
+def _choices(request: Request) -> int:
+    """Return how many answers were asked for."""
+    asked: Any = request
+    prompts: Any = getattr(asked, "prompt", None)
+    several = isinstance(prompts, list) and not isinstance(prompts[0], int)
+    count: int = getattr(asked, "n", None) or 1
+    return count * len(prompts) if several else count
 
 
 class Reader(EventReader):
-    """Reads chunks of chat completions and, since they look alike, of completions."""
+    """Reads chunks of chat completions and, since they look alike, of completions.
 
-    __slots__ = ("_shows_usage",)
+    A ``finish_reason`` ends an answer, whether or not ``[DONE]`` follows: Perplexity, Cerebras and
+    GPUStack send none (llmgateway#1901, GoModel#1017, 2026).
+    """
+
+    __slots__ = ("_begun", "_choices", "_finished", "_has_mark", "_shows_usage")
 
     breaking_off = staticmethod(breaking_off)
 
-    def __init__(self, *, shows_usage: bool) -> None:
+    def __init__(self, *, shows_usage: bool, choices: int = 1) -> None:
         super().__init__()
         self._shows_usage = shows_usage
+        self._choices = choices
+        self._begun: set[int] = set()
+        self._finished: set[int] = set()
+        self._has_mark = False
 
     def _see(self, payload: bytes) -> bool:
-        if payload == b"[DONE]":
-            self.is_done = True
+        if is_end_mark(payload):
+            self.is_done = self.is_over = self._has_mark = True
             return True
         try:
             chunk = _decode_chunk(payload)
         except ValueError:
+            require_object(payload)
+            self.has_begun = True
             self.output_bytes += len(payload)
             return True
+        if not payload.isascii():
+            payload.decode()  # nobody could read what is passed over here either
         if is_present(chunk.error):
             self.has_failed = True
         for choice in chunk.choices:
-            if choice.delta is not None:
-                self.output_bytes += choice.delta.size()
-            self.output_bytes += size(choice.text)
+            self._see_choice(choice)
         told = usage_of(chunk.usage)
         if told is None:
             return True
         # The last word counts; some providers keep a running total on every chunk.
         self.usage = told
         return self._shows_usage or bool(chunk.choices)
+
+    def _see_choice(self, choice: _Choice) -> None:
+        if choice.delta is not None:
+            self.output_bytes += choice.delta.size()
+        self.output_bytes += size(choice.text)
+        if self.output_bytes:
+            self.has_begun = True
+        if self._choices > 1:
+            self._begun.add(choice.index or 0)
+        if choice.finish_reason:
+            self.has_begun = True
+            self._finished.add(choice.index or 0)
+            self.is_done = len(self._finished) >= self._choices
+
+    def _see_end(self) -> None:
+        # Some give fewer answers than were asked for.
+        if self._finished and self._begun <= self._finished:
+            self.is_done = True
+
+    def _closing(self) -> bytes:
+        is_owed = self.is_done and not self.has_failed and not self._has_mark
+        return b"data: [DONE]\n\n" if is_owed else b""

@@ -8,7 +8,7 @@ from msgspec import Raw, Struct, structs
 from waypost.shared.apis import Request
 from waypost.shared.money import Tokens, Usage
 from waypost.validator.apis.fields import ABSENT, decode_fields, encode, is_present, size
-from waypost.validator.events import EventReader, write_event
+from waypost.validator.events import EventReader, is_end_mark, require_object, write_event
 
 __all__ = ["TOLD_NOTHING", "MessageUsage", "bounded", "is_error", "reader", "usage", "usage_told"]
 
@@ -61,6 +61,7 @@ class _Delta(Struct):
     text: str | None = None
     partial_json: str | None = None
     thinking: str | None = None
+    stop_reason: str | None = None
 
 
 class _Started(Struct):
@@ -68,10 +69,11 @@ class _Started(Struct):
 
 
 class _Event(Struct):
-    type: str
+    type: str = ""
     message: _Started | None = None
     delta: _Delta | None = None
     usage: Raw = ABSENT
+    error: Raw = ABSENT
 
 
 _decode_answer = msgspec.json.Decoder(_Answer).decode
@@ -119,20 +121,36 @@ def reader(request: Request) -> "_Reader":
     return _Reader()
 
 
+# Events that are none of the answer yet: an overload may follow them, and then another model may
+# still be asked (litellm#24004, Portkey#741; 2025 and 2026).
+_BEFORE = frozenset({"error", "message_start", "ping"})
+
+
 class _Reader(EventReader):
-    __slots__ = ("_told",)
+    """Reads a stream of messages. After a ``stop_reason`` the end of the body is an end as well."""
+
+    __slots__ = ("_has_reason", "_has_stopped", "_told")
 
     def __init__(self) -> None:
         super().__init__()
         self._told = TOLD_NOTHING
+        self._has_reason = self._has_stopped = False
 
     def _see(self, payload: bytes) -> bool:
+        if is_end_mark(payload):
+            return True  # of another API, as some proxies end every stream
         try:
             event = _decode_event(payload)
         except ValueError:
+            require_object(payload)
+            self.has_begun = True
             self.output_bytes += len(payload)
             return True
-        match event.type:
+        if not payload.isascii():
+            payload.decode()  # nobody could read what is passed over here either
+        kind = event.type or self._name() or ("error" if is_present(event.error) else "")
+        self.has_begun = self.has_begun or kind not in _BEFORE
+        match kind:
             case "message_start" if event.message is not None:
                 self._tell(event.message.usage)
             case "content_block_delta" if event.delta is not None:
@@ -143,10 +161,11 @@ class _Reader(EventReader):
             case "message_delta":
                 self._tell(event.usage)
                 self.usage = self._told.ours() if self._told != TOLD_NOTHING else None
+                self._has_reason = event.delta is not None and bool(event.delta.stop_reason)
             case "message_stop":
-                self.is_done = True
+                self.is_done = self.is_over = self._has_stopped = True
             case "error":
-                self.has_failed = True
+                self.has_failed = self.is_over = True
             case _:
                 pass
         return True
@@ -155,6 +174,13 @@ class _Reader(EventReader):
         told = usage_told(raw)
         if told is not None:
             self._told = self._told.updated(told)
+
+    def _see_end(self) -> None:
+        self.is_done = self.is_done or self._has_reason
+
+    def _closing(self) -> bytes:
+        is_owed = self.is_done and not self.has_failed and not self._has_stopped
+        return write_event({"type": "message_stop"}, name="message_stop") if is_owed else b""
 
     def breaking_off(self, message: str, *, code: str) -> bytes:
         error = {"type": "api_error", "message": message, "details": {"error_code": code}}

@@ -13,7 +13,7 @@ from waypost.validator.pipeline.attempt import Delivered, Try
 from waypost.validator.pipeline.call import Call, Considered
 from waypost.validator.pipeline.hang_up import HangUp
 from waypost.validator.pipeline.reserve import Booking
-from waypost.validator.pipeline.settle import pay
+from waypost.validator.pipeline.settle import let_go, pay
 from waypost.validator.pipeline.walk import Walk
 from waypost.validator.problems import CALLER_GONE
 
@@ -47,6 +47,11 @@ async def forward(
         if told is None:
             raise UpstreamError("The caller hung up.", code="caller_gone")
         return told.delivered()
+    except BaseException:
+        if told is not None:
+            call.usage = told.delivered().usage
+        told = None  # nobody else will settle it
+        raise
     finally:
         walk.hang_up()
         for one in walk.tries:
@@ -54,4 +59,4 @@ async def forward(
                 await pay(call, considered.facts, done)
         for held in walk.bookings:
             if told is None or held is not told.booking:
-                await held.release()
+                await let_go(call, held)

@@ -13,8 +13,9 @@ from waypost.shared.errors import StoreError
 from waypost.shared.money import bill, upper_bound
 from waypost.validator.pipeline.attempt import Delivered
 from waypost.validator.pipeline.call import Call
+from waypost.validator.pipeline.reserve import Booking
 
-__all__ = ["cost_of", "pay", "settle"]
+__all__ = ["cost_of", "let_go", "pay", "settle"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,21 +55,38 @@ async def pay(call: Call, facts: Facts, delivered: Delivered) -> None:
     if delivered.is_paid:
         return
     booking = delivered.booking
-    cost = cost_of(delivered, facts, output_tokens=booking.output_tokens)
     is_confirmed = delivered.usage is not None
+    try:
+        cost = cost_of(delivered, facts, output_tokens=booking.output_tokens)
+    except Exception:
+        # Better the bound than a hold that nobody ends.
+        logger.exception("request %s: its cost is not known", call.id)
+        cost, is_confirmed = booking.amount_nusd, False
     if cost:
         call.cost_nusd += cost
         call.unconfirmed_nusd += 0 if is_confirmed else cost
         attempt = call.attempts[delivered.place]
         call.attempts[delivered.place] = structs.replace(attempt, cost_nusd=cost)
     call.reserved_nusd += booking.amount_nusd
+    if delivered.is_free:
+        await let_go(call, booking)
+        return
+    usage = delivered.usage
+    tokens = None if usage is None else usage.input_tokens + usage.output_tokens
     try:
-        if delivered.is_free:
-            await booking.release()
-        else:
-            usage = delivered.usage
-            tokens = None if usage is None else usage.input_tokens + usage.output_tokens
-            await booking.settle(cost, tokens=tokens, is_confirmed=is_confirmed)
+        await booking.settle(cost, tokens=tokens, is_confirmed=is_confirmed)
     except StoreError as exc:
         # The provider has done its work. What nobody settles is charged when its lease ends.
         logger.error("request %s not settled: %s", call.id, exc)
+    except Exception:
+        logger.exception("request %s not settled", call.id)
+
+
+async def let_go(call: Call, booking: Booking) -> None:
+    """Give back what is held, if anything is. The answer is not lost for a store that fails."""
+    try:
+        await booking.release()
+    except StoreError as exc:
+        logger.error("request %s: what was held is not given back: %s", call.id, exc)
+    except Exception:
+        logger.exception("request %s: what was held is not given back", call.id)

@@ -7,8 +7,10 @@ from msgspec import Raw, Struct
 
 from waypost.validator.apis.fields import encode
 from waypost.validator.apis.messages import TOLD_NOTHING, usage_told
+from waypost.validator.events import is_end_mark
 from waypost.validator.speech import Outgoing
 from waypost.validator.translation.neutral import (
+    UNSAID,
     Answer,
     Choice,
     Failure,
@@ -207,8 +209,8 @@ class _Details(Struct):
 
 
 class _Error(Struct):
-    message: str = ""
-    type: str = ""
+    message: str | None = None
+    type: str | None = None
     details: _Details | None = None
 
 
@@ -252,7 +254,7 @@ def failure(body: bytes) -> Failure | None:
     except ValueError:
         return None
     code = None if error.details is None else error.details.error_code
-    return Failure(error.message, code or error.type or "upstream_rejected")
+    return Failure(error.message or UNSAID, code or error.type)
 
 
 def decoder(*, id: str) -> "_Decoder":
@@ -262,11 +264,14 @@ def decoder(*, id: str) -> "_Decoder":
 
 class _Decoder:
     def __init__(self) -> None:
+        self.is_over = False
         self._told = TOLD_NOTHING
         self._stop: StopReason = "end"
         self._stop_sequence: str | None = None
 
     def see(self, payload: bytes, sink: Sink) -> None:
+        if is_end_mark(payload):
+            return  # of another API, as some proxies end every stream
         event = _decode_event(payload)
         match event.type:
             case "message_start" if event.message is not None:
@@ -287,10 +292,13 @@ class _Decoder:
                 if event.delta is not None:
                     self._stop = _STOPS.get(event.delta.stop_reason or "", "end")
                     self._stop_sequence = event.delta.stop_sequence
+                    if event.delta.stop_reason:
+                        sink.finish(self._stop, self._stop_sequence)
             case "message_stop":
+                self.is_over = True
                 sink.finish(self._stop, self._stop_sequence)
             case "error":
-                sink.fail(failure(payload) or Failure("The provider gave up."))
+                sink.fail(failure(payload) or Failure(UNSAID))
             case _:
                 pass  # pings and ends of blocks
 

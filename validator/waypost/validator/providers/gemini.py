@@ -9,8 +9,10 @@ from msgspec import Meta, Raw, Struct
 
 from waypost.shared.money import Tokens, Usage
 from waypost.validator.apis.fields import ABSENT, encode, is_present
+from waypost.validator.events import is_end_mark
 from waypost.validator.speech import Outgoing
 from waypost.validator.translation.neutral import (
+    UNSAID,
     Answer,
     Choice,
     Failure,
@@ -240,8 +242,8 @@ class _Response(Struct, rename="camel"):
 
 
 class _Error(Struct):
-    message: str = ""
-    status: str = ""
+    message: str | None = None
+    status: str | None = None
 
 
 class _Failed(Struct):
@@ -317,7 +319,7 @@ def failure(body: bytes) -> Failure | None:
     except ValueError:
         return None
     error = failed.error if isinstance(failed, _Failed) else failed[0].error
-    return Failure(error.message, error.status.lower() or "upstream_rejected")
+    return Failure(error.message or UNSAID, error.status.lower() if error.status else None)
 
 
 def decoder(*, id: str) -> "_Decoder":
@@ -327,13 +329,16 @@ def decoder(*, id: str) -> "_Decoder":
 
 class _Decoder:
     def __init__(self, id: str) -> None:
+        self.is_over = False
         self._id = id
         self._calls = 0
 
     def see(self, payload: bytes, sink: Sink) -> None:
+        if is_end_mark(payload):
+            return  # of another API, as some proxies end every stream
         response = _decode_response(payload)
         if is_present(response.error):
-            sink.fail(failure(payload) or Failure("The provider gave up."))
+            sink.fail(failure(payload) or Failure(UNSAID))
             return
         sink.begin(response.model_version)
         told = _usage_of(response.usage_metadata)
@@ -341,11 +346,14 @@ class _Decoder:
             sink.used(told)
         if response.is_blocked:
             sink.finish("filter")
+            self.is_over = told is not None
         for candidate in response.candidates[:1]:
             for part in (candidate.content or _Content()).parts:
                 self._see_part(part, sink)
-            if candidate.finish_reason is not None:
+            if candidate.finish_reason:
                 sink.finish(_stop(candidate.finish_reason, calls=self._calls > 0))
+                # The API has no mark of the end; the usage of the last event is the final one.
+                self.is_over = told is not None
 
     def _see_part(self, part: _Part, sink: Sink) -> None:
         if part.function_call is not None:
