@@ -105,7 +105,7 @@ def test_a_response_that_breaks_off_ends_in_its_own_error_event() -> None:
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"null", b'{"choices":[]}', b"\xff"])
 def test_what_is_not_an_answer_is_said_to_be_none(endpoint: str, body: bytes) -> None:
     with pytest.raises(ValueError, match=r".*"):
-        APIS[endpoint].usage(body)
+        APIS[endpoint].report(body)
 
 
 @pytest.mark.parametrize(
@@ -125,4 +125,6 @@ def test_what_is_not_an_answer_is_said_to_be_none(endpoint: str, body: bytes) ->
 def test_a_usage_is_read_or_as_good_as_none(
     endpoint: str, body: dict[str, object], usage: Usage | None
 ) -> None:
-    assert APIS[endpoint].usage(json.dumps(body).encode()) == usage
+    report = APIS[endpoint].report(json.dumps(body).encode())
+
+    assert report.usage(has_output=endpoint != "embeddings") == usage

@@ -14,6 +14,7 @@ from waypost.validator.dialects.usage import (
     NOTHING,
     UsageReport,
     read_anthropic,
+    read_completion,
     read_gemini,
     read_openai,
 )
@@ -91,7 +92,8 @@ def test_a_total_alone_is_the_input_where_nothing_is_written_and_else_says_too_l
 )  # fmt: skip
 def test_openais_usage_is_read_in_all_its_followers_words(told: Any, usage: Usage) -> None:  # noqa: ANN401
     assert read_openai(raw(told)).usage() == usage
-    assert read_openai(Raw(), raw(told)).usage() == usage  # in another place
+    for whole in ({"choices": [{"usage": told}]}, {"choices": [], "x_groq": {"usage": told}}):
+        assert read_completion(json.dumps(whole).encode()).usage() == usage
 
 
 def test_what_a_cache_keeps_for_an_hour_is_told_apart() -> None:

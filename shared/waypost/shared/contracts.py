@@ -571,6 +571,7 @@ class Measured(Struct, frozen=True, kw_only=True):
         out_of_service: models whose breaker is open.
         untranslatable: models whose provider speaks an API that cannot express this request.
         demands: ``None`` where the body makes none.
+        keeps_cache: whether it asks that a cache keeps the prompt for an hour, which costs more.
     """
 
     endpoint: str = "chat.completions"
@@ -591,6 +592,8 @@ class Measured(Struct, frozen=True, kw_only=True):
     out_of_service: tuple[str, ...] = ()
     untranslatable: tuple[str, ...] = ()
     demands: Demands | None = None
+    # Left out where it is not so: digests of facts are on record.
+    keeps_cache: Literal[True] | UnsetType = UNSET
 
 
 class Session(Struct, frozen=True):

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from waypost.shared.money import Usage
+from waypost.validator.dialects.usage import NOTHING, UsageReport
 
 __all__ = ["MAX_EVENT_BYTES", "EventReader", "is_end_mark", "require_object", "write_event"]
 
@@ -31,7 +32,8 @@ class EventReader:
     """Follows one stream. ``_see`` looks at each event's data and says whether it passes.
 
     Attributes:
-        usage: what the provider says it used; ``None`` as long as it has not said.
+        report: what the provider says it used, all that it said together.
+        reported_bytes: bytes of answer that had come when it last said so.
         has_begun: whether any of the answer has come. Pings and announcements are none.
         is_done: whether the answer has come to its end. Its usage may still follow.
         is_over: whether nothing more that matters can follow.
@@ -52,18 +54,32 @@ class EventReader:
         "is_done",
         "is_over",
         "output_bytes",
-        "usage",
+        "report",
+        "reported_bytes",
     )
 
     def __init__(self) -> None:
-        self.usage: Usage | None = None
+        self.report = NOTHING
         self.has_begun = self.is_done = self.is_over = self.has_failed = False
         self.fault = ""
-        self.output_bytes = 0
+        self.output_bytes = self.reported_bytes = 0
         self._event = b""
         self._pending = bytearray()
         self._is_start = True
         self._has_returns = False
+
+    @property
+    def usage(self) -> Usage | None:
+        """The usage, if it has been told of all that has come."""
+        return self.report.usage() if self.output_bytes == self.reported_bytes else None
+
+    def tell(self, report: UsageReport) -> None:
+        """Take in what the provider says it used so far; it takes nothing back of what it said."""
+        if report is NOTHING:
+            return
+        self.report = self.report.joined(report)
+        if report.output_tokens is not None and report.output_tokens == self.report.output_tokens:
+            self.reported_bytes = self.output_bytes
 
     def feed(self, data: bytes) -> bytes:
         """Return what to pass on now: whole events, less what the caller did not order.

@@ -8,12 +8,13 @@ bytes in, bytes out. Connections, time-outs and status codes are ``waypost.valid
 from collections.abc import Callable, Set
 from typing import Any, ParamSpec, Protocol, TypeVar
 
+import msgspec
 from msgspec import Struct
 
 from waypost.shared.apis import Request
 from waypost.shared.errors import InvalidRequestError
-from waypost.shared.money import Usage
 from waypost.validator.apis import APIS, StreamReader
+from waypost.validator.dialects.usage import Told, UsageReport, read_anthropic, read_openai
 
 __all__ = [
     "Asked",
@@ -108,7 +109,7 @@ class Reply(Struct, frozen=True):
     """An unstreamed answer, as the caller is to see it, and what the provider says it used."""
 
     body: bytes
-    usage: Usage | None
+    report: UsageReport
 
 
 class Speech(Protocol):
@@ -140,6 +141,14 @@ class Speech(Protocol):
         """
         ...
 
+    def report(self, body: bytes) -> UsageReport:
+        """Return what an answer says it used that ``reply`` can make nothing of.
+
+        Raises:
+            ValueError: it is not even JSON.
+        """
+        ...
+
     def rejection(self, asked: Asked, body: bytes) -> bytes | None:
         """Return the provider's error as the caller is to see it; ``None`` if it is not one."""
         ...
@@ -149,10 +158,13 @@ class Speech(Protocol):
         ...
 
 
+_decode_told = msgspec.json.Decoder(Told).decode
+
+
 class Native:
     """An API that the provider speaks itself: bytes pass through."""
 
-    __slots__ = ("_api", "_betas", "_max_tokens_field", "_path", "_version")
+    __slots__ = ("_api", "_betas", "_max_tokens_field", "_path", "_read_usage", "_version")
 
     kind = "native"
 
@@ -170,6 +182,7 @@ class Native:
         betas: what the operator lets callers ask for.
         """
         self._api = APIS[endpoint]
+        self._read_usage = read_anthropic if endpoint == "messages" else read_openai
         self._path = path
         self._max_tokens_field = max_tokens_field
         self._version = version
@@ -200,7 +213,11 @@ class Native:
         """See ``Speech``."""
         if not body.isascii():
             body.decode()  # RFC 8259 §8.1; what is passed over here nobody could read either
-        return Reply(body, self._api.usage(body))
+        return Reply(body, self._api.report(body))
+
+    def report(self, body: bytes) -> UsageReport:
+        """See ``Speech``."""
+        return self._read_usage(_decode_told(body).usage)
 
     def rejection(self, asked: Asked, body: bytes) -> bytes | None:
         """See ``Speech``."""

@@ -11,6 +11,7 @@ from typing import Protocol
 from waypost.shared.apis import Request
 from waypost.shared.money import Usage
 from waypost.validator.apis import chat, completions, embeddings, messages, responses
+from waypost.validator.dialects.usage import UsageReport
 
 __all__ = ["APIS", "Api", "StreamReader"]
 
@@ -19,8 +20,13 @@ class StreamReader(Protocol):
     """Follows one streamed answer."""
 
     @property
+    def report(self) -> UsageReport:
+        """What the provider says it used, all that it said together."""
+        ...
+
+    @property
     def usage(self) -> Usage | None:
-        """What the provider says it used; ``None`` as long as it has not said."""
+        """The usage, if it has been told of all that has come."""
         ...
 
     @property
@@ -51,6 +57,11 @@ class StreamReader(Protocol):
     @property
     def output_bytes(self) -> int:
         """Bytes of answer so far: no tokenizer makes more tokens of them."""
+        ...
+
+    @property
+    def reported_bytes(self) -> int:
+        """Bytes of answer that had come when ``report`` was last told."""
         ...
 
     def feed(self, data: bytes) -> bytes:
@@ -88,8 +99,8 @@ class Api(Protocol):
         """
         ...
 
-    def usage(self, body: bytes) -> Usage | None:
-        """Return what an unstreamed answer says it used; ``None`` if it does not say.
+    def report(self, body: bytes) -> UsageReport:
+        """Return what an unstreamed answer says it used.
 
         Raises:
             ValueError: it is not an answer.

@@ -6,7 +6,6 @@ import msgspec
 from msgspec import Raw, Struct
 
 from waypost.shared.apis import Request
-from waypost.shared.money import Usage
 from waypost.validator.apis.fields import (
     ABSENT,
     breaking_off,
@@ -15,11 +14,11 @@ from waypost.validator.apis.fields import (
     is_openai_error,
     is_present,
     size,
-    usage_of,
 )
+from waypost.validator.dialects.usage import NOTHING, Told, UsageReport, read_completion_parts
 from waypost.validator.events import EventReader, is_end_mark, require_object
 
-__all__ = ["Reader", "bounded", "is_error", "order_usage", "reader", "shows_usage", "usage"]
+__all__ = ["Reader", "bounded", "is_error", "order_usage", "reader", "report", "shows_usage"]
 
 MAX_TOKENS_FIELDS = ("max_tokens", "max_completion_tokens")
 
@@ -27,8 +26,9 @@ is_error = is_openai_error
 
 
 class _Answer(Struct):
-    choices: list[Raw]
+    choices: list[Told]
     usage: Raw = ABSENT
+    x_groq: Told | None = None
 
 
 class _Delta(Struct):
@@ -55,11 +55,13 @@ class _Choice(Struct):
     text: str | None = None
     index: int | None = None
     finish_reason: str | None = None
+    usage: Raw = ABSENT
 
 
 class _Chunk(Struct):
     choices: list[_Choice] = []
     usage: Raw = ABSENT
+    x_groq: Told | None = None
     error: Raw = ABSENT
 
 
@@ -89,9 +91,10 @@ def order_usage(fields: dict[str, Any]) -> None:
     fields["stream_options"] = {**(known or {}), "include_usage": True}
 
 
-def usage(body: bytes) -> Usage | None:
+def report(body: bytes) -> UsageReport:
     """See ``Api``."""
-    return usage_of(_decode_answer(body).usage)
+    answer = _decode_answer(body)
+    return read_completion_parts(answer.usage, answer.choices, answer.x_groq)
 
 
 def shows_usage(request: Request) -> bool:
@@ -150,11 +153,10 @@ class Reader(EventReader):
             self.has_failed = True
         for choice in chunk.choices:
             self._see_choice(choice)
-        told = usage_of(chunk.usage)
-        if told is None:
+        told = read_completion_parts(chunk.usage, chunk.choices, chunk.x_groq)
+        if told is NOTHING:
             return True
-        # The last word counts; some providers keep a running total on every chunk.
-        self.usage = told
+        self.tell(told)
         return self._shows_usage or bool(chunk.choices)
 
     def _see_choice(self, choice: _Choice) -> None:

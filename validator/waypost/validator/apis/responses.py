@@ -6,7 +6,6 @@ import msgspec
 from msgspec import Raw, Struct
 
 from waypost.shared.apis import Request
-from waypost.shared.money import Usage
 from waypost.validator.apis.fields import (
     ABSENT,
     decode_fields,
@@ -14,11 +13,11 @@ from waypost.validator.apis.fields import (
     is_openai_error,
     is_present,
     size,
-    usage_of,
 )
+from waypost.validator.dialects.usage import UsageReport, read_openai
 from waypost.validator.events import EventReader, is_end_mark, require_object, write_event
 
-__all__ = ["bounded", "broken_off", "is_error", "reader", "usage"]
+__all__ = ["bounded", "broken_off", "is_error", "reader", "report"]
 
 is_error = is_openai_error
 
@@ -77,9 +76,9 @@ def bounded(
     return encode(fields)
 
 
-def usage(body: bytes) -> Usage | None:
+def report(body: bytes) -> UsageReport:
     """See ``Api``."""
-    return usage_of(_decode_answer(body).usage)
+    return read_openai(_decode_answer(body).usage)
 
 
 _SERVER_ERROR = "server_error"
@@ -150,7 +149,7 @@ class _Reader(EventReader):
             self.is_done = not self.has_failed
             self._error = None
             if is_present(event.response):
-                self.usage = usage_of(_decode_response(event.response).usage)
+                self.tell(read_openai(_decode_response(event.response).usage))
         elif kind in _ANNOUNCED:
             self._response = _decode_fields(event.response) if is_present(event.response) else {}
         elif kind == "error" or (not kind and is_present(event.error)):

@@ -13,15 +13,24 @@ Providers call the same count by many names. The tables list them, with the prov
 and when it was seen.
 """
 
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, cast
 
 import msgspec
 from msgspec import Raw, Struct, structs
 
 from waypost.shared.money import Usage
 
-__all__ = ["NOTHING", "UsageReport", "read_anthropic", "read_gemini", "read_openai"]
+__all__ = [
+    "NOTHING",
+    "Told",
+    "UsageReport",
+    "read_anthropic",
+    "read_completion",
+    "read_completion_parts",
+    "read_gemini",
+    "read_openai",
+]
 
 # The largest count that is believed; what is more is no count (``money.Tokens``).
 MAX_TOKENS = 2**40
@@ -186,24 +195,62 @@ _GEMINI_MODALITIES = (
 _decode = msgspec.json.Decoder(dict[str, Any] | None).decode
 
 
-def read_openai(*places: Raw) -> UsageReport:
-    """Return what OpenAI's usage says, in the words of any of its APIs and of its followers.
+class Told(Struct):
+    """Whatever else has a usage in it."""
 
-    Args:
-        places: where it may be found. Moonshot has it in the choice (go-moonshot#17, 2024-06;
-            pi#2017, 2026-03), Groq below ``x_groq`` as well (Portkey gateway#1338, 2025-09).
+    usage: Raw = Raw()
+
+
+class ToldOfCompletion(Struct):
+    """Where a completion, or a chunk of one, may have its usage.
+
+    Moonshot has it in the choice (go-moonshot#17, 2024-06; pi#2017, 2026-03), Groq below
+    ``x_groq`` as well (Portkey gateway#1338, 2025-09; pydantic-ai-gateway#146).
     """
-    report = NOTHING
-    for raw in places:
-        if told := _fields(raw):
-            counts = _counts(told, _OPENAI)
-            # Perplexity's, billed as input and in no other count: langchain#33480, 2025-10;
-            # open-webui-cost-tracker#6, 2025-05.
-            cited = _count(told.get("citation_tokens"))
-            if cited and "input_tokens" in counts:
-                counts["input_tokens"] += cited
-            report = report.joined(_report(counts))
-    return report
+
+    usage: Raw = Raw()
+    choices: list[Told] = []
+    x_groq: Told | None = None
+
+
+_decode_completion = msgspec.json.Decoder(ToldOfCompletion).decode
+
+
+def read_openai(raw: Raw) -> UsageReport:
+    """Return what OpenAI's usage says, in the words of any of its APIs and of its followers."""
+    told = _fields(raw)
+    if not told:
+        return NOTHING
+    counts = _counts(told, _OPENAI)
+    # Perplexity's, billed as input and in no other count: langchain#33480, 2025-10;
+    # open-webui-cost-tracker#6, 2025-05.
+    cited = _count(told.get("citation_tokens"))
+    if cited and "input_tokens" in counts:
+        counts["input_tokens"] += cited
+    return _report(counts)
+
+
+def read_completion(body: bytes) -> UsageReport:
+    """Return what a completion says; raises ValueError if it is none."""
+    told = _decode_completion(body)
+    return read_completion_parts(told.usage, told.choices, told.x_groq)
+
+
+class HasUsage(Protocol):
+    """A choice, of which ``usage`` is read."""
+
+    @property
+    def usage(self) -> Raw: ...
+
+
+def read_completion_parts(
+    usage: Raw, choices: Iterable[HasUsage], x_groq: HasUsage | None
+) -> UsageReport:
+    """Return what a completion says in any of the places that it may say it in."""
+    report = read_openai(usage)
+    for choice in choices:
+        report = report.joined(read_openai(choice.usage))
+    return report if x_groq is None else report.joined(read_openai(x_groq.usage))
 
 
 def read_anthropic(raw: Raw) -> UsageReport:
@@ -256,6 +303,8 @@ def _report(counts: dict[str, int], **how: bool) -> UsageReport:
 
 def _fields(raw: Raw) -> dict[str, Any]:
     """Return the fields of a usage; none where it is absent, or cannot be read."""
+    if bytes(raw) in (b"", b"null"):
+        return {}
     try:
         return _decode(raw) or {}
     except (ValueError, RecursionError):

@@ -8,17 +8,19 @@ ends once: breaker, limiter, keys and record learn of it.
 import asyncio
 import logging
 import random
+from contextlib import suppress
 from time import perf_counter
 
 from msgspec import Struct, structs
 
-from waypost.shared.money import Usage
 from waypost.shared.records import Attempt, AttemptKind, AttemptOutcome
 from waypost.shared.tracecontext import traceparent
 from waypost.validator.apis import StreamReader
 from waypost.validator.cascade.answers import Answer, read_answer, with_logprobs
 from waypost.validator.desk import Desk
+from waypost.validator.dialects.usage import NOTHING
 from waypost.validator.pipeline.call import Call, Considered, in_ms
+from waypost.validator.pipeline.charge import Evidence
 from waypost.validator.pipeline.reserve import Booking
 from waypost.validator.problems import OK, deadline_exceeded, describe, outcome_of, rejected
 from waypost.validator.resilience.causes import cause_of_rejection
@@ -62,22 +64,22 @@ class Delivered(Struct, frozen=True):
     """What reached the caller, for the bill.
 
     Attributes:
+        evidence: what is known of what it used.
         booking: what pays for it; ``is_paid`` if it has already.
-        is_free: no provider charges for it: it was sent nothing, or refused.
-        usage: as the provider told it; ``None`` if it did not.
-        output_bytes: bytes of answer, which bound its tokens where ``usage`` is missing; ``None``
-            where nothing but the hold does.
         place: among the request's attempts.
     """
 
     target: Target
     outcome: AttemptOutcome
-    is_free: bool
-    usage: Usage | None
-    output_bytes: int | None
+    evidence: Evidence
     booking: Booking
     place: int
     is_paid: bool = False
+
+    @property
+    def is_free(self) -> bool:
+        """Whether no provider charges for it: it was sent nothing, or refused."""
+        return self.evidence.is_free
 
 
 class _LateError(Exception):
@@ -105,10 +107,12 @@ class Try:
         "_first_ms",
         "_has_ended",
         "_is_read",
+        "_is_refused",
         "_key",
         "_kind",
         "_place",
         "_reader",
+        "_report",
         "_retry_after_s",
         "_span_id",
         "_speech",
@@ -116,7 +120,6 @@ class Try:
         "_started_ms",
         "_stream",
         "_ttft_ms",
-        "_usage",
         "_wants_logprobs",
         "booking",
         "call",
@@ -159,7 +162,8 @@ class Try:
         self._ttft_ms: float | None = None
         self._done_at: float | None = None
         self._answer = self._events = b""
-        self._usage: Usage | None = None
+        self._report = NOTHING
+        self._is_refused = False
         self._reader: StreamReader | None = None
         self._stream: Stream | None = None
         self._retry_after_s: float | None = None
@@ -256,8 +260,40 @@ class Try:
         )
         self._answered(answer.status, answer.retry_after, answer.body)
         if self.outcome == "ok":
-            reply = heard(self._speech.reply, self._asked, answer.body)
-            self._answer, self._usage = reply.body, reply.usage
+            self._take(answer.body)
+
+    def _take(self, body: bytes) -> None:
+        """Take an answer in one piece.
+
+        Raises:
+            ValueError: it is none.
+        """
+        try:
+            reply = heard(self._speech.reply, self._asked, body)
+        except ValueError:
+            if self._refuses(body):
+                return
+            # What it used is told all the same, as by a model that could not spell its call.
+            with suppress(ValueError):
+                self._report = heard(self._speech.report, body)
+            raise
+        self._answer, self._report = reply.body, reply.report
+
+    def _refuses(self, body: bytes) -> bool:
+        """Whether ``body`` is an error or a page, whatever the status says: nobody answered.
+
+        OpenRouter documents errors with status 200 (bifrost#5963, langchain#40362, 2026); a page is
+        of a proxy or a login on the way.
+        """
+        text = body.lstrip()
+        if text and not text.startswith(b"<"):
+            try:
+                if heard(self._speech.rejection, self._asked, body) is None:
+                    return False
+            except ValueError:
+                return False
+        self._is_refused, self.outcome = True, "server_error"
+        return True
 
     def _traceparent(self) -> bytes | None:
         """Return what tells the provider of the trace; the caller's own where we add nothing."""
@@ -275,6 +311,10 @@ class Try:
             return
         self.status, self.outcome = stream.status, "bad_response"
         if not stream.is_event_stream:
+            body = await self._rest_of(stream)
+            if not self._refuses(body):
+                with suppress(ValueError):
+                    self._report = heard(self._speech.report, body)
             return
         await self._await_answer(self._speech.reader(self._asked))
 
@@ -361,13 +401,21 @@ class Try:
 
     def delivered(self) -> Delivered:
         """Return what reached the caller so far."""
-        usage = self._usage if self._reader is None else self._reader.usage
+        reader, answer_bytes = self._reader, self._answer_bytes
+        # An answer in one piece tells its usage of all of it.
+        evidence = Evidence(
+            is_free=self._is_free,
+            report=self._report if reader is None else reader.report,
+            has_output=self.call.endpoint != "embeddings",
+            output_bytes=answer_bytes,
+            reported_bytes=answer_bytes or 0 if reader is None else reader.reported_bytes,
+            held_nusd=self.booking.amount_nusd,
+            output_tokens=self.booking.output_tokens,
+        )
         return Delivered(
             self.target,
             self.outcome,
-            self._is_free,
-            usage,
-            self._answer_bytes,
+            evidence,
             self.booking,
             self._place,
             self.is_paid,
@@ -375,7 +423,7 @@ class Try:
 
     @property
     def _is_free(self) -> bool:
-        if not self.was_sent or self.status not in (None, OK):
+        if not self.was_sent or self._is_refused or self.status not in (None, OK):
             return True
         reader = self._reader
         if reader is not None and reader.has_failed and not reader.output_bytes:

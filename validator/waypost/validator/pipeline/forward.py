@@ -33,6 +33,7 @@ async def forward(
     """
     walk = Walk(desk, call, considered, decision, booking)
     told: Try | None = None
+    unsettled: Try | None = None
     try:
         if not call.streamed:
             # It runs to its end even if the caller hangs up: only the end says what it cost.
@@ -48,15 +49,15 @@ async def forward(
             raise UpstreamError("The caller hung up.", code="caller_gone")
         return told.delivered()
     except BaseException:
-        if told is not None:
-            call.usage = told.delivered().usage
-        told = None  # nobody else will settle it
+        unsettled, told = told, None  # nobody else will settle it
         raise
     finally:
         walk.hang_up()
         for one in walk.tries:
             if one is not told and not (done := one.delivered()).is_free:
-                await pay(call, considered.facts, done)
+                charge = await pay(call, considered.facts, done)
+                if one is unsettled:
+                    call.usage = charge.usage
         for held in walk.bookings:
             if told is None or held is not told.booking:
                 await let_go(call, held)

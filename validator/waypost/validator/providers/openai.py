@@ -8,7 +8,13 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from waypost.validator.apis.fields import ABSENT, encode, is_present, usage_of
+from waypost.validator.apis.fields import ABSENT, encode, is_present
+from waypost.validator.dialects.usage import (
+    Told,
+    UsageReport,
+    read_completion,
+    read_completion_parts,
+)
 from waypost.validator.events import is_end_mark
 from waypost.validator.speech import Outgoing
 from waypost.validator.translation.neutral import (
@@ -39,6 +45,7 @@ __all__ = [
     "headers",
     "outgoing",
     "path",
+    "report",
 ]
 
 NATIVE = {
@@ -221,18 +228,21 @@ class _Choice(Struct):
     message: _Message | None = None
     delta: _Message | None = None
     finish_reason: str | None = None
+    usage: Raw = ABSENT
 
 
 class _Completion(Struct):
     choices: list[_Choice]
     model: str = ""
     usage: Raw = ABSENT
+    x_groq: Told | None = None
+
+    def report(self) -> UsageReport:
+        return read_completion_parts(self.usage, self.choices, self.x_groq)
 
 
-class _Chunk(Struct):
+class _Chunk(_Completion):
     choices: list[_Choice] = []
-    model: str = ""
-    usage: Raw = ABSENT
     error: Raw = ABSENT
 
 
@@ -273,8 +283,13 @@ def answer(body: bytes, *, id: str) -> Answer:
         model=completion.model,
         parts=tuple(parts),
         stop="filter" if message.refusal else stop,
-        usage=usage_of(completion.usage),
+        usage=completion.report().usage(),
     )
+
+
+def report(body: bytes) -> UsageReport:
+    """See ``ProviderSide``."""
+    return read_completion(body)
 
 
 def failure(body: bytes) -> Failure | None:
@@ -319,9 +334,7 @@ class _Decoder:
                 if self._stop != "filter":
                     self._stop = _STOPS.get(choice.finish_reason, "end")
                 sink.finish(self._stop)
-        told = usage_of(chunk.usage)
-        if told is not None:
-            sink.used(told)
+        sink.used(chunk.report())
 
     def _see_delta(self, delta: _Message, sink: Sink) -> None:
         if delta.thoughts:

@@ -5,8 +5,8 @@
 
 from typing import Protocol
 
-from waypost.shared.money import Usage
 from waypost.validator.apis import StreamReader
+from waypost.validator.dialects.usage import UsageReport
 from waypost.validator.events import EventReader
 from waypost.validator.speech import Asked, Outgoing, Reply, UntranslatableError
 from waypost.validator.translation import chat, messages, responses
@@ -107,6 +107,14 @@ class ProviderSide(Protocol):
         """
         ...
 
+    def report(self, body: bytes) -> UsageReport:
+        """Return what an unstreamed answer says it used, whether or not it makes sense.
+
+        Raises:
+            ValueError: it is not even JSON.
+        """
+        ...
+
     def failure(self, body: bytes) -> Failure | None:
         """Return what an error says; ``None`` if it is not one."""
         ...
@@ -183,7 +191,11 @@ class Translated:
     def reply(self, asked: Asked, body: bytes) -> Reply:
         """See ``Speech``."""
         answer = self._provider.answer(body, id=asked.id)
-        return Reply(self._caller.answer(answer, asked), answer.usage)
+        return Reply(self._caller.answer(answer, asked), self._provider.report(body))
+
+    def report(self, body: bytes) -> UsageReport:
+        """See ``Speech``."""
+        return self._provider.report(body)
 
     def rejection(self, asked: Asked, body: bytes) -> bytes | None:
         """See ``Speech``."""
@@ -232,7 +244,7 @@ class _Reader(EventReader):
         if self._stop is None or self.has_failed or self._is_closed:
             return b""
         self._is_closed = True
-        return self._writer.finish(*self._stop, self.usage)
+        return self._writer.finish(*self._stop, self.report.usage())
 
     def breaking_off(self, message: str, *, code: str) -> bytes:
         return self._writer.fail(Failure(message, code))
@@ -264,8 +276,8 @@ class _Reader(EventReader):
         self.has_begun = True
         self.output_bytes += len(text.encode())
 
-    def used(self, usage: Usage) -> None:
-        self.usage = usage
+    def used(self, report: UsageReport) -> None:
+        self.tell(report)
 
     def finish(self, stop: StopReason, stop_sequence: str | None = None) -> None:
         self.has_begun = self.is_done = True

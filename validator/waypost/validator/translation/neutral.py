@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from waypost.shared.money import Usage
+from waypost.validator.dialects.usage import UsageReport
 from waypost.validator.speech import UntranslatableError
 
 __all__ = [
@@ -179,7 +180,7 @@ class Sink(Protocol):
         """A piece of a call's arguments."""
         ...
 
-    def used(self, usage: Usage) -> None:
+    def used(self, report: UsageReport) -> None:
         """What was used so far; the last word counts."""
         ...
 
