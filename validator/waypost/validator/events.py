@@ -234,5 +234,6 @@ def _lines(event: bytes) -> list[bytes]:
 def _payload(event: bytes) -> bytes:
     if event.startswith(b"data:") and b"\n" not in event and b"\r" not in event:
         return event[5:].strip()
-    values = [line[5:].removeprefix(b" ") for line in _lines(event) if line.startswith(b"data:")]
+    fields = (line.partition(b":") for line in _lines(event))
+    values = [value.removeprefix(b" ") for name, _, value in fields if name == b"data"]
     return b"\n".join(values).strip()
