@@ -298,7 +298,11 @@ def test_a_stream_reads_as_it_was_written(
     for payload in _payloads(stream):
         decoder.see(payload, heard)
 
-    assert (heard.model, heard.stop, heard.report.usage()) == ("m", (answer.stop, None), answer.usage)
+    assert (heard.model, heard.stop, heard.report.usage()) == (
+        "m",
+        (answer.stop, None),
+        answer.usage,
+    )
     assert heard.said == [
         part.text if isinstance(part, Text) else [part.id, part.name, part.arguments]
         for part in answer.parts

@@ -286,14 +286,16 @@ class Try:
         of a proxy or a login on the way.
         """
         text = body.lstrip()
-        if text and not text.startswith(b"<"):
-            try:
-                if heard(self._speech.rejection, self._asked, body) is None:
-                    return False
-            except ValueError:
-                return False
-        self._is_refused, self.outcome = True, "server_error"
-        return True
+        if not text or text.startswith(b"<"):
+            self._is_refused, self.outcome = True, "bad_response"
+            return True
+        try:
+            is_error = heard(self._speech.rejection, self._asked, body) is not None
+        except ValueError:
+            return False
+        if is_error:
+            self._is_refused, self.outcome = True, "server_error"
+        return is_error
 
     def _traceparent(self) -> bytes | None:
         """Return what tells the provider of the trace; the caller's own where we add nothing."""
@@ -311,12 +313,17 @@ class Try:
             return
         self.status, self.outcome = stream.status, "bad_response"
         if not stream.is_event_stream:
-            body = await self._rest_of(stream)
-            if not self._refuses(body):
-                with suppress(ValueError):
-                    self._report = heard(self._speech.report, body)
+            await self._look_into(stream)
             return
         await self._await_answer(self._speech.reader(self._asked))
+
+    async def _look_into(self, stream: Stream) -> None:
+        """See what came in the place of a stream: it may be an error, or tell what it used."""
+        until = asyncio.get_running_loop().time() + USAGE_WAIT_S
+        with suppress(NoAnswerError, ValueError):
+            body = await self._rest_of(stream, until=min(until, self._until()))
+            if not self._refuses(body):
+                self._report = heard(self._speech.report, body)
 
     async def _await_answer(self, reader: StreamReader) -> None:
         """Read until some of an answer has come: as long as none has, there may be another try."""
@@ -365,9 +372,12 @@ class Try:
             self.call.id, self.target.model.provider, why,
         )  # fmt: skip
 
-    async def _rest_of(self, stream: Stream) -> bytes:
+    async def _rest_of(self, stream: Stream, *, until: float | None = None) -> bytes:
         body = b""
-        while len(body) < MAX_ERROR_BYTES and (chunk := await stream.read(until=self._until())):
+        while len(body) < MAX_ERROR_BYTES:
+            chunk = await stream.read(until=self._until() if until is None else until)
+            if not chunk:
+                break
             body += chunk
         return body
 
