@@ -123,18 +123,18 @@ def text_of(text: str) -> str:
     """Return what was said, in whatever API."""
     said = ""
     for one in payloads(text):
-        if not isinstance(one, dict):
+        if one == "[DONE]":
             continue
         for choice in one.get("choices") or ():
             said += choice["delta"].get("content") or ""
         if one.get("type") in ("content_block_delta", "response.output_text.delta"):
-            delta = one["delta"]
-            said += delta if isinstance(delta, str) else delta.get("text", "")
+            piece: Any = one["delta"]
+            said += piece if isinstance(piece, str) else piece.get("text", "")
     return said
 
 
 def response(kind: str, number: int, **changes: object) -> bytes:
-    whole = {
+    whole: dict[str, Any] = {
         "id": "resp_1",
         "object": "response",
         "created_at": 1,
@@ -150,7 +150,7 @@ def response(kind: str, number: int, **changes: object) -> bytes:
 
 
 def delta(number: int, text: str = "Half") -> bytes:
-    fields = {"item_id": "m", "output_index": 0, "content_index": 0, "logprobs": []}
+    fields: dict[str, Any] = {"item_id": "m", "output_index": 0, "content_index": 0, "logprobs": []}
     return named_event(
         {
             "type": "response.output_text.delta",

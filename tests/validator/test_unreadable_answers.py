@@ -171,7 +171,7 @@ changes = st.builds(
 
 
 def _places(node: Any) -> Iterator[tuple[Any, Any]]:  # noqa: ANN401 - JSON
-    items = node.items() if isinstance(node, dict) else enumerate(node)
+    items: Any = node.items() if hasattr(node, "items") else enumerate(node)
     for key, value in list(items):
         yield node, key
         if isinstance(value, dict | list):
@@ -180,7 +180,8 @@ def _places(node: Any) -> Iterator[tuple[Any, Any]]:  # noqa: ANN401 - JSON
 
 def changed(whole: Any, made: list[Change]) -> bytes:  # noqa: ANN401 - JSON
     """Return ``whole`` as JSON, less or other than it was."""
-    whole, raws = json.loads(json.dumps(whole)), []
+    whole = copy.deepcopy(whole)
+    raws: list[tuple[int, bytes]] = []
     for number, one in enumerate(made):
         places = list(_places(whole))
         if not places:
@@ -195,7 +196,7 @@ def changed(whole: Any, made: list[Change]) -> bytes:  # noqa: ANN401 - JSON
             case "swap":
                 other, name = places[(one.place * 7) % len(places)]
                 node[key] = (
-                    json.loads(json.dumps(other[name]))
+                    copy.deepcopy(other[name])
                     if name in other or not isinstance(other, dict)
                     else None
                 )
@@ -244,7 +245,7 @@ def cases(draw: st.DrawFn) -> Case:
     stream = b""
     for place, one in enumerate(events):
         data = changed(one, draw(few)) if place == hit else json.dumps(one).encode()
-        name = one["type"] if isinstance(one, dict) and isinstance(one.get("type"), str) else ""
+        name: str = one.get("type", "")
         stream += (f"event: {name}\n".encode() if name else b"") + b"data: " + data + b"\n\n"
     stream += draw(
         st.sampled_from((b"", DONE, b"data: {", b"data: \xff\n\n", named_event({"type": "error"})))

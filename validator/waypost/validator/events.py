@@ -93,7 +93,13 @@ class EventReader:
         kept: list[bytes] | None = None
         events, between = self._events(whole)
         for place, event in enumerate(events):
-            passes = not self.is_over and self._passes(event)
+            if self.is_over:
+                passes = False
+            elif payload := _payload(event):
+                self._event = event
+                passes = self._read(payload)
+            else:
+                passes = True
             if not passes and kept is None:
                 kept = events[:place]
             elif passes and kept is not None:
@@ -112,13 +118,6 @@ class EventReader:
             self.fault = ""  # a part of an event says that the stream was cut
             self._see_end()
         return rest + self._closing()
-
-    def _passes(self, event: bytes) -> bool:
-        payload = _payload(event)
-        if not payload:
-            return True
-        self._event = event
-        return self._read(payload)
 
     def _read(self, payload: bytes) -> bool:
         """See an event. Whatever goes wrong with that is the provider's fault, and its end."""

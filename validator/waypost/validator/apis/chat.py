@@ -109,9 +109,9 @@ def reader(request: Request) -> "Reader":
 
 
 def _choices(request: Request) -> int:
-    """Return how many answers were asked for."""
+    """Return how many answers were asked for: several for each of several prompts."""
     asked: Any = request
-    prompts: Any = getattr(asked, "prompt", None)
+    prompts: list[object] | str = getattr(asked, "prompt", "")
     several = isinstance(prompts, list) and not isinstance(prompts[0], int)
     count: int = getattr(asked, "n", None) or 1
     return count * len(prompts) if several else count

@@ -26,7 +26,7 @@ from waypost.validator.problems import OK, deadline_exceeded, describe, outcome_
 from waypost.validator.resilience.causes import cause_of_rejection
 from waypost.validator.resilience.keys import retry_after_s
 from waypost.validator.serving import Target
-from waypost.validator.speech import Outgoing, heard
+from waypost.validator.speech import Outgoing, UnreadableError, heard
 from waypost.validator.upstream import NoAnswerError, Stream
 
 __all__ = ["Delivered", "Try"]
@@ -201,7 +201,7 @@ class Try:
                 self.outcome = "deadline_exceeded"
         except _LateError:
             self.outcome = "deadline_exceeded"
-        except ValueError as exc:
+        except UnreadableError as exc:
             self._cannot_read(str(exc))
             self.outcome = "bad_response"
         except BaseException:
@@ -226,8 +226,11 @@ class Try:
             outcome = self._how_it_ended(self._reader, broken="server_error")
         except _LateError:
             outcome = "deadline_exceeded"
-        except (NoAnswerError, ValueError):
+        except NoAnswerError:
             pass
+        except UnreadableError as exc:
+            self._cannot_read(str(exc))
+            outcome = "bad_response"
         except BaseException:
             self._end("cancelled")
             raise
@@ -459,7 +462,7 @@ class Try:
     async def _pass_error_on(self) -> None:
         try:
             body = heard(self._speech.rejection, self._asked, self._answer)
-        except ValueError:
+        except UnreadableError:
             body = None
         if body is None:
             body = rejected(self.call.endpoint, self.call.id)
@@ -502,7 +505,7 @@ class Try:
             return "deadline_exceeded"
         except NoAnswerError:
             return "cut_short"
-        except ValueError as exc:
+        except UnreadableError as exc:
             self._cannot_read(str(exc))
             return "bad_response"
         return self._how_it_ended(reader, broken="cut_short")
@@ -515,7 +518,7 @@ class Try:
 
         Raises:
             NoAnswerError: the provider broke off.
-            ValueError: an event without end.
+            UnreadableError: it sent what cannot be read.
             _LateError: the caller's deadline passed.
         """
         stream = self._stream
@@ -528,9 +531,9 @@ class Try:
                 if not chunk:
                     is_whole = True
                     break
-                if events := reader.feed(chunk):
+                if events := heard(reader.feed, chunk):
                     return events
-        except (NoAnswerError, ValueError) as failure:
+        except (NoAnswerError, UnreadableError) as failure:
             # Whatever happens after the end of the answer.
             if not (reader.is_done or reader.has_failed):
                 is_late = isinstance(failure, NoAnswerError) and failure.outcome == "timeout"
@@ -538,7 +541,7 @@ class Try:
                     raise _LateError from failure
                 raise
         self._is_read = True
-        return reader.end(is_whole=is_whole)
+        return heard(reader.end, is_whole=is_whole)
 
     def _patience(self, reader: StreamReader) -> float:
         """Return when the provider must have said more, by the loop's clock."""
@@ -628,5 +631,5 @@ def _read_answer(body: bytes, *, streamed: bool) -> Answer:
     """Return what an answer says; nothing if that cannot be read."""
     try:
         return heard(read_answer, body, streamed=streamed)
-    except ValueError:
+    except UnreadableError:
         return Answer()

@@ -24,7 +24,7 @@ from waypost.validator.problems import deadline_exceeded
 from waypost.validator.resilience.budget import full_jitter_s
 from waypost.validator.resilience.keys import LONGEST_WAIT_S
 from waypost.validator.serving import Target
-from waypost.validator.speech import heard
+from waypost.validator.speech import UnreadableError, heard
 
 __all__ = ["Walk"]
 
@@ -332,7 +332,10 @@ class Walk:
                 said = (await sample.collect()).text
                 if sample.outcome == "ok":
                     texts[sample] = said
-        share, place = heard(agreement, list(texts.values()))
+        try:
+            share, place = heard(agreement, list(texts.values()))
+        except UnreadableError:
+            share, place = 0.0, 0
         return list(texts)[place], share * len(texts) / samples
 
     async def _sample(self, target: Target) -> Try | None:
@@ -403,5 +406,5 @@ def _confidence(signal: Signal, answer: Answer, judge: JudgeModel | None) -> flo
     """Return how sure an answer is; ``None`` if that cannot be read in it."""
     try:
         return heard(confidence, signal, answer, model=judge)
-    except ValueError:
+    except UnreadableError:
         return None
