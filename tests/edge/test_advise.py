@@ -98,6 +98,22 @@ def test_exports_of_every_kind_say_the_same(tmp_path: Path, header: str, row: st
     )
 
 
+ROWS = ("model;date;input_tokens;output_tokens;requests;spend", "gpt-4o;2026-10-01;300;90;3;0,25")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("delimiter", [";", ",", "\t"])
+def test_files_that_spreadsheets_write_are_read(
+    tmp_path: Path, encoding: str, delimiter: str
+) -> None:
+    text = "\n".join(ROWS).replace("0,25", "0.25") if delimiter == "," else "\n".join(ROWS)
+    (tmp_path / "u.csv").write_text(text.replace(";", delimiter), encoding=encoding)
+
+    (found,) = read_usage(tmp_path / "u.csv")
+
+    assert (found.requests, found.input_tokens, found.cost_usd) == (3, 300, Decimal("0.25"))
+
+
 def test_costs_are_taken_as_the_export_says_them(tmp_path: Path) -> None:
     path = write(tmp_path / "u.csv", "model,prompt_tokens,completion_tokens,cost", "x,1,1,$0.25")
 
@@ -125,7 +141,7 @@ def test_what_is_no_export_is_refused_with_the_place(tmp_path: Path, text: str, 
 
 def test_a_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "u.csv"
-    path.write_bytes("modèle".encode("utf-16"))
+    path.write_bytes("modèle".encode("latin-1"))
 
     with pytest.raises(UsageError, match="not CSV in UTF-8"):
         list(read_usage(path))
@@ -254,3 +270,28 @@ def test_an_export_s_own_text_does_not_reach_the_terminal_raw(tmp_path: Path) ->
     path.write_text("model,input_tokens,output_tokens\n\x1b[31mred[bold],1,1\n")
 
     assert "\x1b[31m" not in run(str(path)).stdout
+
+
+def test_a_sum_of_nobody_knows_how_many_requests_is_no_verdict_on_their_length(
+    tmp_path: Path,
+) -> None:
+    days = [f"2026-10-{day:02},claude-opus-4-1,9000000,900000" for day in range(1, 31)]
+    header = "usage_date_utc,model_version,usage_input_tokens_no_cache,usage_output_tokens"
+
+    advice = advise(read_usage(write(tmp_path / "u.csv", header, *days)))
+
+    assert advice.verdict == "unknown"
+    assert advice.monthly_usd > 1_000
+    assert "how many requests" in " ".join(advice.sentences)
+
+
+def test_one_day_is_not_said_to_be_a_month_without_a_word() -> None:
+    assert "So few days" in " ".join(advise([used(times=100_000)]).sentences)
+    assert "So few days" not in " ".join(a_month(1_000).sentences)
+
+
+@pytest.mark.parametrize("model", ["text-embedding-3-small", "voyage-3", "mistral-embed"])
+def test_embeddings_have_a_price(model: str) -> None:
+    advice = advise([used(model, output=0)])
+
+    assert not advice.unpriced

@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from typer.testing import CliRunner, Result
 from support.requests import few_policies, random_facts, seeds
 from support.worlds import NOW, a_model, a_policy, policies, some_facts
 from waypost.edge.analysis.findings import Problem, find_problems
+from waypost.edge.analysis.prices import differences
 from waypost.edge.analysis.requests import as_curl
 from waypost.edge.analysis_cli import add_commands
 from waypost.edge.authoring import Authored, load_policy
@@ -33,7 +35,7 @@ from waypost.shared.contracts import (
 from waypost.shared.engine import decide
 from waypost.shared.headers import parse_facts, parse_proposal
 from waypost.shared.measure import decode_chat, measure_chat
-from waypost.shared.money import Price
+from waypost.shared.money import NUSD_PER_USD, Price
 
 DEFAULT = Route(name="default", models=("large", "small"), fallback=("clinical",))
 
@@ -400,6 +402,48 @@ def test_imported_prices_are_a_file_that_a_policy_can_extend(tmp_path: Path) -> 
     (medium,) = (model for model in policy.models if model.id == "medium")
     assert medium.price.input_nusd_per_mtok == 250_000_000
     assert not [p for p in problems(policy) if p.code == "stale_price"]
+
+
+def test_prices_of_long_prompts_are_imported_published_and_compared(tmp_path: Path) -> None:
+    bare = "models: {writer: {provider: anthropic, name: claude-sonnet-4-5, tokens: {output: 9}}}"
+    (tmp_path / "models.yaml").write_text(bare)
+    run("prices", str(tmp_path / "models.yaml"), "--out", str(tmp_path / "prices.yaml"))
+    (tmp_path / "policy.yaml").write_text(
+        "extends: prices.yaml\ntiers: [free]\nproviders: {anthropic: {}}\n"
+        "models: {writer: {provider: anthropic, name: claude-sonnet-4-5, tiers: [free],"
+        " tokens: {context: 1_000_000, output: 9}}}\nroutes: [{name: all, models: writer}]\n"
+    )
+
+    policy = load_policy(tmp_path / "policy.yaml", channel="prod", version=1, issued_at=NOW).full
+
+    price = policy.models[0].price
+    assert price.at(200_000).input_nusd_per_mtok == 3 * NUSD_PER_USD
+    assert price.at(200_001).input_nusd_per_mtok == 6 * NUSD_PER_USD
+    assert price.at(200_001).cache_write_1h_nusd_per_mtok == 12 * NUSD_PER_USD
+    # Who does not know such prices must not serve by the lower ones.
+    assert policy.must_understand == ("price_above",)
+    assert not [p for p in problems(policy) if p.code == "stale_price"]
+    cheaper = structs.replace(policy.models[0], price=price.at(0))
+    told = [p.message for p in problems(structs.replace(policy, models=(cheaper,)))]
+    assert any("$3.0000 here, $6 in genai-prices" in message for message in told)
+
+
+@pytest.mark.parametrize(("context", "is_told"), [(8_192, True), (300_000, False)])
+def test_an_embedding_models_window_is_of_all_texts_of_a_request(
+    context: int, is_told: bool
+) -> None:
+    price = Price(input_nusd_per_mtok=NUSD_PER_USD // 50, output_nusd_per_mtok=0)
+    model = structs.replace(
+        a_model("e", price=price),
+        provider="openai",
+        name="text-embedding-3-small",
+        endpoints=("embeddings",),
+        context_tokens=context,
+    )
+
+    told = dict(differences(model, at=datetime.fromtimestamp(NOW, UTC)))
+
+    assert list(told) == (["tokens.context"] if is_told else [])
 
 
 def test_prices_are_looked_up_of_the_models_of_every_layer(tmp_path: Path) -> None:

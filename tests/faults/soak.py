@@ -22,14 +22,18 @@ from typing import Any
 import httpx
 
 from support.upstream import (
+    USAGE,
     Behaviour,
     Exchange,
     Upstream,
     answering,
+    completion,
+    event,
     failing,
     hanging,
     resetting,
     running_upstream,
+    usage_event,
 )
 from support.validator import HELLO, Running, running_validator
 from support.worlds import a_model, a_policy
@@ -59,6 +63,43 @@ async def halting(exchange: Exchange) -> None:
     await hanging(exchange)
 
 
+async def announcing(exchange: Exchange) -> None:
+    """Begins a stream, and is overloaded before any of the answer."""
+    await exchange.start_stream()
+    await exchange.chunk(ROLE)
+    await exchange.chunk(b'data: {"error": {"message": "overloaded"}}\n\n')
+    await exchange.end_stream()
+
+
+async def nested(exchange: Exchange) -> None:
+    """Sends what no decoder can read."""
+    await exchange.respond(200, b"[" * 5_000)
+
+
+def ending(text: str, *last: bytes) -> Behaviour:
+    """Answers with a whole stream that ends as some providers do."""
+
+    async def behave(exchange: Exchange) -> None:
+        if not exchange.seen.json.get("stream"):
+            await exchange.respond(200, completion(text))
+            return
+        await exchange.start_stream()
+        await exchange.chunk(ROLE + event(text))
+        for piece in last:
+            await exchange.chunk(piece)
+        await exchange.end_stream()
+
+    return behave
+
+
+ROLE = event(None, choices=[{"index": 0, "delta": {"role": "assistant", "content": ""}}])
+WHOLE: tuple[Behaviour, ...] = (
+    answering(ANSWER),
+    ending(ANSWER, event(None), usage_event()),
+    ending(ANSWER, event(None), usage_event(), b"data: [DONE]"),
+    ending(ANSWER, event(None, usage=USAGE)[:-2]),
+)
+
 OUTAGES: tuple[Behaviour, ...] = (
     failing(500),
     failing(503),
@@ -69,6 +110,8 @@ OUTAGES: tuple[Behaviour, ...] = (
     closing,
     garbled,
     halting,
+    announcing,
+    nested,
 )
 
 
@@ -132,7 +175,7 @@ class Weather:
     async def _fair(self, exchange: Exchange) -> None:
         await asyncio.sleep(self._draw.expovariate(1 / 0.005))
         blip = self._draw.random() < 0.01
-        await (failing(503) if blip else answering(ANSWER))(exchange)
+        await (failing(503) if blip else self._draw.choice(WHOLE))(exchange)
 
 
 async def _caller(

@@ -148,13 +148,15 @@ FAULTS = {
         both(raw(head(len(ANSWER) - 9), ANSWER), raw(head(9, kind=SSE), event("four"))),
         "bad_response",
     ),
-    "sends no JSON": Fault(
+    "sends a page": Fault(
         both(
             raw(head(6), b"<html>"),
             raw(head(24, kind=b"content-type: text/html\r\n"), b"<html>not a stream</html>"),
         ),
         "bad_response",
+        is_free=True,
     ),
+    "sends no JSON": Fault(both(raw(head(4), b"four"), raw(head(4), b"four")), "bad_response"),
     "sends no HTTP": Fault(raw(b"220 mail.example ESMTP\r\n"), "bad_response"),
     "compresses though asked not to": Fault(gzipped, "bad_response"),
     "says gzip and sends something else": Fault(

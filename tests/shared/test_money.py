@@ -3,29 +3,56 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
-from waypost.shared.money import MTOK, Price, Usage, bill, format_usd, upper_bound
+from waypost.shared.money import (
+    KEPT_1H,
+    MTOK,
+    Price,
+    PriceAbove,
+    Usage,
+    bill,
+    format_usd,
+    upper_bound,
+)
 
 amounts = st.integers(0, 10**12)
+tokens = st.integers(0, 10**7)
+kinds = {
+    f"{kind}_nusd_per_mtok": st.none() | amounts
+    for kind in (
+        "cached_input",
+        "cache_write",
+        "cache_write_1h",
+        "image_input",
+        "audio_input",
+        "audio_output",
+        "reasoning",
+    )
+}
+steps = st.lists(
+    st.builds(
+        PriceAbove,
+        above_input_tokens=tokens,
+        input_nusd_per_mtok=st.none() | amounts,
+        output_nusd_per_mtok=st.none() | amounts,
+        **kinds,
+    ),
+    max_size=3,
+    unique_by=lambda step: step.above_input_tokens,
+).map(lambda some: tuple(sorted(some, key=lambda step: step.above_input_tokens)))
 prices = st.builds(
     Price,
     input_nusd_per_mtok=amounts,
     output_nusd_per_mtok=amounts,
     request_nusd=amounts,
-    **{
-        f"{kind}_nusd_per_mtok": st.none() | amounts
-        for kind in (
-            "cached_input",
-            "cache_write",
-            "image_input",
-            "audio_input",
-            "audio_output",
-            "reasoning",
-        )
-    },
+    above=steps,
+    **kinds,
 )
-tokens = st.integers(0, 10**7)
-KINDS = ("cached", "cache_write", "image_input", "audio_input", "audio_output", "reasoning")
+KINDS = (
+    "cached", "cache_write", "cache_write_1h", "image_input", "audio_input", "audio_output",
+    "reasoning",
+)  # fmt: skip
 # Kinds that providers report may overlap, or exceed what they are part of.
 usages = st.builds(
     Usage,
@@ -33,7 +60,7 @@ usages = st.builds(
     output_tokens=tokens,
     **{f"{kind}_tokens": tokens for kind in KINDS},
 )
-EVERYTHING = ("audio", "vision")
+EVERYTHING = ("audio", "vision", KEPT_1H)
 
 
 @given(prices, usages)
@@ -46,13 +73,57 @@ def test_no_usage_within_the_bounds_costs_more_than_the_bound(price: Price, usag
     )
 
 
+@given(prices, tokens, tokens, tokens, tokens)
+def test_a_smaller_request_is_within_the_bound_of_a_larger_one(
+    price: Price, into: int, out: int, less_in: int, less_out: int
+) -> None:
+    usage = Usage(input_tokens=min(into, less_in), output_tokens=min(out, less_out))
+
+    assert bill(price, usage) <= upper_bound(price, input_tokens=into, output_tokens=out)
+
+
+def test_a_long_prompt_costs_more_from_its_first_token_on() -> None:
+    price = Price(
+        input_nusd_per_mtok=1 * MTOK,
+        output_nusd_per_mtok=10 * MTOK,
+        cached_input_nusd_per_mtok=MTOK // 10,
+        above=(
+            PriceAbove(above_input_tokens=200, input_nusd_per_mtok=2 * MTOK),
+            PriceAbove(above_input_tokens=500, output_nusd_per_mtok=30 * MTOK),
+        ),
+    )
+
+    def cost(into: int) -> int:
+        return bill(price, Usage(input_tokens=into, output_tokens=1))
+
+    assert [cost(200), cost(201), cost(501)] == [210, 412, 1_032]
+    assert upper_bound(price, input_tokens=501, output_tokens=1) == 1_032
+    assert bill(price, Usage(input_tokens=300, cached_tokens=300)) == 30
+
+
+def test_what_a_cache_keeps_for_an_hour_costs_twice_the_input_or_what_is_written_down() -> None:
+    usage = Usage(input_tokens=10, cache_write_tokens=8, cache_write_1h_tokens=6)
+    price = Price(
+        input_nusd_per_mtok=100 * MTOK,
+        output_nusd_per_mtok=0,
+        cache_write_nusd_per_mtok=125 * MTOK,
+    )
+
+    assert bill(price, usage) == 2 * 100 + 2 * 125 + 6 * 200
+    assert upper_bound(price, input_tokens=1, output_tokens=0) == 125
+    assert upper_bound(price, input_tokens=1, output_tokens=0, needs=(KEPT_1H,)) == 200
+    own = structs.replace(price, cache_write_1h_nusd_per_mtok=180 * MTOK)
+    assert bill(own, usage) == 2 * 100 + 2 * 125 + 6 * 180
+
+
 @given(prices, usages)
 def test_no_token_is_cheaper_than_the_cheapest_price_of_its_side(
     price: Price, usage: Usage
 ) -> None:
+    price = price.at(usage.input_tokens)
     into = (price.input_nusd_per_mtok, price.cached_input_nusd_per_mtok,
             price.cache_write_nusd_per_mtok, price.image_input_nusd_per_mtok,
-            price.audio_input_nusd_per_mtok)  # fmt: skip
+            price.audio_input_nusd_per_mtok, price.cache_write_1h_nusd_per_mtok)  # fmt: skip
     out = (price.output_nusd_per_mtok, price.reasoning_nusd_per_mtok,
            price.audio_output_nusd_per_mtok)  # fmt: skip
     least = usage.input_tokens * min(paid for paid in into if paid is not None)
@@ -89,7 +160,7 @@ def test_each_kind_of_token_is_billed_at_its_own_price(usage: Usage, cost: int) 
     assert bill(price, usage) == cost
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "cached"])
+@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("cached", "cache_write_1h")])
 def test_tokens_of_a_kind_without_a_price_are_not_free(kind: str) -> None:
     price = Price(input_nusd_per_mtok=MTOK, output_nusd_per_mtok=MTOK, cached_input_nusd_per_mtok=0)
     usage = Usage(input_tokens=10, output_tokens=10, **{f"{kind}_tokens": 10})

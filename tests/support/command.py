@@ -25,6 +25,7 @@ class Command:
     folder: Path
     monkeypatch: pytest.MonkeyPatch
     capsys: pytest.CaptureFixture[str]
+    columns: int = 200  # tables as wide as they like
 
     def __call__(self, *arguments: str) -> Done:
         self.capsys.readouterr()
@@ -32,7 +33,7 @@ class Command:
         with self.monkeypatch.context() as patch:
             patch.chdir(self.folder)
             patch.setattr(sys, "argv", ["waypost", *arguments])
-            patch.setenv("COLUMNS", "200")  # tables as wide as they like
+            patch.setenv("COLUMNS", str(self.columns))
             try:
                 main()
             except SystemExit as exc:

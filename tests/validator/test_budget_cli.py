@@ -3,6 +3,7 @@
 import csv
 import json
 import time
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from uuid import UUID
@@ -130,7 +131,9 @@ def test_what_no_provider_confirmed_is_listed_and_corrected_once(command: Comman
     run_async(lose, command.folder / "state" / "ledger.sqlite")
     (listed,) = json.loads(command.good("budget", "unconfirmed", "--json"))
     assert (listed["id"], listed["state"], listed["cost_nusd"]) == (LOST, "unconfirmed", USD)
-    assert "cee" in command.good("budget", "unconfirmed")
+    narrow = replace(command, columns=80).good("budget", "unconfirmed")
+    assert LOST in narrow  # whole, to be copied
+    assert "cee" in narrow
 
     assert "no hold of a request" in command("budget", "correct", "h1", "--usd", "1").err
     nobody = f"{LOST[:-1]}1"

@@ -96,7 +96,7 @@ def test_all_that_a_model_writes_is_counted() -> None:
 def test_cached_tokens_are_part_of_the_prompts() -> None:
     told = {**USAGE, "prompt_tokens_details": {"cached_tokens": 12, "audio_tokens": 0}}
 
-    assert chat.usage(completion(usage=told)) == Usage(
+    assert chat.report(completion(usage=told)).usage() == Usage(
         input_tokens=20, output_tokens=7, cached_tokens=12
     )
 
@@ -113,19 +113,19 @@ def test_cached_tokens_are_part_of_the_prompts() -> None:
     ],
 )
 def test_a_usage_that_cannot_be_read_is_as_good_as_none(usage: object) -> None:
-    assert chat.usage(json.dumps({"choices": [], "usage": usage}).encode()) is None
+    assert chat.report(json.dumps({"choices": [], "usage": usage}).encode()).usage() is None
 
 
 def test_a_usage_of_nothing_is_a_usage() -> None:
     told = {"prompt_tokens": 0, "completion_tokens": 0}
 
-    assert chat.usage(completion(usage=told)) == Usage()
+    assert chat.report(completion(usage=told)).usage() == Usage()
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"null", b'{"choices": 7}', b"\xff"])
 def test_what_is_not_an_answer_is_said_to_be_none(body: bytes) -> None:
     with pytest.raises(ValueError, match=r".*"):
-        chat.usage(body)
+        chat.report(body)
 
 
 def test_a_name_given_twice_is_sent_once() -> None:

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from openai.types.responses import ResponseErrorEvent
+from openai.types.responses import ResponseErrorEvent, ResponseFailedEvent
 
 from support.upstream import DONE, USAGE, usage_event
 from support.wires import message, message_events, named_event
@@ -88,24 +88,29 @@ def test_an_error_inside_a_stream_is_not_its_end(endpoint: str, event: dict[str,
     assert (reading.has_failed, reading.is_done) == (True, False)
 
 
-def test_a_response_that_breaks_off_ends_in_its_own_error_event() -> None:
+def test_a_response_that_breaks_off_ends_in_an_error_and_failed() -> None:
     reading = reader("responses")
     reading.feed(named_event({"type": "response.output_text.delta", "delta": "Half"}))
     told = reading.breaking_off("It broke off.", code="upstream_cut_short")
 
-    event = ResponseErrorEvent.model_validate_json(told.partition(b"data: ")[2])
+    error, failed = (one.partition(b"data: ")[2] for one in told.rstrip().split(b"\n\n"))
+    event = ResponseErrorEvent.model_validate_json(error)
     assert (event.code, event.message, event.sequence_number) == (
         "upstream_cut_short",
         "It broke off.",
         1,
     )
+    last = ResponseFailedEvent.model_validate_json(failed)
+    assert (last.sequence_number, last.response.status) == (2, "failed")
+    assert last.response.error is not None
+    assert last.response.error.message == "It broke off."
 
 
 @pytest.mark.parametrize("endpoint", ["embeddings", "messages", "responses"])
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"null", b'{"choices":[]}', b"\xff"])
 def test_what_is_not_an_answer_is_said_to_be_none(endpoint: str, body: bytes) -> None:
     with pytest.raises(ValueError, match=r".*"):
-        APIS[endpoint].usage(body)
+        APIS[endpoint].report(body)
 
 
 @pytest.mark.parametrize(
@@ -125,4 +130,6 @@ def test_what_is_not_an_answer_is_said_to_be_none(endpoint: str, body: bytes) ->
 def test_a_usage_is_read_or_as_good_as_none(
     endpoint: str, body: dict[str, object], usage: Usage | None
 ) -> None:
-    assert APIS[endpoint].usage(json.dumps(body).encode()) == usage
+    report = APIS[endpoint].report(json.dumps(body).encode())
+
+    assert report.usage(has_output=endpoint != "embeddings") == usage

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from support.wires import message, message_events
 from waypost.shared.apis import decode
 from waypost.shared.money import Usage
+from waypost.validator.dialects.usage import NOTHING, UsageReport
 from waypost.validator.providers import DIALECTS, Dialect, anthropic, gemini, openai
 from waypost.validator.speech import Asked, UntranslatableError
 from waypost.validator.translation import CALLERS, CallerSide, Translated, chat, messages
@@ -240,7 +241,7 @@ class _Heard:
     def __init__(self) -> None:
         self.said: list[Any] = []
         self.stop: tuple[str, str | None] | None = None
-        self.usage: Usage | None = None
+        self.report = NOTHING
 
     def begin(self, model: str) -> None:
         self.model = model
@@ -260,8 +261,8 @@ class _Heard:
     def arguments(self, slot: int, text: str) -> None:
         self.said[-1][2] += text
 
-    def used(self, usage: Usage) -> None:
-        self.usage = usage
+    def used(self, report: UsageReport) -> None:
+        self.report = self.report.joined(report)
 
     def finish(self, stop: StopReason, stop_sequence: str | None = None) -> None:
         self.stop = (stop, stop_sequence)
@@ -297,7 +298,11 @@ def test_a_stream_reads_as_it_was_written(
     for payload in _payloads(stream):
         decoder.see(payload, heard)
 
-    assert (heard.model, heard.stop, heard.usage) == ("m", (answer.stop, None), answer.usage)
+    assert (heard.model, heard.stop, heard.report.usage()) == (
+        "m",
+        (answer.stop, None),
+        answer.usage,
+    )
     assert heard.said == [
         part.text if isinstance(part, Text) else [part.id, part.name, part.arguments]
         for part in answer.parts

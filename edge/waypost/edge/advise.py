@@ -22,6 +22,7 @@ Verdict = Literal["not_yet", "perhaps", "worth_it", "nothing_to_save", "unknown"
 
 LOW_USD, HIGH_USD = 500, 1_000  # a month; below, a person's time costs more than routing saves
 MONTH_DAYS = 30
+FEW_DAYS = 7  # fewer do not hold a week's shape
 MIN_SHARE = Decimal("0.10")  # of the bill; less is within what a policy's upkeep costs
 MIN_FACTOR = 2  # a model that is not twice as dear is not worth a rule
 THRESHOLDS = (100, 500, 2_000)  # input tokens of a request that is short
@@ -88,6 +89,7 @@ class Advice(Struct, frozen=True, kw_only=True):
         caching_usd: a month, what prompt caching could save at most, where little is cached.
         unpriced: models that the price list does not know and the export gives no cost for.
         is_summed: whether rows are sums, so that sizes of requests are averages.
+        is_uncounted: whether rows are sums of so many requests that nobody tells.
     """
 
     verdict: Verdict
@@ -99,6 +101,7 @@ class Advice(Struct, frozen=True, kw_only=True):
     caching_usd: float
     unpriced: tuple[str, ...]
     is_summed: bool
+    is_uncounted: bool = False
     prices: str = SOURCE
 
 
@@ -112,7 +115,7 @@ class _Sums:
         self.saved: dict[tuple[str, str, int], Decimal] = {}
         self.moved: dict[tuple[str, str, int], int] = {}
         self.uncached = Decimal(0)
-        self.is_summed = False
+        self.is_summed = self.is_uncounted = False
         self.first: datetime | None = None
         self.last: datetime | None = None
         self._cheap = cheap
@@ -131,6 +134,7 @@ class _Sums:
         if cost is not None:
             self.cost[model] = self.cost.get(model, Decimal(0)) + cost
         self.is_summed |= used.requests > 1
+        self.is_uncounted |= not used.is_counted
         if used.at is not None:
             self.first = min(self.first or used.at, used.at)
             self.last = max(self.last or used.at, used.at)
@@ -138,7 +142,7 @@ class _Sums:
             return
         plain = used.input_tokens - used.cached_tokens
         self.uncached += plain * (rates.input_usd - rates.cached_usd)
-        to = self._cheaper(model)
+        to = self._cheaper(model) if used.is_counted else None
         other = self.rates_of(to) if to is not None else None
         if to is None or other is None:
             return
@@ -168,7 +172,14 @@ class _Sums:
 def _rates(model: str) -> Rates | None:
     """Return the listed prices; gateways write the provider before the model's name."""
     maker, _, name = model.rpartition("/")
-    for reference, provider in ((model, None), (name, maker.rpartition("/")[2]), (name, None)):
+    # Some names say nothing of their maker, as those of OpenAI's embeddings.
+    known: list[tuple[str, str | None]] = [(name, each) for each in SMALL]
+    for reference, provider in (
+        (model, None),
+        (name, maker.rpartition("/")[2]),
+        (name, None),
+        *known,
+    ):
         if not reference or provider == "":
             continue
         try:
@@ -221,6 +232,7 @@ def advise(rows: Iterable[Used], *, cheap: str | None = None) -> Advice:
         caching_usd=round(float(sums.uncached * scale), 2),
         unpriced=unpriced,
         is_summed=sums.is_summed,
+        is_uncounted=sums.is_uncounted,
     )
     return structs.replace(advice, sentences=tuple(_sentences(advice)))
 
@@ -257,6 +269,8 @@ def _verdict(sums: _Sums, monthly: Decimal, rules: tuple[Rule, ...]) -> Verdict:
         return "unknown"
     if monthly < LOW_USD:
         return "not_yet"
+    if sums.is_uncounted and not rules:
+        return "unknown"
     if not rules or Decimal(str(_together(rules))) < MIN_SHARE * monthly:
         return "nothing_to_save"
     return "perhaps" if monthly < HIGH_USD else "worth_it"
@@ -270,6 +284,12 @@ def _together(rules: Iterable[Rule]) -> float:
     return sum(best.values())
 
 
+def _span(advice: Advice) -> str:
+    if advice.days is None:
+        return "a month, as it says no times"
+    return "one day" if advice.days == 1 else f"{advice.days:g} days"
+
+
 _ANSWERS: Mapping[Verdict, str] = {
     "not_yet": "Not worth it yet.",
     "perhaps": "Perhaps: it pays if a rule is quick to try.",
@@ -281,13 +301,30 @@ _ANSWERS: Mapping[Verdict, str] = {
 
 def _sentences(advice: Advice) -> Iterable[str]:
     yield _ANSWERS[advice.verdict]
-    if advice.verdict == "unknown":
+    if advice.verdict == "unknown" and not advice.monthly_usd:
         yield "No model of this export is in the price list, and it has no column of costs."
         return
-    span = "a month, as it says no times" if advice.days is None else f"{advice.days:g} days"
-    yield f"The export spans {span}; that is ${advice.monthly_usd:,.2f} a month."
+    yield f"The export spans {_span(advice)}; that is ${advice.monthly_usd:,.2f} a month."
+    if advice.days is not None and advice.days < FEW_DAYS:
+        yield (
+            f"So few days say little of a month: weekends and the ends of months differ. Export at"
+            f" least {FEW_DAYS} days before you act on this."
+        )
+    if advice.is_uncounted:
+        yield (
+            "This export tells sums and not how many requests they are of, so nobody can say how"
+            " long a request is, nor what a rule about its length saves. An export with a column of"
+            " requests, or with a row for each request, tells it."
+        )
     together = _together(advice.rules)
     match advice.verdict:
+        case "unknown":
+            pass
+        case "not_yet" if advice.is_uncounted:
+            yield (
+                f"Below about ${LOW_USD} a month, writing rules, keeping them right and watching"
+                " the answers costs more than it saves."
+            )
         case "not_yet":
             yield (
                 f"Below about ${LOW_USD} a month, writing rules, keeping them right and watching"

@@ -41,7 +41,6 @@ from waypost.shared.contracts import (
 from waypost.shared.embedding import EmbeddingModel
 from waypost.shared.errors import PolicyError
 from waypost.shared.judge import JudgeModel
-from waypost.shared.money import Price
 from waypost.shared.semantic import SemanticModel
 
 __all__ = ["Authored", "load_policy"]
@@ -144,12 +143,13 @@ def _policy(
     semantic: SemanticModel | EmbeddingModel | None,
     judge: JudgeModel | None,
 ) -> Policy:
+    models = tuple(_model(written, name, model) for name, model in written.models.items())
     return Policy(
         channel=channel,
         version=version,
         issued_at=issued_at,
         tiers=tuple(written.tiers),
-        models=tuple(_model(written, name, model) for name, model in written.models.items()),
+        models=models,
         routes=tuple(
             _route(written, row, issued_at) for route in written.routes for row in route.rows()
         ),
@@ -164,6 +164,8 @@ def _policy(
         semantic=semantic if isinstance(semantic, SemanticModel) else None,
         embedding=semantic if isinstance(semantic, EmbeddingModel) else None,
         judge=judge,
+        # A validator that knows no such prices would charge too little.
+        must_understand=("price_above",) if any(model.price.above for model in models) else (),
     )
 
 
@@ -190,17 +192,7 @@ def _model(written: PolicyFile, name: str, model: WrittenModel) -> Model:
         id=name,
         provider=model.provider,
         name=model.name or name,
-        price=Price(
-            input_nusd_per_mtok=model.price.input,
-            output_nusd_per_mtok=model.price.output,
-            cached_input_nusd_per_mtok=model.price.cached_input,
-            cache_write_nusd_per_mtok=model.price.cache_write,
-            image_input_nusd_per_mtok=model.price.image_input,
-            audio_input_nusd_per_mtok=model.price.audio_input,
-            audio_output_nusd_per_mtok=model.price.audio_output,
-            reasoning_nusd_per_mtok=model.price.reasoning,
-            request_nusd=model.price.request,
-        ),
+        price=model.price.manifest(),
         tiers=tuple(model.tiers),
         context_tokens=model.tokens.context,
         max_output_tokens=model.tokens.output,

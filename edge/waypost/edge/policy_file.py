@@ -44,6 +44,7 @@ from waypost.shared.contracts import (
     Signal,
 )
 from waypost.shared.contracts import Share as ShareOfCallers
+from waypost.shared.money import Price, PriceAbove
 
 __all__ = [
     "HasData",
@@ -67,18 +68,61 @@ def _not_reserved(value: str) -> str:
 ModelRef = Annotated[str, known("model or group")]
 
 
-class _Price(FileModel):
-    """Dollars per million tokens, and per request."""
+class _KindPrices(FileModel):
+    """Dollars per million tokens of each kind."""
 
-    input: Dollars
-    output: Dollars
     cached_input: Dollars | None = None
     cache_write: Dollars | None = None
+    cache_write_1h: Dollars | None = None
     image_input: Dollars | None = None
     audio_input: Dollars | None = None
     audio_output: Dollars | None = None
     reasoning: Dollars | None = None
+
+    def of_kinds(self) -> dict[str, int | None]:
+        """Return nano-dollars by the names that the manifest has."""
+        return {f"{kind}_nusd_per_mtok": getattr(self, kind) for kind in _KindPrices.model_fields}
+
+
+def _count(value: object) -> object:
+    # Keys are read as text.
+    text = value.replace("_", "") if isinstance(value, str) else ""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 12 else value
+
+
+_PromptTokens = Annotated[Tokens, BeforeValidator(_count)]
+
+
+class _LongPromptPrice(_KindPrices):
+    input: Dollars | None = None
+    output: Dollars | None = None
+
+
+class _Price(_KindPrices):
+    """Dollars per million tokens, and per request."""
+
+    input: Dollars
+    output: Dollars
     request: Dollars = 0
+    above: Annotated[dict[_PromptTokens, _LongPromptPrice], Field(max_length=8)] = {}
+
+    def manifest(self) -> Price:
+        """Return it as the manifest has it."""
+        return Price(
+            input_nusd_per_mtok=self.input,
+            output_nusd_per_mtok=self.output,
+            request_nusd=self.request,
+            above=tuple(
+                PriceAbove(
+                    above_input_tokens=tokens,
+                    input_nusd_per_mtok=step.input,
+                    output_nusd_per_mtok=step.output,
+                    **step.of_kinds(),
+                )
+                for tokens, step in sorted(self.above.items())
+            ),
+            **self.of_kinds(),
+        )
 
 
 class _Provider(FileModel):

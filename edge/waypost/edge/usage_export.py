@@ -4,12 +4,14 @@ Nothing but models, times and counts is looked at; a column with prompts is not 
 request or a sum of many: ``requests`` says which.
 """
 
+import codecs
 import csv
+import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from msgspec import Struct
 
@@ -20,6 +22,7 @@ __all__ = ["COLUMNS", "UsageError", "Used", "read_usage"]
 MAX_ROWS = 2_000_000
 MAX_CELL_CHARS = 200
 MOST = 10**15
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[T ]00:00(?::00(?:\.0+)?)?(?:Z|\+00:00)?)?")
 
 # What each figure is called: OpenAI's usage export and API, Anthropic's, OpenRouter's activity,
 # LiteLLM's spend logs, and plain words. Of several in one file the first in this order counts; of
@@ -68,6 +71,8 @@ class Used(Struct, frozen=True, kw_only=True):
     """One row: what one model was used for.
 
     Attributes:
+        requests: how many it is of; 1 where that is not told.
+        is_counted: whether that is told, or the row is one request.
         input_tokens: cached ones included.
         cost_usd: as the export says; ``None`` if it does not.
     """
@@ -79,6 +84,7 @@ class Used(Struct, frozen=True, kw_only=True):
     cached_tokens: int
     output_tokens: int
     cost_usd: Decimal | None
+    is_counted: bool = True
 
 
 def read_usage(path: Path) -> Iterator[Used]:
@@ -88,8 +94,8 @@ def read_usage(path: Path) -> Iterator[Used]:
         UsageError: it cannot be read, lacks a column, or a figure is none; with the line.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file)
+        with path.open(encoding=_encoding(path), newline="") as file:
+            rows = csv.reader(file, delimiter=_delimiter(file))
             names = _names(next(rows, list[str]()))
             for row in rows:
                 if rows.line_num > MAX_ROWS:
@@ -100,7 +106,26 @@ def read_usage(path: Path) -> Iterator[Used]:
     except OSError as exc:
         raise UsageError(f"{path} cannot be read: {exc.strerror}") from None
     except (UnicodeDecodeError, csv.Error) as exc:
-        raise UsageError(f"{path.name} is not CSV in UTF-8: {exc}") from None
+        raise UsageError(f"{path.name} is not CSV in UTF-8 or UTF-16: {exc}") from None
+
+
+def _encoding(path: Path) -> str:
+    """Return how the file is written: spreadsheets put a mark before it, and some choose UTF-16."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    # Without a mark: in the ASCII of a first line every other byte is zero.
+    if start[1::2] == b"\0\0":
+        return "utf-16-le"
+    return "utf-16-be" if start[::2] == b"\0\0" else "utf-8-sig"
+
+
+def _delimiter(file: TextIO) -> str:
+    """Return what stands between cells: spreadsheets of many countries write semicolons."""
+    first = file.readline()
+    file.seek(0)
+    return max(",;\t", key=first.count)
 
 
 class Names(NamedTuple):
@@ -110,11 +135,13 @@ class Names(NamedTuple):
         places: of each figure that has one column.
         written: columns of tokens that were written to a cache.
         is_apart: whether cached and written tokens come on top of the input.
+        is_counted: whether rows tell how many requests they are of.
     """
 
     places: Mapping[str, int]
     written: tuple[int, ...]
     is_apart: bool
+    is_counted: bool
 
 
 def _names(header: list[str]) -> Names:
@@ -133,6 +160,7 @@ def _names(header: list[str]) -> Names:
         written=tuple(found[name] for name in COLUMNS["written"] if name in found),
         is_apart=names["input"] in _APART
         or (names["input"] == "input_tokens" and not _ANTHROPIC.isdisjoint(names.values())),
+        is_counted="requests" in names,
     )
 
 
@@ -143,7 +171,7 @@ def _used(row: list[str], names: Names, *, line: int) -> Used | None:
     def cell(figure: str) -> str:
         return at(names.places.get(figure, len(row)))
 
-    model = cell("model")
+    model, at_time = cell("model"), cell("time")
     taken = _count(cell("input"), line)
     cached = _count(cell("cached"), line)
     output = _count(cell("output"), line)
@@ -153,12 +181,14 @@ def _used(row: list[str], names: Names, *, line: int) -> Used | None:
         return None
     return Used(
         model=model,
-        at=_time(cell("time")),
+        at=_time(at_time),
         requests=max(1, _count(cell("requests"), line)),
         input_tokens=taken,
         cached_tokens=min(cached, taken),
         output_tokens=output,
         cost_usd=_money(cell("cost"), line),
+        # What is of a day, and not of a time in it, is a day's sum.
+        is_counted=names.is_counted or not _DAY.fullmatch(at_time),
     )
 
 
@@ -168,7 +198,12 @@ def _count(text: str, line: int) -> int:
 
 
 def _money(text: str, line: int) -> Decimal | None:
-    return _number(text.lstrip("$"), line)
+    text = text.strip("$€ ")
+    # A comma that no group of three digits follows is a decimal point.
+    whole, comma, rest = text.rpartition(",")
+    if comma and "." not in rest and len(rest) != 3:
+        text = f"{whole.replace('.', '').replace(',', '')}.{rest}"
+    return _number(text, line)
 
 
 def _number(text: str, line: int) -> Decimal | None:

@@ -15,7 +15,7 @@ from msgspec import Meta, Raw, Struct
 from waypost.shared.contracts import Measured
 from waypost.shared.demands import Demanding, demanded
 from waypost.shared.errors import InvalidRequestError
-from waypost.shared.measure import Count, Gist, Part, decode_body, decode_chat, measure_chat
+from waypost.shared.measure import ABSENT, Count, Gist, Part, decode_body, decode_chat, measure_chat
 from waypost.shared.reading import TextReader
 
 __all__ = ["ENDPOINT_BY_PATH", "Request", "decode", "measure"]
@@ -165,6 +165,7 @@ class MessagesRequest(Demanding, kw_only=True):
     stream: bool | None = None
     tools: list[Raw] | None = None
     output_config: _Format | None = None
+    cache_control: Raw = ABSENT
 
 
 class _Item(Struct):
@@ -198,6 +199,8 @@ def _add_content(gist: Gist, content: str | list[_Block] | dict[str, Any] | None
         return
     for place, block in enumerate(content):
         gist.add_text(block.text)
+        if block.cache_control is not ABSENT:
+            gist.add_cache_control(block.cache_control)
         gist.text_bytes += len(bytes(block.input)) + len(block.arguments)
         match block.type:
             case "image" | "input_image":
@@ -227,12 +230,11 @@ def _measure_messages(request: MessagesRequest, *, body_bytes: int, reader: Text
     gist = Gist()
     gist.messages = len(request.messages)
     if request.system:
-        for text in (
-            [request.system]
-            if isinstance(request.system, str)
-            else [part.text for part in request.system]
-        ):
-            gist.add_text(text)
+        parts = [Part(text=request.system)] if isinstance(request.system, str) else request.system
+        for part in parts:
+            gist.add_text(part.text)
+            gist.add_cache_control(part.cache_control)
+    gist.add_cache_control(request.cache_control)
     for place, message in enumerate(request.messages):
         _add_content(gist, message.content, f"messages[{place}].content")
         if message.role == "user":

@@ -80,7 +80,7 @@ ENDPOINTS = ("chat.completions", "completions", "embeddings", "messages", "respo
 CONVERSATIONS = ("chat.completions", "messages", "responses")
 
 # ``must_understand`` entries this version honours. A document naming any other is refused.
-SUPPORTED_FEATURES: frozenset[str] = frozenset()
+SUPPORTED_FEATURES: frozenset[str] = frozenset({"price_above"})
 
 # \Z and not $ in all patterns: $ lets a trailing line break through.
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}\Z")]
@@ -571,6 +571,7 @@ class Measured(Struct, frozen=True, kw_only=True):
         out_of_service: models whose breaker is open.
         untranslatable: models whose provider speaks an API that cannot express this request.
         demands: ``None`` where the body makes none.
+        keeps_cache: whether it asks that a cache keeps the prompt for an hour, which costs more.
     """
 
     endpoint: str = "chat.completions"
@@ -591,6 +592,8 @@ class Measured(Struct, frozen=True, kw_only=True):
     out_of_service: tuple[str, ...] = ()
     untranslatable: tuple[str, ...] = ()
     demands: Demands | None = None
+    # Left out where it is not so: digests of facts are on record.
+    keeps_cache: Literal[True] | UnsetType = UNSET
 
 
 class Session(Struct, frozen=True):

@@ -3,8 +3,10 @@
 Pure. A bound is never too low, as it is what is reserved; an estimate only orders models.
 """
 
-from waypost.shared.contracts import Facts, Model, Policy
-from waypost.shared.money import Usage, bill, output_ceiling, upper_bound
+from msgspec import UNSET
+
+from waypost.shared.contracts import Facts, Measured, Model, Policy
+from waypost.shared.money import KEPT_1H, Usage, bill, output_ceiling, upper_bound
 
 __all__ = [
     "affordable_output",
@@ -13,7 +15,15 @@ __all__ = [
     "cost_estimate_nusd",
     "expected_output",
     "output_bound",
+    "price_needs",
 ]
+
+
+def price_needs(measured: Measured) -> tuple[str, ...]:
+    """Return what the prices of a request depend on."""
+    if measured.keeps_cache is UNSET:
+        return measured.needs
+    return (*measured.needs, KEPT_1H)
 
 
 def output_bound(model: Model, facts: Facts) -> int:
@@ -29,21 +39,19 @@ def cost_bound_nusd(model: Model, facts: Facts) -> int:
         model.price,
         input_tokens=facts.measured.max_input_tokens,
         output_tokens=output_bound(model, facts) * facts.measured.choices,
-        needs=facts.measured.needs,
+        needs=price_needs(facts.measured),
     )
 
 
 def affordable_output(model: Model, facts: Facts, *, budget_nusd: int) -> int:
     """Return how many tokens per answer ``budget_nusd`` surely pays for; 0 if not one."""
     measured = facts.measured
-    fixed = upper_bound(
-        model.price,
-        input_tokens=measured.max_input_tokens,
-        output_tokens=0,
-        needs=measured.needs,
-    )
+    needs = price_needs(measured)
+    most = measured.max_input_tokens
+    fixed = upper_bound(model.price, input_tokens=most, output_tokens=0, needs=needs)
     left = budget_nusd - fixed
-    per_mtok = output_ceiling(model.price, measured.needs) * measured.choices
+    dearest = max(output_ceiling(price, needs) for price in model.price.up_to(most))
+    per_mtok = dearest * measured.choices
     if left <= 0:
         return 0
     bound = output_bound(model, facts)

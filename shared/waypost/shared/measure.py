@@ -10,14 +10,23 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import UNSET, Meta, Raw, Struct
 
 from waypost.shared.contracts import Demands, Measured
 from waypost.shared.demands import Demanding, demanded, require_parameters
 from waypost.shared.errors import InvalidRequestError
 from waypost.shared.reading import Findings, TextReader
 
-__all__ = ["ChatRequest", "Count", "Gist", "Part", "decode_body", "decode_chat", "measure_chat"]
+__all__ = [
+    "ABSENT",
+    "ChatRequest",
+    "Count",
+    "Gist",
+    "Part",
+    "decode_body",
+    "decode_chat",
+    "measure_chat",
+]
 
 BYTES_PER_TOKEN = 4  # English prose in current tokenizers; an estimate, never a bound
 TOKENS_PER_MESSAGE = 4  # role and separators in the usual chat templates
@@ -34,11 +43,20 @@ _Request = TypeVar("_Request", bound=Demanding)
 Count = Annotated[int, Meta(ge=1, le=10_000_000)]
 
 
+# Raw cannot be one of several types, so its absence has to be a Raw as well.
+ABSENT = Raw()
+
+
 class Part(Struct):
-    """A piece of a message's content, of any API."""
+    """A piece of a message's content, of any API.
+
+    Attributes:
+        cache_control: Anthropic's, which OpenRouter and LiteLLM take in chats too.
+    """
 
     type: str = "text"
     text: str = ""
+    cache_control: Raw = ABSENT
 
 
 class _File(Struct):
@@ -125,6 +143,7 @@ class Gist:
         "document_bytes",
         "documents",
         "images",
+        "keeps_cache",
         "messages",
         "newest_user",
         "text_bytes",
@@ -135,13 +154,17 @@ class Gist:
     def __init__(self) -> None:
         self.text_bytes = self.messages = self.images = 0
         self.documents = self.document_bytes = 0
-        self.audio = self.wants_json = False
+        self.audio = self.wants_json = self.keeps_cache = False
         self.tools: list[Raw] = []
         self.newest_user: str | Sequence[Part] | None = None
 
     def add_text(self, text: str) -> None:
         """Count a text in."""
         self.text_bytes += len(text) if text.isascii() else len(text.encode())
+
+    def add_cache_control(self, control: Raw) -> None:
+        """Note for how long a cache is to keep what comes before: five minutes, or an hour."""
+        self.keeps_cache |= b"1h" in bytes(control)
 
     def add_document(self, data: str, *, at: str, is_elsewhere: bool) -> None:
         """Count a document in, by its pages.
@@ -185,7 +208,10 @@ class Gist:
         text_bytes = self.text_bytes
         if self.tools:
             needs.append("tools")
-            text_bytes += sum(len(bytes(tool)) for tool in self.tools)
+            for tool in self.tools:
+                written = bytes(tool)
+                text_bytes += len(written)
+                self.keeps_cache |= b'"1h"' in written and b'"cache_control"' in written
         if self.images:
             needs.append("vision")
         findings: Findings = {}
@@ -212,6 +238,7 @@ class Gist:
             messages=self.messages,
             needs=tuple(needs),
             demands=demands,
+            keeps_cache=True if self.keeps_cache else UNSET,
             **findings,
         )
 
@@ -231,6 +258,8 @@ def measure_chat(request: ChatRequest, *, body_bytes: int, reader: TextReader) -
         elif content:
             for place, part in enumerate(content):
                 gist.add_text(part.text)
+                if part.cache_control is not ABSENT:
+                    gist.add_cache_control(part.cache_control)
                 gist.images += part.type == "image_url"
                 gist.audio |= part.type == "input_audio"
                 if part.file is not None:

@@ -64,6 +64,8 @@ class Attempt(Struct, frozen=True, kw_only=True):
         started_ms: after the request's arrival.
         confidence: 0 to 1, where a cascade judged the answer; ``None`` where nobody did.
         cost_nusd: what was charged for it; those of all attempts add up to the record's.
+        told_nusd: what the usage that the provider told would cost, where that is more than was
+            held for it and so is not believed.
         span_id: of the trace that the provider was told of.
     """
 
@@ -78,6 +80,7 @@ class Attempt(Struct, frozen=True, kw_only=True):
     confidence: float | None = None
     cost_nusd: int = 0
     span_id: str | None = None
+    told_nusd: int | None = None
 
 
 class Feedback(Struct, frozen=True, kw_only=True):

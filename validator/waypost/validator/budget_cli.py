@@ -281,9 +281,10 @@ def _unconfirmed(days: Days = 31, config: Config = DEFAULT_CONFIG, as_json: JSON
     rows: list[tuple[str, ...]] = []
     for entry in entries:
         hold_id, at, state, _, cost, account, *_, provider, model = journal_row(entry)
-        told = (hold_id, at, state, account, provider, model)
-        rows.append((*map(str, told), format_usd(int(str(cost)))))
-    console.print(table(("hold", "at", "state", "account", "provider", "model", "charged"), rows))
+        # Two lines each: an id that a narrow terminal cuts cannot be corrected.
+        whose = f"{account}\n{model} at {provider}"
+        rows.append((f"{hold_id}\n{at}, {state}", whose, format_usd(int(str(cost)))))
+    console.print(table(("hold", "account", "charged"), rows))
 
 
 def _correct(

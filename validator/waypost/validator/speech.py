@@ -5,23 +5,58 @@ are spoken to by translation (``waypost.validator.translation``). Either way a `
 bytes in, bytes out. Connections, time-outs and status codes are ``waypost.validator.upstream``'s.
 """
 
-from collections.abc import Set
-from typing import Any, Protocol
+from collections.abc import Callable, Set
+from typing import Any, ParamSpec, Protocol, TypeVar
 
+import msgspec
 from msgspec import Struct
 
 from waypost.shared.apis import Request
 from waypost.shared.errors import InvalidRequestError
-from waypost.shared.money import Usage
 from waypost.validator.apis import APIS, StreamReader
+from waypost.validator.dialects.usage import Told, UsageReport, read_anthropic, read_openai
 
-__all__ = ["Asked", "Native", "Outgoing", "Reply", "Speech", "UntranslatableError"]
+__all__ = [
+    "Asked",
+    "Native",
+    "Outgoing",
+    "Reply",
+    "Speech",
+    "UnreadableError",
+    "UntranslatableError",
+    "heard",
+]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class UntranslatableError(InvalidRequestError):
     """A request says something that another API has no words for; ``param`` is what."""
 
     code = "untranslatable"
+
+
+class UnreadableError(ValueError):
+    """What a provider sent cannot be read."""
+
+
+def heard(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return what ``read`` makes of what a provider sent.
+
+    All that providers send is read by way of this, or of ``EventReader``, which does the same: a
+    thousand brackets, half a character or a field that is not there must be that provider's
+    failure, and never this program's.
+
+    Raises:
+        UnreadableError: whatever ``read`` raised.
+    """
+    try:
+        return read(*args, **kwargs)
+    except MemoryError:
+        raise
+    except Exception as exc:
+        raise UnreadableError(type(exc).__name__) from exc
 
 
 class Asked:
@@ -74,7 +109,7 @@ class Reply(Struct, frozen=True):
     """An unstreamed answer, as the caller is to see it, and what the provider says it used."""
 
     body: bytes
-    usage: Usage | None
+    report: UsageReport
 
 
 class Speech(Protocol):
@@ -106,6 +141,14 @@ class Speech(Protocol):
         """
         ...
 
+    def report(self, body: bytes) -> UsageReport:
+        """Return what an answer says it used that ``reply`` can make nothing of.
+
+        Raises:
+            ValueError: it is not even JSON.
+        """
+        ...
+
     def rejection(self, asked: Asked, body: bytes) -> bytes | None:
         """Return the provider's error as the caller is to see it; ``None`` if it is not one."""
         ...
@@ -115,10 +158,13 @@ class Speech(Protocol):
         ...
 
 
+_decode_told = msgspec.json.Decoder(Told).decode
+
+
 class Native:
     """An API that the provider speaks itself: bytes pass through."""
 
-    __slots__ = ("_api", "_betas", "_max_tokens_field", "_path", "_version")
+    __slots__ = ("_api", "_betas", "_max_tokens_field", "_path", "_read_usage", "_version")
 
     kind = "native"
 
@@ -136,6 +182,7 @@ class Native:
         betas: what the operator lets callers ask for.
         """
         self._api = APIS[endpoint]
+        self._read_usage = read_anthropic if endpoint == "messages" else read_openai
         self._path = path
         self._max_tokens_field = max_tokens_field
         self._version = version
@@ -164,7 +211,13 @@ class Native:
 
     def reply(self, asked: Asked, body: bytes) -> Reply:
         """See ``Speech``."""
-        return Reply(body, self._api.usage(body))
+        if not body.isascii():
+            body.decode()  # RFC 8259 §8.1; what is passed over here nobody could read either
+        return Reply(body, self._api.report(body))
+
+    def report(self, body: bytes) -> UsageReport:
+        """See ``Speech``."""
+        return self._read_usage(_decode_told(body).usage)
 
     def rejection(self, asked: Asked, body: bytes) -> bytes | None:
         """See ``Speech``."""

@@ -1,5 +1,6 @@
 """One provider: its address, keys and connections, what it is spared, what its failures mean."""
 
+import asyncio
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -20,6 +21,10 @@ from waypost.validator.speech import Outgoing
 __all__ = ["Answer", "NoAnswerError", "Stream", "Upstream"]
 
 MAX_ANSWER_BYTES = 64 * 1_048_576  # pictures and sounds come as base64 inside the JSON
+
+# How long a connection is kept whose answer is over and whose body is not: the end of the body
+# comes a packet later, and then it can be used again.
+DRAIN_S = 1.0
 
 # W3C Trace Context §3.2, version 00. Nothing else that a caller sends reaches a header.
 _TRACE = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -82,6 +87,7 @@ class Upstream:
         self._breakers: dict[tuple[str, str], Breaker] = {}
         self._credentials = [_lines(dialect.headers(key)) for key in api_keys or (None,)]
         self.keys = KeyPool(len(self._credentials))
+        self._draining: set[asyncio.Task[None]] = set()
         self._origin = Origin(
             config.base_url,
             headers={
@@ -168,10 +174,13 @@ class Upstream:
             )
         except ExchangeError as failure:
             raise NoAnswerError(_OUTCOMES[failure.stage]) from failure
-        return Stream(self._origin, response)
+        return Stream(self._origin, response, self._draining)
 
     async def close(self) -> None:
         """Close all connections."""
+        for task in self._draining:
+            task.cancel()
+        await asyncio.gather(*self._draining, return_exceptions=True)
         await self._origin.close()
 
 
@@ -188,9 +197,14 @@ def _trace_line(trace: bytes | None) -> str:
 class Stream:
     """A response whose body is still arriving."""
 
-    __slots__ = ("_origin", "_response", "is_event_stream", "retry_after", "status")
+    __slots__ = ("_draining", "_origin", "_response", "is_event_stream", "retry_after", "status")
 
-    def __init__(self, origin: Origin, response: Response) -> None:
+    def __init__(
+        self, origin: Origin, response: Response, draining: set[asyncio.Task[None]]
+    ) -> None:
+        """Args:
+        draining: holds the tasks that wait for the ends of bodies.
+        """
         self.status = response.status
         self.retry_after = response.retry_after
         self.is_event_stream = response.content_type.lower().startswith(
@@ -198,6 +212,7 @@ class Stream:
         ) and response.content_encoding.lower() in ("", "identity")
         self._origin = origin
         self._response = response
+        self._draining = draining
 
     async def read(self, *, until: float) -> bytes:
         """Return the next bytes as they come off the wire; empty at the end.
@@ -213,3 +228,22 @@ class Stream:
     def close(self) -> None:
         """Let go of the connection; before the end of the body that hangs up."""
         self._origin.finish(self._response)
+
+    def leave(self) -> None:
+        """Let go of the connection after the answer; it is used again if its body ends soon."""
+        if self._response.is_reusable:
+            self._origin.finish(self._response)
+            return
+        task = asyncio.create_task(self._drain())
+        self._draining.add(task)
+        task.add_done_callback(self._draining.discard)
+
+    async def _drain(self) -> None:
+        until = asyncio.get_running_loop().time() + DRAIN_S
+        try:
+            while await self._response.read(until=until):
+                pass
+        except ExchangeError:
+            pass
+        finally:
+            self._origin.finish(self._response)

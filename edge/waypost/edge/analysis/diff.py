@@ -17,7 +17,7 @@ from waypost.edge.authoring import Authored
 from waypost.shared.contracts import Facts, Model, Policy, Proposal, Route
 from waypost.shared.costs import cost_bound_nusd
 from waypost.shared.engine import Decision, decide
-from waypost.shared.money import MTOK, Price, format_usd
+from waypost.shared.money import MTOK, Price, PriceAbove, format_usd
 
 __all__ = ["Change", "Example", "diff", "diff_authored"]
 
@@ -418,6 +418,7 @@ _PRICES = {
     "output_nusd_per_mtok": "out",
     "cached_input_nusd_per_mtok": "cached",
     "cache_write_nusd_per_mtok": "to write the cache",
+    "cache_write_1h_nusd_per_mtok": "to write the cache for an hour",
     "image_input_nusd_per_mtok": "image in",
     "audio_input_nusd_per_mtok": "audio in",
     "audio_output_nusd_per_mtok": "audio out",
@@ -428,13 +429,16 @@ _PRICES = {
 
 def _said(value: object) -> str:
     match value:
-        case Price():
-            prices = ((words, getattr(value, field)) for field, words in _PRICES.items())
-            return ", ".join(
+        case Price() | PriceAbove():
+            prices = ((words, getattr(value, field, None)) for field, words in _PRICES.items())
+            told = ", ".join(
                 f"{format_usd(paid)} {words}"
                 for words, paid in prices
-                if paid or words in ("in", "out")
+                if paid or (paid == 0 and words in ("in", "out"))
             )
+            if isinstance(value, PriceAbove):
+                return f"above {value.above_input_tokens:,} tokens {told}"
+            return "; ".join((told, *map(_said, value.above)))
         case Struct():
             parts = ((name, getattr(value, name)) for name in value.__struct_fields__)
             return ", ".join(f"{name} {_said(part)}" for name, part in parts if part is not None)

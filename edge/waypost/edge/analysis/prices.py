@@ -16,11 +16,18 @@ __all__ = ["SOURCE", "differences", "imported", "is_known"]
 
 SOURCE = f"genai-prices {version('genai-prices')}"
 
+# Summed over all inputs of one request; each of them may have 8,192. OpenAI's API reference,
+# "Create embeddings", 2026-11; weaviate#8085, 2025-05.
+OPENAI_EMBEDDED_TOKENS = 300_000
+
 FIELDS = {
     "input": ("input_mtok", "input_nusd_per_mtok"),
     "output": ("output_mtok", "output_nusd_per_mtok"),
     "cached_input": ("cache_read_mtok", "cached_input_nusd_per_mtok"),
     "cache_write": ("cache_write_mtok", "cache_write_nusd_per_mtok"),
+    "cache_write_1h": ("cache_write_1h_mtok", "cache_write_1h_nusd_per_mtok"),
+    "reasoning": ("output_reasoning_mtok", "reasoning_nusd_per_mtok"),
+    "image_input": ("input_image_mtok", "image_input_nusd_per_mtok"),
     "audio_input": ("input_audio_mtok", "audio_input_nusd_per_mtok"),
     "audio_output": ("output_audio_mtok", "audio_output_nusd_per_mtok"),
 }
@@ -63,13 +70,31 @@ def _figures(info: ModelInfo, written: Mapping[str, object], at: datetime) -> It
         for field, each in prices.items()
         if isinstance(price := _base(each), Decimal)
     ]
-    yield f"    price: {{{', '.join(figures)}}}"
-    if any(isinstance(each, TieredPrices) for each in prices.values()):
-        yield "    # Long prompts cost more than this; write down the dearest that you will pay."
+    steps = _steps(prices)
+    if not steps:
+        yield f"    price: {{{', '.join(figures)}}}"
+    else:
+        yield "    price:"
+        yield from (f"      {figure}" for figure in figures)
+        yield "      above:"
+        yield from (
+            f"        {at}: {{{', '.join(raised)}}}" for at, raised in sorted(steps.items())
+        )
     tokens = written.get("tokens")
     output = cast("dict[str, object]", tokens).get("output") if isinstance(tokens, dict) else None
-    if info.context_window is not None and isinstance(output, int):
+    is_embedding = "embeddings" in cast("list[object]", written.get("endpoints") or [])
+    if info.context_window is not None and isinstance(output, int) and not is_embedding:
         yield f"    tokens: {{context: {info.context_window}, output: {output}}}"
+
+
+def _steps(prices: Mapping[str, object]) -> dict[int, list[str]]:
+    """Return what costs something else above which length of the prompt."""
+    steps: dict[int, list[str]] = {}
+    for field, price in prices.items():
+        if isinstance(price, TieredPrices):
+            for tier in price.tiers:
+                steps.setdefault(tier.start, []).append(f"{field}: {tier.price:f}")
+    return steps
 
 
 def _base(price: object) -> object:
@@ -93,12 +118,34 @@ def differences(model: Model, *, at: datetime) -> Iterator[tuple[str, str]]:
     source = f"{SOURCE} ({_address(provider)})"
     listed = info.get_prices(at)
     for field, (theirs, ours) in FIELDS.items():
-        price = _base(getattr(listed, theirs))
-        paid = getattr(model.price, ours)
-        if isinstance(price, Decimal) and paid is not None and price * NUSD_PER_USD != paid:
-            yield f"price.{field}", f"{format_usd(paid)} here, ${price} in {source}"
-    if info.context_window is not None and info.context_window < model.context_tokens:
+        price = getattr(listed, theirs)
+        yield from _different(f"price.{field}", _base(price), getattr(model.price, ours), source)
+        steps = price.tiers if isinstance(price, TieredPrices) else ()
+        for tier in (step for step in steps if step.start < model.context_tokens):
+            paid = getattr(model.price.at(tier.start + 1), ours)
+            place = f"price.above.{tier.start}.{field}"
+            yield from _different(place, tier.price, paid, source)
+    if "embeddings" in model.endpoints:
+        yield from _embedding_window(provider, model)
+    elif info.context_window is not None and info.context_window < model.context_tokens:
         window = f"{model.context_tokens} here, {info.context_window} in {source}"
+        yield "tokens.context", window
+
+
+def _different(
+    place: str, listed: object, paid: int | None, source: str
+) -> Iterator[tuple[str, str]]:
+    if isinstance(listed, Decimal) and paid is not None and listed * NUSD_PER_USD != paid:
+        yield place, f"{format_usd(paid)} here, ${listed} in {source}"
+
+
+def _embedding_window(provider: Provider, model: Model) -> Iterator[tuple[str, str]]:
+    """Give a window that is one text's: ours bounds all texts of a request together."""
+    if provider.id in ("openai", "azure") and model.context_tokens < OPENAI_EMBEDDED_TOKENS:
+        window = (
+            f"{model.context_tokens} here bounds all texts of a request together;"
+            f" {OPENAI_EMBEDDED_TOKENS} at {provider.name}"
+        )
         yield "tokens.context", window
 
 

@@ -11,6 +11,7 @@ from typing import Protocol
 from waypost.shared.apis import Request
 from waypost.shared.money import Usage
 from waypost.validator.apis import chat, completions, embeddings, messages, responses
+from waypost.validator.dialects.usage import UsageReport
 
 __all__ = ["APIS", "Api", "StreamReader"]
 
@@ -19,13 +20,33 @@ class StreamReader(Protocol):
     """Follows one streamed answer."""
 
     @property
+    def report(self) -> UsageReport:
+        """What the provider says it used, all that it said together."""
+        ...
+
+    @property
     def usage(self) -> Usage | None:
-        """What the provider says it used; ``None`` as long as it has not said."""
+        """The usage, if it has been told of all that has come."""
+        ...
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether any of the answer has come. Pings and announcements are none."""
         ...
 
     @property
     def is_done(self) -> bool:
-        """Whether the provider has ended the stream as it should."""
+        """Whether the answer has come to its end. Its usage may still follow."""
+        ...
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more that matters can follow."""
+        ...
+
+    @property
+    def fault(self) -> str:
+        """The kind of exception that an unreadable event met, and the reading ended with."""
         ...
 
     @property
@@ -38,16 +59,29 @@ class StreamReader(Protocol):
         """Bytes of answer so far: no tokenizer makes more tokens of them."""
         ...
 
+    @property
+    def reported_bytes(self) -> int:
+        """Bytes of answer that had come when ``report`` was last told."""
+        ...
+
     def feed(self, data: bytes) -> bytes:
         """Return what to pass on now: whole events, less what the caller did not order.
 
         Raises:
-            ValueError: an event that does not end, or that makes no sense.
+            ValueError: an event that does not end.
+        """
+        ...
+
+    def end(self, *, is_whole: bool) -> bytes:
+        """Return what is left to pass on when nothing more is read.
+
+        Args:
+            is_whole: whether the body has come to its end.
         """
         ...
 
     def breaking_off(self, message: str, *, code: str) -> bytes:
-        """Return the event that tells the caller of an end that should not be."""
+        """Return the events that tell the caller of an end that should not be."""
         ...
 
 
@@ -65,8 +99,8 @@ class Api(Protocol):
         """
         ...
 
-    def usage(self, body: bytes) -> Usage | None:
-        """Return what an unstreamed answer says it used; ``None`` if it does not say.
+    def report(self, body: bytes) -> UsageReport:
+        """Return what an unstreamed answer says it used.
 
         Raises:
             ValueError: it is not an answer.

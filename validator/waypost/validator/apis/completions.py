@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from waypost.validator.apis.chat import is_error, order_usage, reader, usage
+from waypost.validator.apis.chat import is_error, order_usage, reader, report
 from waypost.validator.apis.fields import decode_fields, encode
 
-__all__ = ["bounded", "is_error", "reader", "usage"]
+__all__ = ["bounded", "is_error", "reader", "report"]
 
 
 def bounded(

@@ -5,11 +5,11 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from waypost.shared.money import Usage
 from waypost.validator.apis.chat import is_error, reader
-from waypost.validator.apis.fields import ABSENT, decode_fields, encode, usage_of
+from waypost.validator.apis.fields import ABSENT, decode_fields, encode
+from waypost.validator.dialects.usage import UsageReport, read_openai
 
-__all__ = ["bounded", "is_error", "reader", "usage"]
+__all__ = ["bounded", "is_error", "reader", "report"]
 
 
 class _Answer(Struct):
@@ -29,6 +29,6 @@ def bounded(
     return encode(fields)
 
 
-def usage(body: bytes) -> Usage | None:
+def report(body: bytes) -> UsageReport:
     """See ``Api``."""
-    return usage_of(_decode_answer(body).usage)
+    return read_openai(_decode_answer(body).usage)

@@ -1,22 +1,18 @@
-"""What the APIs have in common: bodies as fields, OpenAI's usage, and OpenAI's errors."""
+"""What the APIs have in common: bodies as fields, and OpenAI's errors."""
 
 from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
 
-from waypost.shared.money import Tokens, Usage
-
 __all__ = [
     "ABSENT",
-    "Usages",
     "breaking_off",
     "decode_fields",
     "encode",
     "is_openai_error",
     "is_present",
     "size",
-    "usage_of",
 ]
 
 # Raw cannot be one of several types, so its absence has to be a Raw as well.
@@ -48,64 +44,6 @@ def size(text: str | None) -> int:
     if not text:
         return 0
     return len(text) if text.isascii() else len(text.encode())
-
-
-class _InputDetails(Struct):
-    cached_tokens: Tokens | None = None
-    cache_write_tokens: Tokens | None = None
-    image_tokens: Tokens | None = None
-    audio_tokens: Tokens | None = None
-
-
-class _OutputDetails(Struct):
-    reasoning_tokens: Tokens | None = None
-    audio_tokens: Tokens | None = None
-
-
-_NO_INPUT_DETAILS = _InputDetails()
-_NO_OUTPUT_DETAILS = _OutputDetails()
-
-
-class Usages(Struct):
-    """OpenAI's usage, under the names that its older and its newer APIs have for it."""
-
-    prompt_tokens: Tokens = 0
-    completion_tokens: Tokens = 0
-    prompt_tokens_details: _InputDetails | None = None
-    input_tokens: Tokens = 0
-    output_tokens: Tokens = 0
-    input_tokens_details: _InputDetails | None = None
-    completion_tokens_details: _OutputDetails | None = None
-    output_tokens_details: _OutputDetails | None = None
-
-    def ours(self) -> Usage:
-        """Return it as we count."""
-        into = self.prompt_tokens_details or self.input_tokens_details or _NO_INPUT_DETAILS
-        out = self.completion_tokens_details or self.output_tokens_details or _NO_OUTPUT_DETAILS
-        return Usage(
-            input_tokens=self.prompt_tokens or self.input_tokens,
-            output_tokens=self.completion_tokens or self.output_tokens,
-            cached_tokens=into.cached_tokens or 0,
-            cache_write_tokens=into.cache_write_tokens or 0,
-            image_input_tokens=into.image_tokens or 0,
-            audio_input_tokens=into.audio_tokens or 0,
-            audio_output_tokens=out.audio_tokens or 0,
-            reasoning_tokens=out.reasoning_tokens or 0,
-        )
-
-
-_decode_usage = msgspec.json.Decoder(Usages | None).decode
-
-
-def usage_of(raw: Raw) -> Usage | None:
-    """Return what a usage field says; one that cannot be read is as good as none."""
-    if not is_present(raw):
-        return None
-    try:
-        told = _decode_usage(raw)
-    except ValueError:
-        return None
-    return None if told is None else told.ours()
 
 
 class _Failed(Struct):

@@ -82,7 +82,7 @@ def read_answer(body: bytes, *, streamed: bool) -> Answer:
     for one in bodies:
         try:
             _read(_decode(one), texts, tokens)
-        except (msgspec.DecodeError, RecursionError):
+        except (ValueError, RecursionError):  # half a character is no DecodeError
             continue
     return Answer(
         "".join(texts),

@@ -18,7 +18,7 @@ from waypost.validator.pipeline.decide import require_served, woken
 from waypost.validator.pipeline.forward import forward
 from waypost.validator.pipeline.record import receipt_of, record_of
 from waypost.validator.pipeline.reserve import Booking, reserve
-from waypost.validator.pipeline.settle import settle
+from waypost.validator.pipeline.settle import let_go, settle
 from waypost.validator.pipeline.shadow import is_drawn, send_along
 from waypost.validator.pipeline.understand import bound_time, understand
 from waypost.validator.problems import INTERNAL, describe
@@ -44,19 +44,36 @@ async def serve(desk: Desk, call: Call) -> None:
         delivered = await forward(desk, call, considered, decision, booking)
         await settle(call, considered.facts, delivered)
     except (RefusalError, StoreError) as refusal:
-        await refuse(call, refusal)
+        await _refuse_or_log(call, refusal)
     except Exception:
         logger.exception("request %s failed", call.id)
         if booking is not None and not booking.is_exposed:
-            await booking.release()
-        await refuse(call, INTERNAL)
+            await let_go(call, booking)
+        await _refuse_or_log(call, INTERNAL)
     if booking is not None and not call.cost_nusd:
+        await _free_key(call, booking)
+    await _record(desk, call, considered)
+
+
+async def _free_key(call: Call, booking: Booking) -> None:
+    try:
         await booking.free_key()
+    except Exception:
+        logger.exception("request %s: its idempotency key is not free", call.id)
+
+
+async def _record(desk: Desk, call: Call, considered: Considered | None) -> None:
+    """Keep what happened. What adds to the record may fail; the record itself is not lost by it."""
     record = record_of(call)
     if considered is not None:
-        record = desk.with_shadow(record, considered.asked, considered.caller)
-        record = await desk.with_prompt(record, considered.asked)
-        if is_drawn(desk, record):
+        try:
+            record = desk.with_shadow(record, considered.asked, considered.caller)
+            record = await desk.with_prompt(record, considered.asked)
+            is_sent_along = is_drawn(desk, record)
+        except Exception:
+            logger.exception("request %s: its record lacks its shadow or prompt", call.id)
+            is_sent_along = False
+        if is_sent_along:
             desk.count(record)
             send_along(desk, considered, record)
             return
@@ -106,5 +123,14 @@ async def refuse(call: Call, refusal: WaypostError) -> None:
     problem = describe(refusal, call.endpoint, request_id=call.id)
     if call.has_started:
         call.status = problem.status  # for the record; the caller has seen another
+        await call.break_off(refusal.message, code=refusal.code)
         return
     await call.answer(problem.status, problem.body, extra=problem.headers)
+
+
+async def _refuse_or_log(call: Call, refusal: WaypostError) -> None:
+    """Answer, whatever the answer meets: the record comes after it."""
+    try:
+        await refuse(call, refusal)
+    except Exception:
+        logger.exception("request %s could not be told that it failed", call.id)

@@ -6,34 +6,52 @@ ends once: breaker, limiter, keys and record learn of it.
 """
 
 import asyncio
+import logging
 import random
+from contextlib import suppress
 from time import perf_counter
 
 from msgspec import Struct, structs
 
-from waypost.shared.money import Usage
 from waypost.shared.records import Attempt, AttemptKind, AttemptOutcome
 from waypost.shared.tracecontext import traceparent
 from waypost.validator.apis import StreamReader
 from waypost.validator.cascade.answers import Answer, read_answer, with_logprobs
 from waypost.validator.desk import Desk
+from waypost.validator.dialects.usage import NOTHING
 from waypost.validator.pipeline.call import Call, Considered, in_ms
+from waypost.validator.pipeline.charge import Evidence
 from waypost.validator.pipeline.reserve import Booking
 from waypost.validator.problems import OK, deadline_exceeded, describe, outcome_of, rejected
 from waypost.validator.resilience.causes import cause_of_rejection
 from waypost.validator.resilience.keys import retry_after_s
 from waypost.validator.serving import Target
-from waypost.validator.speech import Outgoing
+from waypost.validator.speech import Outgoing, UnreadableError, heard
 from waypost.validator.upstream import NoAnswerError, Stream
 
 __all__ = ["Delivered", "Try"]
 
+logger = logging.getLogger(__name__)
+
 MAX_ERROR_BYTES = 65_536
+# What comes before an answer, as pings and announcements do, is kept until some of the answer
+# comes, so that another model can still be asked. Not for longer than this: pings keep callers, and
+# proxies in between, from giving up.
+HELD_BACK_S = 10.0
+MAX_HELD_BACK_BYTES = 1_048_576  # a response is announced with its instructions and tools in it
+# How long after its end an answer is waited on for the usage; then for the end of the stream.
+# Those who tell the usage do so at once: it is known when the last token is.
+USAGE_WAIT_S = 2.0
+END_WAIT_S = 0.25
 EVENT_STREAM = b"text/event-stream; charset=utf-8"
 # Proxies in front of us would otherwise collect a stream before they pass it on.
 STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 
 CUT_SHORT = "The provider broke off in the middle of the answer; what came so far is charged."
+UNREADABLE = (
+    "The provider sent something that cannot be read in the middle of the answer; what came so far"
+    " is charged."
+)
 TOO_LATE = "The deadline passed in the middle of the answer; what came so far is charged."
 
 # What the provider found wrong with the request. It served nothing and charges nothing.
@@ -46,22 +64,22 @@ class Delivered(Struct, frozen=True):
     """What reached the caller, for the bill.
 
     Attributes:
+        evidence: what is known of what it used.
         booking: what pays for it; ``is_paid`` if it has already.
-        is_free: no provider charges for it: it was sent nothing, or refused.
-        usage: as the provider told it; ``None`` if it did not.
-        output_bytes: bytes of answer, which bound its tokens where ``usage`` is missing; ``None``
-            where nothing but the hold does.
         place: among the request's attempts.
     """
 
     target: Target
     outcome: AttemptOutcome
-    is_free: bool
-    usage: Usage | None
-    output_bytes: int | None
+    evidence: Evidence
     booking: Booking
     place: int
     is_paid: bool = False
+
+    @property
+    def is_free(self) -> bool:
+        """Whether no provider charges for it: it was sent nothing, or refused."""
+        return self.evidence.is_free
 
 
 class _LateError(Exception):
@@ -84,12 +102,17 @@ class Try:
         "_answer",
         "_asked",
         "_desk",
+        "_done_at",
         "_events",
+        "_first_ms",
         "_has_ended",
+        "_is_read",
+        "_is_refused",
         "_key",
         "_kind",
         "_place",
         "_reader",
+        "_report",
         "_retry_after_s",
         "_span_id",
         "_speech",
@@ -97,7 +120,6 @@ class Try:
         "_started_ms",
         "_stream",
         "_ttft_ms",
-        "_usage",
         "_wants_logprobs",
         "booking",
         "call",
@@ -136,13 +158,17 @@ class Try:
         self._started = perf_counter()
         self._started_ms = call.elapsed_ms()
         self._span_id = None if call.trace is None else f"{random.getrandbits(64) or 1:016x}"
+        self._first_ms: float | None = None  # until a byte came that is an event's
         self._ttft_ms: float | None = None
+        self._done_at: float | None = None
         self._answer = self._events = b""
-        self._usage: Usage | None = None
+        self._report = NOTHING
+        self._is_refused = False
         self._reader: StreamReader | None = None
         self._stream: Stream | None = None
         self._retry_after_s: float | None = None
-        self._has_ended = self.is_cut_by_caller = self.is_paid = self.was_sent = False
+        self._has_ended = self._is_read = False
+        self.is_cut_by_caller = self.is_paid = self.was_sent = False
         self.confidence: float | None = None
         self.outcome: AttemptOutcome = "cancelled"
         self.status: int | None = None
@@ -175,7 +201,8 @@ class Try:
                 self.outcome = "deadline_exceeded"
         except _LateError:
             self.outcome = "deadline_exceeded"
-        except ValueError:
+        except UnreadableError as exc:
+            self._cannot_read(str(exc))
             self.outcome = "bad_response"
         except BaseException:
             self._end("cancelled")
@@ -189,24 +216,26 @@ class Try:
         A stream is waited for to its end. If that does not come ``outcome`` is no longer ``ok``.
         """
         if self._reader is None:
-            return read_answer(self._answer, streamed=False)
+            return _read_answer(self._answer, streamed=False)
         outcome: AttemptOutcome = "server_error"
         try:
             pieces = [self._events]
             while events := await self._next(self._reader):
                 pieces.append(events)
             self._events = b"".join(pieces)
-            if self._reader.is_done and not self._reader.has_failed:
-                outcome = "ok"
+            outcome = self._how_it_ended(self._reader, broken="server_error")
         except _LateError:
             outcome = "deadline_exceeded"
-        except (NoAnswerError, ValueError):
+        except NoAnswerError:
             pass
+        except UnreadableError as exc:
+            self._cannot_read(str(exc))
+            outcome = "bad_response"
         except BaseException:
             self._end("cancelled")
             raise
         self._end(outcome)
-        return read_answer(self._events, streamed=True)
+        return _read_answer(self._events, streamed=True)
 
     def judged(self, confidence: float | None) -> None:
         """Note how sure the answer is."""
@@ -234,8 +263,42 @@ class Try:
         )
         self._answered(answer.status, answer.retry_after, answer.body)
         if self.outcome == "ok":
-            reply = self._speech.reply(self._asked, answer.body)
-            self._answer, self._usage = reply.body, reply.usage
+            self._take(answer.body)
+
+    def _take(self, body: bytes) -> None:
+        """Take an answer in one piece.
+
+        Raises:
+            ValueError: it is none.
+        """
+        try:
+            reply = heard(self._speech.reply, self._asked, body)
+        except ValueError:
+            if self._refuses(body):
+                return
+            # What it used is told all the same, as by a model that could not spell its call.
+            with suppress(ValueError):
+                self._report = heard(self._speech.report, body)
+            raise
+        self._answer, self._report = reply.body, reply.report
+
+    def _refuses(self, body: bytes) -> bool:
+        """Whether ``body`` is an error or a page, whatever the status says: nobody answered.
+
+        OpenRouter documents errors with status 200 (bifrost#5963, langchain#40362, 2026); a page is
+        of a proxy or a login on the way.
+        """
+        text = body.lstrip()
+        if not text or text.startswith(b"<"):
+            self._is_refused, self.outcome = True, "bad_response"
+            return True
+        try:
+            is_error = heard(self._speech.rejection, self._asked, body) is not None
+        except ValueError:
+            return False
+        if is_error:
+            self._is_refused, self.outcome = True, "server_error"
+        return is_error
 
     def _traceparent(self) -> bytes | None:
         """Return what tells the provider of the trace; the caller's own where we add nothing."""
@@ -253,20 +316,71 @@ class Try:
             return
         self.status, self.outcome = stream.status, "bad_response"
         if not stream.is_event_stream:
+            await self._look_into(stream)
             return
-        reader = self._reader = self._speech.reader(self._asked)
-        # From here to the first event, however slowly it comes, is one silence.
-        self._events = await self._next(reader, until=self._until())
-        if self._events:
-            self._ttft_ms = self._elapsed_ms()
-            # An error as the first event is no answer.
-            self.outcome = "server_error" if reader.has_failed else "ok"
-            if self.outcome == "ok":
-                self.target.breaker.began(after_s=self._ttft_ms / 1_000)
+        await self._await_answer(self._speech.reader(self._asked))
 
-    async def _rest_of(self, stream: Stream) -> bytes:
+    async def _look_into(self, stream: Stream) -> None:
+        """See what came in the place of a stream: it may be an error, or tell what it used."""
+        until = asyncio.get_running_loop().time() + USAGE_WAIT_S
+        with suppress(NoAnswerError, ValueError):
+            body = await self._rest_of(stream, until=min(until, self._until()))
+            if not self._refuses(body):
+                self._report = heard(self._speech.report, body)
+
+    async def _await_answer(self, reader: StreamReader) -> None:
+        """Read until some of an answer has come: as long as none has, there may be another try."""
+        self._reader = reader
+        # From here to the first event, however slowly it comes, is one silence.
+        until: float | None = self._until()
+        held_until = asyncio.get_running_loop().time() + HELD_BACK_S
+        held: list[bytes] = []
+        held_bytes = 0
+        while events := await self._next(reader, until=until):
+            until = None
+            held.append(events)
+            held_bytes += len(events)
+            if self._first_ms is None:
+                self._first_ms = self._elapsed_ms()
+            if reader.has_begun or reader.has_failed or reader.fault:
+                break
+            is_late = asyncio.get_running_loop().time() >= held_until
+            if is_late or held_bytes > MAX_HELD_BACK_BYTES:
+                break
+        self._events = b"".join(held)
+        # An error before any of the answer is no answer, nor is an end without one.
+        if reader.has_failed:
+            self.outcome = "server_error"
+        else:
+            self.outcome = self._how_it_ended(reader, broken="ok" if events else "bad_response")
+        if self.outcome == "ok":
+            self._ttft_ms = self._elapsed_ms()
+            self.target.breaker.began(after_s=(self._first_ms or self._ttft_ms) / 1_000)
+
+    def _how_it_ended(self, reader: StreamReader, *, broken: AttemptOutcome) -> AttemptOutcome:
+        """Return what came of a stream of which no more is read."""
+        if reader.has_failed:
+            return broken
+        if reader.is_done:
+            return "ok"
+        if reader.fault:
+            self._cannot_read(reader.fault)
+            return "bad_response"
+        return broken
+
+    def _cannot_read(self, why: str) -> None:
+        # The kind alone: what providers send may quote the prompt.
+        logger.warning(
+            "request %s: what %s sent cannot be read: %s",
+            self.call.id, self.target.model.provider, why,
+        )  # fmt: skip
+
+    async def _rest_of(self, stream: Stream, *, until: float | None = None) -> bytes:
         body = b""
-        while len(body) < MAX_ERROR_BYTES and (chunk := await stream.read(until=self._until())):
+        while len(body) < MAX_ERROR_BYTES:
+            chunk = await stream.read(until=self._until() if until is None else until)
+            if not chunk:
+                break
             body += chunk
         return body
 
@@ -300,13 +414,21 @@ class Try:
 
     def delivered(self) -> Delivered:
         """Return what reached the caller so far."""
-        usage = self._usage if self._reader is None else self._reader.usage
+        reader, answer_bytes = self._reader, self._answer_bytes
+        # An answer in one piece tells its usage of all of it.
+        evidence = Evidence(
+            is_free=self._is_free,
+            report=self._report if reader is None else reader.report,
+            has_output=self.call.endpoint != "embeddings",
+            output_bytes=answer_bytes,
+            reported_bytes=answer_bytes or 0 if reader is None else reader.reported_bytes,
+            held_nusd=self.booking.amount_nusd,
+            output_tokens=self.booking.output_tokens,
+        )
         return Delivered(
             self.target,
             self.outcome,
-            self._is_free,
-            usage,
-            self._answer_bytes,
+            evidence,
             self.booking,
             self._place,
             self.is_paid,
@@ -314,7 +436,7 @@ class Try:
 
     @property
     def _is_free(self) -> bool:
-        if not self.was_sent or self.status not in (None, OK):
+        if not self.was_sent or self._is_refused or self.status not in (None, OK):
             return True
         reader = self._reader
         if reader is not None and reader.has_failed and not reader.output_bytes:
@@ -338,7 +460,10 @@ class Try:
         return len(self._answer) if self._reader is None else self._reader.output_bytes
 
     async def _pass_error_on(self) -> None:
-        body = self._speech.rejection(self._asked, self._answer)
+        try:
+            body = heard(self._speech.rejection, self._asked, self._answer)
+        except UnreadableError:
+            body = None
         if body is None:
             body = rejected(self.call.endpoint, self.call.id)
         await self.call.answer(self.status or OK, body)
@@ -349,22 +474,24 @@ class Try:
         try:
             call.ttft_ms = call.elapsed_ms()
             call.mark("forward")  # so far, for Server-Timing
+            call.breaking_off = reader.breaking_off
             await call.start(OK, EVENT_STREAM, length=None, extra=STREAM_HEADERS)
             outcome = await self._pass_events_on(reader)
         except BaseException:
             # SDKs hang up as soon as they have read the end: that is an answer like any other.
-            self._end("ok" if reader.is_done else "cancelled")
+            self._end("ok" if reader.is_done and not reader.has_failed else "cancelled")
             raise
         self._end(outcome)
-        rest = b""
-        if outcome != "ok" and not reader.has_failed:
-            is_late = outcome == "deadline_exceeded"
-            rest = reader.breaking_off(
-                TOO_LATE if is_late else CUT_SHORT,
-                code="deadline_exceeded" if is_late else "upstream_cut_short",
-            )
+        call.breaking_off = None
+        rest = b"" if outcome == "ok" or reader.has_failed else self._told_of_end(reader, outcome)
         await call.send({"type": "http.response.body", "body": rest})
         return self.delivered()
+
+    def _told_of_end(self, reader: StreamReader, outcome: AttemptOutcome) -> bytes:
+        if outcome == "deadline_exceeded":
+            return reader.breaking_off(TOO_LATE, code="deadline_exceeded")
+        why = UNREADABLE if outcome == "bad_response" else CUT_SHORT
+        return reader.breaking_off(why, code="upstream_cut_short")
 
     async def _pass_events_on(self, reader: StreamReader) -> AttemptOutcome:
         send, events = self.call.send, self._events
@@ -376,9 +503,12 @@ class Try:
                 await send({"type": "http.response.body", "body": events, "more_body": True})
         except _LateError:
             return "deadline_exceeded"
-        except (NoAnswerError, ValueError):
-            pass
-        return "ok" if reader.is_done else "cut_short"
+        except NoAnswerError:
+            return "cut_short"
+        except UnreadableError as exc:
+            self._cannot_read(str(exc))
+            return "bad_response"
+        return self._how_it_ended(reader, broken="cut_short")
 
     async def _next(self, reader: StreamReader, *, until: float | None = None) -> bytes:
         """Return the next events to pass on; empty at the end.
@@ -388,24 +518,41 @@ class Try:
 
         Raises:
             NoAnswerError: the provider broke off.
-            ValueError: an event without end.
+            UnreadableError: it sent what cannot be read.
             _LateError: the caller's deadline passed.
         """
         stream = self._stream
+        if stream is None or self._has_ended or self._is_read:
+            return b""
+        is_whole = False
         try:
-            while stream is not None and not self._has_ended:
-                chunk = await stream.read(until=until or self._until())
+            while not reader.is_over:
+                chunk = await stream.read(until=until or self._patience(reader))
                 if not chunk:
+                    is_whole = True
                     break
-                if events := reader.feed(chunk):
+                if events := heard(reader.feed, chunk):
                     return events
-        except NoAnswerError as failure:
-            # Whatever happened to the connection after the end of the answer.
-            if not reader.is_done:
-                if failure.outcome == "timeout" and self.is_cut_by_caller:
+        except (NoAnswerError, UnreadableError) as failure:
+            # Whatever happens after the end of the answer.
+            if not (reader.is_done or reader.has_failed):
+                is_late = isinstance(failure, NoAnswerError) and failure.outcome == "timeout"
+                if is_late and self.is_cut_by_caller:
                     raise _LateError from failure
                 raise
-        return b""
+        self._is_read = True
+        return heard(reader.end, is_whole=is_whole)
+
+    def _patience(self, reader: StreamReader) -> float:
+        """Return when the provider must have said more, by the loop's clock."""
+        until = self._until()
+        if not (reader.is_done or reader.has_failed):
+            return until
+        now = asyncio.get_running_loop().time()
+        if self._done_at is None:
+            self._done_at = now
+        awaits_usage = reader.usage is None and not reader.has_failed
+        return min(until, self._done_at + (USAGE_WAIT_S if awaits_usage else END_WAIT_S))
 
     # ── how it ended ───────────────────────────────────────────────────────────────────────
 
@@ -422,11 +569,14 @@ class Try:
             return
         self._has_ended = True
         self.outcome = outcome
-        if self._stream is not None:
+        if self._stream is not None and outcome == "ok":
+            self._stream.leave()
+        elif self._stream is not None:
             self._stream.close()
         duration_ms = self._elapsed_ms()
+        first_ms = duration_ms if self._first_ms is None else self._first_ms
         began_ms = duration_ms if self._ttft_ms is None else self._ttft_ms
-        self._teach(outcome, after_s=began_ms / 1_000)
+        self._teach(outcome, after_s=first_ms / 1_000, began_s=began_ms / 1_000)
         self._place = len(self.call.attempts)
         self.call.attempts.append(
             Attempt(
@@ -443,7 +593,11 @@ class Try:
         )
         self.call.mark("forward")
 
-    def _teach(self, outcome: AttemptOutcome, *, after_s: float) -> None:
+    def _teach(self, outcome: AttemptOutcome, *, after_s: float, began_s: float) -> None:
+        """Args:
+        after_s: when the first event came, or the end: a model may think before it answers.
+        began_s: when the answer began, or the end.
+        """
         upstream, breaker = self.target.upstream, self.target.breaker
         name = self.target.model.name
         now = self._desk.monotonic()
@@ -453,7 +607,7 @@ class Try:
             case "ok":
                 breaker.succeeded(now, after_s=after_s)
                 keys.answered(self._key, name)
-                limiter.answered((name, self.call.streamed), after_s)
+                limiter.answered((name, self.call.streamed), began_s)
             case "client_error" | "content_filter" | "context_too_long":
                 breaker.succeeded(now, after_s=0.0)
                 keys.answered(self._key, name)
@@ -471,3 +625,11 @@ class Try:
                 elif outcome == "timeout":
                     limiter.dropped()
                 breaker.failed(now, luck=self._desk.luck())
+
+
+def _read_answer(body: bytes, *, streamed: bool) -> Answer:
+    """Return what an answer says; nothing if that cannot be read."""
+    try:
+        return heard(read_answer, body, streamed=streamed)
+    except UnreadableError:
+        return Answer()

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from time import perf_counter
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from msgspec import Struct
 
@@ -118,6 +118,12 @@ def decision_id(at_ms: int, randomness: int) -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
+class BreakingOff(Protocol):
+    """Writes the last events of a stream that ends as it should not."""
+
+    def __call__(self, message: str, *, code: str) -> bytes: ...
+
+
 class Considered(Struct, frozen=True):
     """A request that may be served, before anything is spent on it."""
 
@@ -140,6 +146,8 @@ class Call(Struct, kw_only=True, eq=False):
         untranslatable: why a provider cannot be asked this; the first that was found.
         receipt: signs what is decided, when the answer begins; ``None`` where nothing is signed.
         ends_at: by ``perf_counter``; ``is_hurried`` says that it is the caller's wish.
+        breaking_off: writes the events that end a stream which has begun and must not go on;
+            ``None`` where no stream is under way.
     """
 
     raw_headers: list[tuple[bytes, bytes]]
@@ -184,6 +192,7 @@ class Call(Struct, kw_only=True, eq=False):
     ttft_ms: float | None = None
     status: int = 0
     has_started: bool = False
+    breaking_off: "BreakingOff | None" = None
 
     @classmethod
     def begin(
@@ -256,7 +265,6 @@ class Call(Struct, kw_only=True, eq=False):
         extra: tuple[tuple[bytes, bytes], ...] = (),
     ) -> None:
         """Send the head of the response: what was decided, and how long each step took."""
-        self.has_started = True
         self.status = status
         decision = format_decision(
             decision_id=self.id,
@@ -284,6 +292,7 @@ class Call(Struct, kw_only=True, eq=False):
             headers.append((b"request-id", self.id.encode()))  # where Anthropic's SDKs look
         if self.receipt is not None:
             headers.append((b"waypost-receipt", self.receipt()))
+        self.has_started = True  # not before: what could not be written can still be an error
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def answer(
@@ -297,3 +306,11 @@ class Call(Struct, kw_only=True, eq=False):
         """Send a whole response."""
         await self.start(status, content_type, length=len(body), extra=extra)
         await self.send({"type": "http.response.body", "body": body})
+
+    async def break_off(self, message: str, *, code: str) -> None:
+        """End the stream that is under way, if one is, with an error of the caller's API."""
+        breaking_off, self.breaking_off = self.breaking_off, None
+        if breaking_off is not None:
+            await self.send(
+                {"type": "http.response.body", "body": breaking_off(message, code=code)}
+            )

@@ -13,7 +13,7 @@ from waypost.validator.pipeline.attempt import Delivered, Try
 from waypost.validator.pipeline.call import Call, Considered
 from waypost.validator.pipeline.hang_up import HangUp
 from waypost.validator.pipeline.reserve import Booking
-from waypost.validator.pipeline.settle import pay
+from waypost.validator.pipeline.settle import let_go, pay
 from waypost.validator.pipeline.walk import Walk
 from waypost.validator.problems import CALLER_GONE
 
@@ -33,6 +33,7 @@ async def forward(
     """
     walk = Walk(desk, call, considered, decision, booking)
     told: Try | None = None
+    unsettled: Try | None = None
     try:
         if not call.streamed:
             # It runs to its end even if the caller hangs up: only the end says what it cost.
@@ -47,11 +48,16 @@ async def forward(
         if told is None:
             raise UpstreamError("The caller hung up.", code="caller_gone")
         return told.delivered()
+    except BaseException:
+        unsettled, told = told, None  # nobody else will settle it
+        raise
     finally:
         walk.hang_up()
         for one in walk.tries:
             if one is not told and not (done := one.delivered()).is_free:
-                await pay(call, considered.facts, done)
+                charge = await pay(call, considered.facts, done)
+                if one is unsettled:
+                    call.usage = charge.usage
         for held in walk.bookings:
             if told is None or held is not told.booking:
-                await held.release()
+                await let_go(call, held)

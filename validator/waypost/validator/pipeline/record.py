@@ -1,5 +1,7 @@
 """What happened, for whoever asks later: one decision record per request, refusals included."""
 
+import logging
+
 from waypost.shared.money import bill
 from waypost.shared.records import DecisionRecord
 from waypost.shared.replay import DOWNGRADE, decision_digest
@@ -9,14 +11,12 @@ from waypost.validator.receipts.receipt import Receipt, facts_digest, sign_recei
 
 __all__ = ["receipt_of", "record_of"]
 
+logger = logging.getLogger(__name__)
+
 
 def record_of(call: Call) -> DecisionRecord:
     """Return the record of ``call``. It holds no prompt text and no token."""
     caller, serving, decision = call.caller, call.serving, call.decision
-    baseline: int | None = None
-    if call.usage is not None and serving is not None and call.facts is not None:
-        price = serving.unrouted_price(call.facts)
-        baseline = None if price is None else bill(price, call.usage, call.facts.measured.needs)
     return DecisionRecord(
         id=call.id,
         at_ms=call.at_ms,
@@ -40,7 +40,7 @@ def record_of(call: Call) -> DecisionRecord:
         reserved_nusd=call.reserved_nusd,
         cost_nusd=call.cost_nusd,
         unconfirmed_nusd=call.unconfirmed_nusd,
-        baseline_cost_nusd=baseline,
+        baseline_cost_nusd=_baseline(call),
         ttft_ms=call.ttft_ms,
         duration_ms=call.elapsed_ms(),
         streamed=call.streamed,
@@ -54,6 +54,20 @@ def record_of(call: Call) -> DecisionRecord:
         span_id=None if call.trace is None else call.trace.span_id,
         parent_span_id=None if call.trace is None else call.trace.parent_span_id,
     )
+
+
+def _baseline(call: Call) -> int | None:
+    """Return what it would have cost without routing; ``None`` where nobody can say."""
+    usage, serving, facts = call.usage, call.serving, call.facts
+    if usage is None or serving is None or facts is None:
+        return None
+    try:
+        price = serving.unrouted_price(facts)
+        return None if price is None else bill(price, usage, facts.measured.needs)
+    except Exception:
+        # The record is worth more than this.
+        logger.exception("request %s: what it would have cost is not known", call.id)
+        return None
 
 
 def receipt_of(call: Call, keys: ReceiptKeys) -> bytes:

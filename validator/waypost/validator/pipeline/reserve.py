@@ -10,7 +10,7 @@ from hashlib import sha256
 from msgspec import Struct, structs
 
 from waypost.shared.contracts import Facts, Model, Proposal
-from waypost.shared.costs import affordable_output, cost_bound_nusd, output_bound
+from waypost.shared.costs import affordable_output, cost_bound_nusd, output_bound, price_needs
 from waypost.shared.engine import Decision, decide
 from waypost.shared.errors import (
     BudgetError,
@@ -201,7 +201,7 @@ def bound_nusd(model: Model, facts: Facts, *, output_tokens: int) -> int:
         model.price,
         input_tokens=facts.measured.max_input_tokens,
         output_tokens=output_tokens * facts.measured.choices,
-        needs=facts.measured.needs,
+        needs=price_needs(facts.measured),
     )
 
 

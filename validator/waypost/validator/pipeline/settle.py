@@ -10,65 +10,75 @@ from msgspec import structs
 
 from waypost.shared.contracts import Facts
 from waypost.shared.errors import StoreError
-from waypost.shared.money import bill, upper_bound
+from waypost.shared.money import format_usd
 from waypost.validator.pipeline.attempt import Delivered
 from waypost.validator.pipeline.call import Call
+from waypost.validator.pipeline.charge import Charge, charge_for
+from waypost.validator.pipeline.reserve import Booking
 
-__all__ = ["cost_of", "pay", "settle"]
+__all__ = ["let_go", "pay", "settle"]
 
 logger = logging.getLogger(__name__)
 
 
-def cost_of(delivered: Delivered, facts: Facts, *, output_tokens: int) -> int:
-    """Return what to charge, in nano-dollars.
-
-    Args:
-        output_tokens: the bound of one answer that was sent upstream.
-    """
-    if delivered.is_free:
-        return 0
-    price = delivered.target.model.price
-    if delivered.usage is not None:
-        return bill(price, delivered.usage, facts.measured.needs)
-    if delivered.output_bytes is None:
-        # It may have been answered in full, for all we know, and cannot cost more than this.
-        return delivered.booking.amount_nusd
-    # A token is a byte or more, so what came through bounds what was produced.
-    return upper_bound(
-        price,
-        input_tokens=facts.measured.max_input_tokens,
-        output_tokens=min(delivered.output_bytes, output_tokens * facts.measured.choices),
-        needs=facts.measured.needs,
-    )
-
-
 async def settle(call: Call, facts: Facts, delivered: Delivered) -> None:
     """Charge what reached the caller, and give back the rest of what was held for it."""
-    call.usage = delivered.usage
-    await pay(call, facts, delivered)
+    call.usage = (await pay(call, facts, delivered)).usage
     call.mark("settle")
 
 
-async def pay(call: Call, facts: Facts, delivered: Delivered) -> None:
-    """Charge one try, of several that one request may have to pay for."""
+async def pay(call: Call, facts: Facts, delivered: Delivered) -> Charge:
+    """Charge one try, of several that one request may have to pay for; return what it cost."""
+    charge = _charge(call, facts, delivered)
     if delivered.is_paid:
-        return
-    booking = delivered.booking
-    cost = cost_of(delivered, facts, output_tokens=booking.output_tokens)
-    is_confirmed = delivered.usage is not None
+        return charge
+    booking, cost = delivered.booking, charge.cost_nusd
     if cost:
         call.cost_nusd += cost
-        call.unconfirmed_nusd += 0 if is_confirmed else cost
+        call.unconfirmed_nusd += 0 if charge.is_confirmed else cost
         attempt = call.attempts[delivered.place]
-        call.attempts[delivered.place] = structs.replace(attempt, cost_nusd=cost)
+        call.attempts[delivered.place] = structs.replace(
+            attempt, cost_nusd=cost, told_nusd=charge.told_nusd
+        )
     call.reserved_nusd += booking.amount_nusd
+    if delivered.is_free:
+        await let_go(call, booking)
+        return charge
+    usage = charge.usage
+    tokens = None if usage is None else usage.input_tokens + usage.output_tokens
     try:
-        if delivered.is_free:
-            await booking.release()
-        else:
-            usage = delivered.usage
-            tokens = None if usage is None else usage.input_tokens + usage.output_tokens
-            await booking.settle(cost, tokens=tokens, is_confirmed=is_confirmed)
+        await booking.settle(cost, tokens=tokens, is_confirmed=charge.is_confirmed)
     except StoreError as exc:
         # The provider has done its work. What nobody settles is charged when its lease ends.
         logger.error("request %s not settled: %s", call.id, exc)
+    except Exception:
+        logger.exception("request %s not settled", call.id)
+    return charge
+
+
+def _charge(call: Call, facts: Facts, delivered: Delivered) -> Charge:
+    model, booking = delivered.target.model, delivered.booking
+    try:
+        charge = charge_for(delivered.evidence, model.price, facts)
+    except Exception:
+        # Better the bound than a hold that nobody ends.
+        logger.exception("request %s: its cost is not known", call.id)
+        return Charge(booking.amount_nusd)
+    if charge.told_nusd is not None and not delivered.is_paid:
+        logger.warning(
+            "request %s: %s tells a usage of %s for %s, more than the %s that it can cost; charged"
+            " that, unconfirmed",
+            call.id, model.provider, format_usd(charge.told_nusd), model.id,
+            format_usd(charge.cost_nusd),
+        )  # fmt: skip
+    return charge
+
+
+async def let_go(call: Call, booking: Booking) -> None:
+    """Give back what is held, if anything is. The answer is not lost for a store that fails."""
+    try:
+        await booking.release()
+    except StoreError as exc:
+        logger.error("request %s: what was held is not given back: %s", call.id, exc)
+    except Exception:
+        logger.exception("request %s: what was held is not given back", call.id)

@@ -136,9 +136,7 @@ async def _ask(
             await booking.release()
         else:
             one.abandon()
-            delivered = one.delivered()
-            call.usage = delivered.usage
-            await pay(call, record.facts, delivered)
+            call.usage = (await pay(call, record.facts, one.delivered())).usage
 
 
 def _admitted(desk: Desk, target: Target) -> int | None:

@@ -8,10 +8,12 @@ mechanisms are pure and live in ``waypost.validator.resilience`` and ``waypost.v
 import asyncio
 from collections import deque
 
-from waypost.shared.contracts import Hedge
+from waypost.shared.contracts import Hedge, Signal
 from waypost.shared.engine import Decision, larger_models
 from waypost.shared.errors import UpstreamError
+from waypost.shared.judge import JudgeModel
 from waypost.shared.records import AttemptKind, AttemptOutcome
+from waypost.validator.cascade.answers import Answer
 from waypost.validator.cascade.signals import agreement, confidence, needs_logprobs
 from waypost.validator.desk import Desk
 from waypost.validator.pipeline.attempt import Try
@@ -22,6 +24,7 @@ from waypost.validator.problems import deadline_exceeded
 from waypost.validator.resilience.budget import full_jitter_s
 from waypost.validator.resilience.keys import LONGEST_WAIT_S
 from waypost.validator.serving import Target
+from waypost.validator.speech import UnreadableError, heard
 
 __all__ = ["Walk"]
 
@@ -313,7 +316,7 @@ class Walk:
             one, sure = await self._agreed(one, answer.text, cascade.samples)
         else:
             judge = self._considered.serving.compiled.policy.judge
-            sure = confidence(cascade.signal, answer, model=judge)
+            sure = _confidence(cascade.signal, answer, judge)
         one.judged(sure)
         return one, sure is not None and sure * 1_000 >= cascade.threshold_per_mille
 
@@ -329,7 +332,10 @@ class Walk:
                 said = (await sample.collect()).text
                 if sample.outcome == "ok":
                     texts[sample] = said
-        share, place = agreement(list(texts.values()))
+        try:
+            share, place = heard(agreement, list(texts.values()))
+        except UnreadableError:
+            share, place = 0.0, 0
         return list(texts)[place], share * len(texts) / samples
 
     async def _sample(self, target: Target) -> Try | None:
@@ -394,3 +400,11 @@ class Walk:
                 retry_after_s=1 + int(min(map(self._rest_s, self._limited))),
             )
         return UpstreamError(f"No provider could answer at the moment; try again shortly.{charged}")
+
+
+def _confidence(signal: Signal, answer: Answer, judge: JudgeModel | None) -> float | None:
+    """Return how sure an answer is; ``None`` if that cannot be read in it."""
+    try:
+        return heard(confidence, signal, answer, model=judge)
+    except UnreadableError:
+        return None

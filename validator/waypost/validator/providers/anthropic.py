@@ -6,9 +6,11 @@ import msgspec
 from msgspec import Raw, Struct
 
 from waypost.validator.apis.fields import encode
-from waypost.validator.apis.messages import TOLD_NOTHING, usage_told
+from waypost.validator.dialects.usage import UsageReport, read_anthropic
+from waypost.validator.events import is_end_mark
 from waypost.validator.speech import Outgoing
 from waypost.validator.translation.neutral import (
+    UNSAID,
     Answer,
     Choice,
     Failure,
@@ -35,6 +37,7 @@ __all__ = [
     "headers",
     "outgoing",
     "path",
+    "report",
 ]
 
 NATIVE = {"messages": "/messages"}
@@ -207,8 +210,8 @@ class _Details(Struct):
 
 
 class _Error(Struct):
-    message: str = ""
-    type: str = ""
+    message: str | None = None
+    type: str | None = None
     details: _Details | None = None
 
 
@@ -235,14 +238,25 @@ def answer(body: bytes, *, id: str) -> Answer:
                 parts.append(ToolCall(block.id, block.name, bytes(block.input).decode()))
             case _:
                 pass  # thinking that is not shown; whatever else there is, only its tools bring
-    told = usage_told(message.usage)
     return Answer(
         model=message.model,
         parts=tuple(parts),
         stop=_STOPS.get(message.stop_reason or "", "end"),
         stop_sequence=message.stop_sequence,
-        usage=None if told is None else told.ours(),
+        usage=read_anthropic(message.usage).usage(),
     )
+
+
+class _Told(Struct):
+    usage: Raw = Raw()
+
+
+_decode_told = msgspec.json.Decoder(_Told).decode
+
+
+def report(body: bytes) -> UsageReport:
+    """See ``ProviderSide``."""
+    return read_anthropic(_decode_told(body).usage)
 
 
 def failure(body: bytes) -> Failure | None:
@@ -252,7 +266,7 @@ def failure(body: bytes) -> Failure | None:
     except ValueError:
         return None
     code = None if error.details is None else error.details.error_code
-    return Failure(error.message, code or error.type or "upstream_rejected")
+    return Failure(error.message or UNSAID, code or error.type)
 
 
 def decoder(*, id: str) -> "_Decoder":
@@ -262,15 +276,17 @@ def decoder(*, id: str) -> "_Decoder":
 
 class _Decoder:
     def __init__(self) -> None:
-        self._told = TOLD_NOTHING
+        self.is_over = False
         self._stop: StopReason = "end"
         self._stop_sequence: str | None = None
 
     def see(self, payload: bytes, sink: Sink) -> None:
+        if is_end_mark(payload):
+            return  # of another API, as some proxies end every stream
         event = _decode_event(payload)
         match event.type:
             case "message_start" if event.message is not None:
-                self._tell(event.message.usage)
+                sink.used(read_anthropic(event.message.usage))
                 sink.begin(event.message.model)
             case "content_block_start" if event.content_block is not None:
                 block = event.content_block
@@ -281,16 +297,17 @@ class _Decoder:
             case "content_block_delta" if event.delta is not None:
                 self._see_delta(event.index, event.delta, sink)
             case "message_delta":
-                self._tell(event.usage)
-                if self._told != TOLD_NOTHING:
-                    sink.used(self._told.ours())
+                sink.used(read_anthropic(event.usage))
                 if event.delta is not None:
                     self._stop = _STOPS.get(event.delta.stop_reason or "", "end")
                     self._stop_sequence = event.delta.stop_sequence
+                    if event.delta.stop_reason:
+                        sink.finish(self._stop, self._stop_sequence)
             case "message_stop":
+                self.is_over = True
                 sink.finish(self._stop, self._stop_sequence)
             case "error":
-                sink.fail(failure(payload) or Failure("The provider gave up."))
+                sink.fail(failure(payload) or Failure(UNSAID))
             case _:
                 pass  # pings and ends of blocks
 
@@ -304,8 +321,3 @@ class _Decoder:
                 sink.arguments(place, delta.partial_json)
             case _:
                 pass
-
-    def _tell(self, raw: Raw) -> None:
-        told = usage_told(raw)
-        if told is not None:
-            self._told = self._told.updated(told)

@@ -1,16 +1,17 @@
 """Gemini's dialect: ``generateContent`` of the Gemini API."""
 
-from collections.abc import Iterable
 from typing import Annotated, Any
 from urllib.parse import quote
 
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from waypost.shared.money import Tokens, Usage
 from waypost.validator.apis.fields import ABSENT, encode, is_present
+from waypost.validator.dialects.usage import UsageReport, read_gemini
+from waypost.validator.events import is_end_mark
 from waypost.validator.speech import Outgoing
 from waypost.validator.translation.neutral import (
+    UNSAID,
     Answer,
     Choice,
     Failure,
@@ -39,6 +40,7 @@ __all__ = [
     "headers",
     "outgoing",
     "path",
+    "report",
 ]
 
 NATIVE: dict[str, str] = {}
@@ -191,37 +193,6 @@ class _Candidate(Struct, rename="camel"):
     finish_reason: str | None = None
 
 
-class _Modality(Struct, rename="camel"):
-    modality: str = ""
-    token_count: Tokens = 0
-
-
-class _UsageMetadata(Struct, rename="camel"):
-    prompt_token_count: Tokens = 0
-    candidates_token_count: Tokens = 0
-    thoughts_token_count: Tokens = 0
-    tool_use_prompt_token_count: Tokens = 0
-    cached_content_token_count: Tokens = 0
-    prompt_tokens_details: list[_Modality] = []
-    candidates_tokens_details: list[_Modality] = []
-
-    def ours(self) -> Usage:
-        """Return it as we count: what is thought is written."""
-        return Usage(
-            input_tokens=self.prompt_token_count + self.tool_use_prompt_token_count,
-            output_tokens=self.candidates_token_count + self.thoughts_token_count,
-            cached_tokens=self.cached_content_token_count,
-            image_input_tokens=_of("IMAGE", self.prompt_tokens_details),
-            audio_input_tokens=_of("AUDIO", self.prompt_tokens_details),
-            audio_output_tokens=_of("AUDIO", self.candidates_tokens_details),
-            reasoning_tokens=self.thoughts_token_count,
-        )
-
-
-def _of(modality: str, details: Iterable[_Modality]) -> int:
-    return sum(detail.token_count for detail in details if detail.modality == modality)
-
-
 class _Feedback(Struct, rename="camel"):
     block_reason: str | None = None
 
@@ -239,9 +210,13 @@ class _Response(Struct, rename="camel"):
         return feedback is not None and feedback.block_reason is not None
 
 
+class _Told(Struct, rename="camel"):
+    usage_metadata: Raw = ABSENT
+
+
 class _Error(Struct):
-    message: str = ""
-    status: str = ""
+    message: str | None = None
+    status: str | None = None
 
 
 class _Failed(Struct):
@@ -249,20 +224,9 @@ class _Failed(Struct):
 
 
 _decode_response = msgspec.json.Decoder(_Response).decode
-_decode_usage = msgspec.json.Decoder(_UsageMetadata | None).decode
+_decode_told = msgspec.json.Decoder(_Told).decode
 # Streamed methods put their error in a list.
 _decode_failed = msgspec.json.Decoder(_Failed | Annotated[list[_Failed], Meta(min_length=1)]).decode
-
-
-def _usage_of(raw: Raw) -> Usage | None:
-    if not is_present(raw):
-        return None
-    try:
-        told = _decode_usage(raw)
-    except ValueError:
-        return None
-    # Before the end of a stream only some of it may be told.
-    return None if told is None or not told.prompt_token_count else told.ours()
 
 
 def _stop(reason: str, *, calls: bool) -> StopReason:
@@ -302,12 +266,17 @@ def answer(body: bytes, *, id: str) -> Answer:
         model=response.model_version,
         parts=tuple(parts),
         stop=stop,
-        usage=_usage_of(response.usage_metadata),
+        usage=read_gemini(response.usage_metadata).usage(),
     )
 
 
 def _call(call: _Call, id: str, place: int) -> ToolCall:
     return ToolCall(call.id or f"call_{id}_{place}", call.name, bytes(call.args).decode())
+
+
+def report(body: bytes) -> UsageReport:
+    """See ``ProviderSide``."""
+    return read_gemini(_decode_told(body).usage_metadata)
 
 
 def failure(body: bytes) -> Failure | None:
@@ -317,7 +286,7 @@ def failure(body: bytes) -> Failure | None:
     except ValueError:
         return None
     error = failed.error if isinstance(failed, _Failed) else failed[0].error
-    return Failure(error.message, error.status.lower() or "upstream_rejected")
+    return Failure(error.message or UNSAID, error.status.lower() if error.status else None)
 
 
 def decoder(*, id: str) -> "_Decoder":
@@ -327,25 +296,32 @@ def decoder(*, id: str) -> "_Decoder":
 
 class _Decoder:
     def __init__(self, id: str) -> None:
+        self.is_over = False
         self._id = id
         self._calls = 0
 
     def see(self, payload: bytes, sink: Sink) -> None:
+        if is_end_mark(payload):
+            return  # of another API, as some proxies end every stream
         response = _decode_response(payload)
         if is_present(response.error):
-            sink.fail(failure(payload) or Failure("The provider gave up."))
+            sink.fail(failure(payload) or Failure(UNSAID))
             return
         sink.begin(response.model_version)
-        told = _usage_of(response.usage_metadata)
-        if told is not None:
+        told = read_gemini(response.usage_metadata)
+        if not response.candidates:
             sink.used(told)
         if response.is_blocked:
             sink.finish("filter")
+            self.is_over = told.usage() is not None
         for candidate in response.candidates[:1]:
             for part in (candidate.content or _Content()).parts:
                 self._see_part(part, sink)
-            if candidate.finish_reason is not None:
+            sink.used(told)  # it is of the parts as well, even if the end is none
+            if candidate.finish_reason:
                 sink.finish(_stop(candidate.finish_reason, calls=self._calls > 0))
+                # The API has no mark of the end; the usage of the last event is the final one.
+                self.is_over = told.usage() is not None
 
     def _see_part(self, part: _Part, sink: Sink) -> None:
         if part.function_call is not None:

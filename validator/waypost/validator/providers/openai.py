@@ -8,9 +8,17 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from waypost.validator.apis.fields import ABSENT, encode, is_present, usage_of
+from waypost.validator.apis.fields import ABSENT, encode, is_present
+from waypost.validator.dialects.usage import (
+    Told,
+    UsageReport,
+    read_completion,
+    read_completion_parts,
+)
+from waypost.validator.events import is_end_mark
 from waypost.validator.speech import Outgoing
 from waypost.validator.translation.neutral import (
+    UNSAID,
     Answer,
     Choice,
     Failure,
@@ -37,6 +45,7 @@ __all__ = [
     "headers",
     "outgoing",
     "path",
+    "report",
 ]
 
 NATIVE = {
@@ -219,25 +228,29 @@ class _Choice(Struct):
     message: _Message | None = None
     delta: _Message | None = None
     finish_reason: str | None = None
+    usage: Raw = ABSENT
 
 
 class _Completion(Struct):
     choices: list[_Choice]
     model: str = ""
     usage: Raw = ABSENT
+    x_groq: Told | None = None
+
+    def report(self) -> UsageReport:
+        return read_completion_parts(self.usage, self.choices, self.x_groq)
 
 
-class _Chunk(Struct):
+class _Chunk(_Completion):
     choices: list[_Choice] = []
-    model: str = ""
-    usage: Raw = ABSENT
     error: Raw = ABSENT
 
 
 class _Error(Struct):
-    message: str = ""
+    message: str | None = None
     code: str | int | None = None
     type: str | None = None
+    param: Any = None
 
 
 class _Failed(Struct):
@@ -270,8 +283,13 @@ def answer(body: bytes, *, id: str) -> Answer:
         model=completion.model,
         parts=tuple(parts),
         stop="filter" if message.refusal else stop,
-        usage=usage_of(completion.usage),
+        usage=completion.report().usage(),
     )
+
+
+def report(body: bytes) -> UsageReport:
+    """See ``ProviderSide``."""
+    return read_completion(body)
 
 
 def failure(body: bytes) -> Failure | None:
@@ -282,7 +300,9 @@ def failure(body: bytes) -> Failure | None:
         return None
     if isinstance(error, str):
         return Failure(error)
-    return Failure(error.message, str(error.code or error.type or "upstream_rejected"))
+    code = error.code or error.type
+    param = error.param if isinstance(error.param, str) else None
+    return Failure(error.message or UNSAID, None if code is None else str(code), param)
 
 
 def decoder(*, id: str) -> "_Decoder":
@@ -292,27 +312,29 @@ def decoder(*, id: str) -> "_Decoder":
 
 class _Decoder:
     def __init__(self, id: str) -> None:
+        self.is_over = False
         self._id = id
         self._stop: StopReason = "end"
         self._slots: set[int] = set()
 
     def see(self, payload: bytes, sink: Sink) -> None:
-        if payload == b"[DONE]":
+        if is_end_mark(payload):
+            self.is_over = True
             sink.finish(self._stop)
             return
         chunk = _decode_chunk(payload)
         if is_present(chunk.error):
-            sink.fail(failure(payload) or Failure("The provider gave up."))
+            sink.fail(failure(payload) or Failure(UNSAID))
             return
         sink.begin(chunk.model)
         for choice in chunk.choices:
             if choice.delta is not None:
                 self._see_delta(choice.delta, sink)
-            if choice.finish_reason is not None and self._stop != "filter":
-                self._stop = _STOPS.get(choice.finish_reason, "end")
-        told = usage_of(chunk.usage)
-        if told is not None:
-            sink.used(told)
+            if choice.finish_reason:
+                if self._stop != "filter":
+                    self._stop = _STOPS.get(choice.finish_reason, "end")
+                sink.finish(self._stop)
+        sink.used(chunk.report())
 
     def _see_delta(self, delta: _Message, sink: Sink) -> None:
         if delta.thoughts:

@@ -5,8 +5,8 @@
 
 from typing import Protocol
 
-from waypost.shared.money import Usage
 from waypost.validator.apis import StreamReader
+from waypost.validator.dialects.usage import UsageReport
 from waypost.validator.events import EventReader
 from waypost.validator.speech import Asked, Outgoing, Reply, UntranslatableError
 from waypost.validator.translation import chat, messages, responses
@@ -52,13 +52,19 @@ class CallerSide(Protocol):
 
 
 class Decoder(Protocol):
-    """Reads a provider's stream."""
+    """Reads a provider's stream.
+
+    Attributes:
+        is_over: whether the provider has said that nothing more follows.
+    """
+
+    is_over: bool
 
     def see(self, payload: bytes, sink: Sink) -> None:
         """Give what an event says to ``sink``.
 
         Raises:
-            ValueError: it makes no sense.
+            Exception: it makes no sense.
         """
         ...
 
@@ -98,6 +104,14 @@ class ProviderSide(Protocol):
 
         Raises:
             ValueError: it is not an answer.
+        """
+        ...
+
+    def report(self, body: bytes) -> UsageReport:
+        """Return what an unstreamed answer says it used, whether or not it makes sense.
+
+        Raises:
+            ValueError: it is not even JSON.
         """
         ...
 
@@ -177,7 +191,11 @@ class Translated:
     def reply(self, asked: Asked, body: bytes) -> Reply:
         """See ``Speech``."""
         answer = self._provider.answer(body, id=asked.id)
-        return Reply(self._caller.answer(answer, asked), answer.usage)
+        return Reply(self._caller.answer(answer, asked), self._provider.report(body))
+
+    def report(self, body: bytes) -> UsageReport:
+        """See ``Speech``."""
+        return self._provider.report(body)
 
     def rejection(self, asked: Asked, body: bytes) -> bytes | None:
         """See ``Speech``."""
@@ -190,33 +208,52 @@ class Translated:
 
 
 class _Reader(EventReader):
-    """Takes a provider's stream and gives the caller's, event by event."""
+    """Takes a provider's stream and gives the caller's, event by event.
 
-    __slots__ = ("_decoder", "_has_begun", "_out", "_writer")
+    The end is written when the provider says that nothing follows, or no more is read: usage may
+    come after the reason to stop.
+    """
+
+    __slots__ = ("_decoder", "_is_announced", "_is_closed", "_out", "_stop", "_writer")
 
     def __init__(self, decoder: Decoder, writer: Writer) -> None:
         super().__init__()
         self._decoder = decoder
         self._writer = writer
-        self._has_begun = False
+        self._is_announced = self._is_closed = False
+        self._stop: tuple[StopReason, str | None] | None = None
         self._out: list[bytes] = []
 
     def feed(self, data: bytes) -> bytes:
         for payload in self._payloads(data):
-            if not (self.is_done or self.has_failed):
-                self._decoder.see(payload, self)
+            if self.is_over:
+                break
+            self._read(payload)
+            if self._decoder.is_over and not self.fault:
+                self.is_over = True
+                self._out.append(self._closing())
         events = b"".join(self._out)
         self._out.clear()
         return events
 
+    def _see(self, payload: bytes) -> bool:
+        self._decoder.see(payload, self)
+        return True
+
+    def _closing(self) -> bytes:
+        if self._stop is None or self.has_failed or self._is_closed:
+            return b""
+        self._is_closed = True
+        return self._writer.finish(*self._stop, self.report.usage())
+
     def breaking_off(self, message: str, *, code: str) -> bytes:
-        return self._writer.fail(message, code=code)
+        return self._writer.fail(Failure(message, code))
 
     # ── what the decoder sees ──────────────────────────────────────────────────────────────
 
     def begin(self, model: str) -> None:
-        if not self._has_begun:
-            self._has_begun = True
+        if not self._is_announced:
+            self._is_announced = True
             self._out.append(self._writer.begin(model))
 
     def text(self, text: str) -> None:
@@ -236,15 +273,16 @@ class _Reader(EventReader):
         self._out.append(self._writer.arguments(slot, text))
 
     def _wrote(self, text: str) -> None:
+        self.has_begun = True
         self.output_bytes += len(text.encode())
 
-    def used(self, usage: Usage) -> None:
-        self.usage = usage
+    def used(self, report: UsageReport) -> None:
+        self.tell(report)
 
     def finish(self, stop: StopReason, stop_sequence: str | None = None) -> None:
-        self.is_done = True
-        self._out.append(self._writer.finish(stop, stop_sequence, self.usage))
+        self.has_begun = self.is_done = True
+        self._stop = (stop, stop_sequence)
 
     def fail(self, failure: Failure) -> None:
-        self.has_failed = True
-        self._out.append(self._writer.fail(failure.message, code=failure.code))
+        self.has_failed = self.is_over = True
+        self._out.append(self._writer.fail(failure))

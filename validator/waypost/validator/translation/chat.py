@@ -6,7 +6,7 @@ import msgspec
 
 from waypost.shared.money import Usage
 from waypost.validator.apis.chat import shows_usage
-from waypost.validator.apis.fields import breaking_off, encode
+from waypost.validator.apis.fields import encode
 from waypost.validator.events import write_event
 from waypost.validator.speech import Asked
 from waypost.validator.translation.neutral import (
@@ -338,13 +338,7 @@ def usage_fields(usage: Usage) -> dict[str, Any]:
 
 def failure(failure: Failure, asked: Asked) -> bytes:
     """See ``CallerSide``."""
-    error = {
-        "message": failure.message,
-        "type": "invalid_request_error",
-        "code": failure.code,
-        "param": None,
-    }
-    return encode({"error": error})
+    return encode({"error": {"type": "invalid_request_error", **failure.fields()}})
 
 
 def writer(asked: Asked) -> "_Writer":
@@ -393,5 +387,5 @@ class _Writer:
             last += write_event({**self._head, "choices": [], "usage": usage_fields(usage)})
         return last + b"data: [DONE]\n\n"
 
-    def fail(self, message: str, *, code: str) -> bytes:
-        return breaking_off(message, code=code)
+    def fail(self, failure: Failure) -> bytes:
+        return write_event({"error": {"type": "server_error", **failure.fields()}})

@@ -295,12 +295,15 @@ def _usage(usage: Usage | None) -> dict[str, Any]:
 
 def failure(failure: Failure, asked: Asked) -> bytes:
     """See ``CallerSide``."""
-    error = {
-        "type": "invalid_request_error",
-        "message": failure.message,
-        "details": {"error_code": failure.code},
-    }
+    error = _error("invalid_request_error", failure)
     return encode({"type": "error", "error": error, "request_id": asked.id})
+
+
+def _error(kind: str, failure: Failure) -> dict[str, Any]:
+    told = {"error_code": failure.code, "param": failure.param}
+    details = {name: value for name, value in told.items() if value is not None}
+    error: dict[str, Any] = {"type": kind, "message": failure.message}
+    return {**error, "details": details} if details else error
 
 
 def writer(asked: Asked) -> "_Writer":
@@ -360,6 +363,5 @@ class _Writer:
             + self._event("message_stop")
         )
 
-    def fail(self, message: str, *, code: str) -> bytes:
-        error = {"type": "api_error", "message": message, "details": {"error_code": code}}
-        return self._event("error", error=error)
+    def fail(self, failure: Failure) -> bytes:
+        return self._event("error", error=_error("api_error", failure))

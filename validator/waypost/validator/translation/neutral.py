@@ -11,9 +11,11 @@ import msgspec
 from msgspec import Struct
 
 from waypost.shared.money import Usage
+from waypost.validator.dialects.usage import UsageReport
 from waypost.validator.speech import UntranslatableError
 
 __all__ = [
+    "UNSAID",
     "Answer",
     "Choice",
     "Failure",
@@ -139,11 +141,20 @@ class Answer(Struct, frozen=True, kw_only=True):
     usage: Usage | None = None
 
 
+# Where a provider's error has no message: every API wants one.
+UNSAID = "The provider gave up and did not say why."
+
+
 class Failure(Struct, frozen=True):
-    """What a provider says is wrong."""
+    """What a provider says is wrong. What it leaves out is ``None``, and nothing is put there."""
 
     message: str
-    code: str = "upstream_rejected"
+    code: str | None = None
+    param: str | None = None
+
+    def fields(self) -> dict[str, str | None]:
+        """Return it in the words of OpenAI's errors, which have each field or null."""
+        return {"message": self.message, "code": self.code, "param": self.param}
 
 
 class Sink(Protocol):
@@ -169,12 +180,12 @@ class Sink(Protocol):
         """A piece of a call's arguments."""
         ...
 
-    def used(self, usage: Usage) -> None:
+    def used(self, report: UsageReport) -> None:
         """What was used so far; the last word counts."""
         ...
 
     def finish(self, stop: StopReason, stop_sequence: str | None = None) -> None:
-        """The answer is complete."""
+        """The answer is complete, and may be said to be so again; its usage may still follow."""
         ...
 
     def fail(self, failure: Failure) -> None:
@@ -191,7 +202,7 @@ class Writer(Protocol):
     def tool(self, slot: int, id: str, name: str) -> bytes: ...
     def arguments(self, slot: int, text: str) -> bytes: ...
     def finish(self, stop: StopReason, stop_sequence: str | None, usage: Usage | None) -> bytes: ...
-    def fail(self, message: str, *, code: str) -> bytes: ...
+    def fail(self, failure: Failure) -> bytes: ...
 
 
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode

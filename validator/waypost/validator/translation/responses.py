@@ -6,12 +6,14 @@ import msgspec
 
 from waypost.shared.money import Usage
 from waypost.validator.apis.fields import encode
+from waypost.validator.apis.responses import broken_off
 from waypost.validator.events import write_event
 from waypost.validator.speech import Asked
 from waypost.validator.translation.chat import failure
 from waypost.validator.translation.neutral import (
     Answer,
     Choice,
+    Failure,
     Image,
     JsonFormat,
     Prompt,
@@ -380,16 +382,25 @@ class _Writer:
             "response.output_item.added", output_index=len(items) - 1, item=items[-1]
         )
 
-    def _close(self, status: str = "completed") -> bytes:
-        if not self._is_writing:
-            return b""
+    def _complete(self, status: str) -> str:
+        """Put all that was written into the item that was being written; return it."""
         item = self._output.items[-1]
         whole = "".join(self._written)
         self._written.clear()
         item["status"] = status
         if item["type"] == "message":
-            part = _text(whole)
-            item["content"] = [part]
+            item["content"] = [_text(whole)]
+        else:
+            item["arguments"] = whole
+        return whole
+
+    def _close(self, status: str = "completed") -> bytes:
+        if not self._is_writing:
+            return b""
+        whole = self._complete(status)
+        item = self._output.items[-1]
+        if item["type"] == "message":
+            part = item["content"][0]
             done = self._event(
                 "response.output_text.done",
                 **self._place, content_index=0, text=whole, logprobs=[],
@@ -397,7 +408,6 @@ class _Writer:
                 "response.content_part.done", **self._place, content_index=0, part=part
             )  # fmt: skip
         else:
-            item["arguments"] = whole
             done = self._event(
                 "response.function_call_arguments.done",
                 **self._place, name=item["name"], arguments=whole,
@@ -446,6 +456,8 @@ class _Writer:
         response = self._output.response(status, stop=stop, usage=usage)
         return closed + self._event(f"response.{status}", response=response)
 
-    def fail(self, message: str, *, code: str) -> bytes:
-        error = {"message": message, "code": code, "param": None}
-        return self._event("error", **error, error=error)
+    def fail(self, failure: Failure) -> bytes:
+        if self._is_writing:
+            self._complete("incomplete")
+        sequence, self._sequence = self._sequence + 1, self._sequence + 2
+        return broken_off(self._output.response("failed"), failure.fields(), sequence=sequence)

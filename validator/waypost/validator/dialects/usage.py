@@ -1,0 +1,337 @@
+"""What a provider says that it used: evidence, of which the richest counts.
+
+The rules:
+
+- A count is told or it is not; ``None`` is not 0. A usage without counts is as good as none.
+- Counts grow. Of several reports the larger count is taken, field by field, so that neither a
+  repeated nor a poorer nor an empty report takes anything back.
+- Tokens that the total has beyond its parts were used. If nobody says for what, they count as
+  output, which is dearer.
+- A part that is larger than its whole was told beside it, and comes on top.
+
+Providers call the same count by many names. The tables list them, with the provider, and where
+and when it was seen.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, cast
+
+import msgspec
+from msgspec import Raw, Struct, structs
+
+from waypost.shared.money import Usage
+
+__all__ = [
+    "NOTHING",
+    "Told",
+    "UsageReport",
+    "read_anthropic",
+    "read_completion",
+    "read_completion_parts",
+    "read_gemini",
+    "read_openai",
+]
+
+# The largest count that is believed; what is more is no count (``money.Tokens``).
+MAX_TOKENS = 2**40
+
+
+class UsageReport(Struct, frozen=True):
+    """Counts as told so far; ``None`` where nothing was.
+
+    Attributes:
+        is_cache_beside: what a cache held or took comes on top of ``input_tokens``.
+        is_reasoning_beside: likewise ``reasoning_tokens`` on top of ``output_tokens``.
+    """
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    total_tokens: int | None = None
+    cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    cache_write_1h_tokens: int | None = None
+    image_input_tokens: int | None = None
+    audio_input_tokens: int | None = None
+    audio_output_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    is_cache_beside: bool = False
+    is_reasoning_beside: bool = False
+
+    def joined(self, other: "UsageReport") -> "UsageReport":
+        """Return what both tell together: the larger of each count."""
+        if self is NOTHING or self == other:
+            return other
+        if other is NOTHING:
+            return self
+        both = zip(structs.astuple(self), structs.astuple(other), strict=True)
+        larger: Any = [_larger(*one) for one in both]
+        return UsageReport(*larger)
+
+    def usage(self, *, has_output: bool = True) -> Usage | None:
+        """Return the whole usage; ``None`` as long as a side of it has not been told.
+
+        Args:
+            has_output: whether the API writes an answer. Embeddings are none, and there the
+                total is the input.
+        """
+        total, into, out = self.total_tokens, self.told_input, self._told_output
+        if not has_output:
+            into = total if into is None else into
+            out = out or 0
+        elif total is not None and (into is None) != (out is None):
+            # One side and the total tell the other.
+            into = max(0, total - (out or 0)) if into is None else into
+            out = max(0, total - into) if out is None else out
+        if into is None or out is None:
+            return None
+        return Usage(
+            input_tokens=into,
+            output_tokens=max(out, (total or 0) - into),
+            cached_tokens=self.cached_tokens or 0,
+            cache_write_tokens=self._written,
+            cache_write_1h_tokens=self.cache_write_1h_tokens or 0,
+            image_input_tokens=self.image_input_tokens or 0,
+            audio_input_tokens=self.audio_input_tokens or 0,
+            audio_output_tokens=self.audio_output_tokens or 0,
+            reasoning_tokens=self.reasoning_tokens or 0,
+        )
+
+    @property
+    def told_input(self) -> int | None:
+        """All of the input; ``None`` if nothing was told of it."""
+        beside = (self.cached_tokens or 0) + self._written
+        if self.input_tokens is None:
+            return beside or None
+        largest = max(self.cached_tokens or 0, self._written)
+        is_beside = self.is_cache_beside or largest > self.input_tokens
+        return self.input_tokens + (beside if is_beside else 0)
+
+    @property
+    def _told_output(self) -> int | None:
+        reasoning = self.reasoning_tokens or 0
+        if self.output_tokens is None:
+            return reasoning or None
+        is_beside = self.is_reasoning_beside or reasoning > self.output_tokens
+        return self.output_tokens + (reasoning if is_beside else 0)
+
+    @property
+    def _written(self) -> int:
+        return max(self.cache_write_tokens or 0, self.cache_write_1h_tokens or 0)
+
+
+def _larger(one: int | None, other: int | None) -> int | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return max(one, other)
+
+
+NOTHING = UsageReport()
+
+# ── the names that counts have ─────────────────────────────────────────────────────────────────
+
+_Names = Mapping[str, "str | _Names"]
+
+_INPUT_DETAILS: _Names = {
+    # OpenAI's API reference, and its SDK 2.x (openai.types.completion_usage), 2026-11.
+    "cached_tokens": "cached_tokens",
+    "cache_write_tokens": "cache_write_tokens",  # OpenRouter's usage accounting too, 2026-03
+    "image_tokens": "image_input_tokens",
+    "audio_tokens": "audio_input_tokens",
+    # Gateways in front of Claude: ragflow#17629, 2026-07; any-llm#896, 2026-03.
+    "cache_creation_tokens": "cache_write_tokens",
+    "cache_creation_input_tokens": "cache_write_tokens",
+}
+_OUTPUT_DETAILS: _Names = {
+    "reasoning_tokens": "reasoning_tokens",
+    "audio_tokens": "audio_output_tokens",
+}
+_OPENAI: _Names = {
+    "prompt_tokens": "input_tokens",
+    "completion_tokens": "output_tokens",
+    "total_tokens": "total_tokens",
+    "prompt_tokens_details": _INPUT_DETAILS,
+    "completion_tokens_details": _OUTPUT_DETAILS,
+    # The same in the Responses API.
+    "input_tokens": "input_tokens",
+    "output_tokens": "output_tokens",
+    "input_tokens_details": _INPUT_DETAILS,
+    "output_tokens_details": _OUTPUT_DETAILS,
+    # DeepSeek: a part of prompt_tokens. litellm#5017, 2024-08; hermes-agent#61871, 2026-07.
+    "prompt_cache_hit_tokens": "cached_tokens",
+    # Moonshot, with details or without. AstrBot#6614, 2026-03; vera-bench#97, 2026-07.
+    "cached_tokens": "cached_tokens",
+    # Gateways in front of Claude. ragflow#17629, 2026-07; any-llm#1335, 2026-08.
+    "cache_read_input_tokens": "cached_tokens",
+    "cache_creation_input_tokens": "cache_write_tokens",
+    # Perplexity's deep research: 73,248 beside 3,256 of the answer, and in no total.
+    # open-webui-cost-tracker#6, 2025-05; vercel/ai#7429, 2025-07.
+    "reasoning_tokens": "reasoning_tokens",
+}
+_ANTHROPIC: _Names = {
+    # Anthropic's API reference, and its SDK (anthropic.types.beta.BetaUsage), 2026-11.
+    "input_tokens": "input_tokens",
+    "output_tokens": "output_tokens",
+    "cache_read_input_tokens": "cached_tokens",
+    "cache_creation_input_tokens": "cache_write_tokens",
+    "cache_creation": {"ephemeral_1h_input_tokens": "cache_write_1h_tokens"},
+    "output_tokens_details": {"thinking_tokens": "reasoning_tokens"},
+}
+_GEMINI: _Names = {
+    # Gemini's API reference and google-genai (GenerateContentResponseUsageMetadata), 2026-11.
+    "promptTokenCount": "input_tokens",
+    "candidatesTokenCount": "output_tokens",
+    "totalTokenCount": "total_tokens",
+    "cachedContentTokenCount": "cached_tokens",
+    "thoughtsTokenCount": "reasoning_tokens",
+}
+_GEMINI_MODALITIES = (
+    ("promptTokensDetails", "IMAGE", "image_input_tokens"),
+    ("promptTokensDetails", "AUDIO", "audio_input_tokens"),
+    ("candidatesTokensDetails", "AUDIO", "audio_output_tokens"),
+)
+
+# ── reading them ───────────────────────────────────────────────────────────────────────────────
+
+_decode = msgspec.json.Decoder(dict[str, Any] | None).decode
+
+
+class Told(Struct):
+    """Whatever else has a usage in it."""
+
+    usage: Raw = Raw()
+
+
+class ToldOfCompletion(Struct):
+    """Where a completion, or a chunk of one, may have its usage.
+
+    Moonshot has it in the choice (go-moonshot#17, 2024-06; pi#2017, 2026-03), Groq below
+    ``x_groq`` as well (Portkey gateway#1338, 2025-09; pydantic-ai-gateway#146).
+    """
+
+    usage: Raw = Raw()
+    choices: list[Told] = []
+    x_groq: Told | None = None
+
+
+_decode_completion = msgspec.json.Decoder(ToldOfCompletion).decode
+
+
+def read_openai(raw: Raw) -> UsageReport:
+    """Return what OpenAI's usage says, in the words of any of its APIs and of its followers."""
+    told = _fields(raw)
+    if not told:
+        return NOTHING
+    counts = _counts(told, _OPENAI)
+    # Perplexity's, billed as input and in no other count: langchain#33480, 2025-10;
+    # open-webui-cost-tracker#6, 2025-05.
+    cited = _count(told.get("citation_tokens"))
+    if cited and "input_tokens" in counts:
+        counts["input_tokens"] += cited
+    return _report(counts)
+
+
+def read_completion(body: bytes) -> UsageReport:
+    """Return what a completion says; raises ValueError if it is none."""
+    told = _decode_completion(body)
+    return read_completion_parts(told.usage, told.choices, told.x_groq)
+
+
+class HasUsage(Protocol):
+    """A choice, of which ``usage`` is read."""
+
+    @property
+    def usage(self) -> Raw: ...
+
+
+def read_completion_parts(
+    usage: Raw, choices: Iterable[HasUsage], x_groq: HasUsage | None
+) -> UsageReport:
+    """Return what a completion says in any of the places that it may say it in."""
+    report = read_openai(usage)
+    for choice in choices:
+        report = report.joined(read_openai(choice.usage))
+    return report if x_groq is None else report.joined(read_openai(x_groq.usage))
+
+
+def read_anthropic(raw: Raw) -> UsageReport:
+    """Return what Anthropic's usage says; what a cache held or took is told beside the input.
+
+    What the request took at the server besides (compaction, an advisor, turns of server tools)
+    is in ``iterations``, and only in part in the counts above them: theirs are added up.
+    """
+    told = _fields(raw)
+    if not told:
+        return NOTHING
+    whole = _counts(told, _ANTHROPIC)
+    iterations = told.get("iterations")
+    if isinstance(iterations, list):
+        summed: dict[str, int] = {}
+        for each in cast("list[object]", iterations):
+            for name, count in _counts(each, _ANTHROPIC).items():
+                summed[name] = summed.get(name, 0) + count
+        for name, count in summed.items():
+            whole[name] = max(whole.get(name, 0), count)
+    return _report(whole, is_cache_beside=True)
+
+
+def read_gemini(raw: Raw) -> UsageReport:
+    """Return what Gemini's ``usageMetadata`` says; what is thought is told beside the answer."""
+    told = _fields(raw)
+    if not told:
+        return NOTHING
+    counts = _counts(told, _GEMINI)
+    tools = _count(told.get("toolUsePromptTokenCount"))
+    if tools and "input_tokens" in counts:
+        counts["input_tokens"] += tools
+    for place, modality, name in _GEMINI_MODALITIES:
+        details = told.get(place)
+        if isinstance(details, list):
+            counts[name] = sum(_of(each, modality) for each in cast("list[object]", details))
+    return _report(counts, is_reasoning_beside=True)
+
+
+def _of(detail: object, modality: str) -> int:
+    if not isinstance(detail, dict):
+        return 0
+    fields = cast("dict[str, object]", detail)
+    return (_count(fields.get("tokenCount")) or 0) if fields.get("modality") == modality else 0
+
+
+def _report(counts: dict[str, int], **how: bool) -> UsageReport:
+    return UsageReport(**counts, **how) if counts else NOTHING  # type: ignore[arg-type]
+
+
+def _fields(raw: Raw) -> dict[str, Any]:
+    """Return the fields of a usage; none where it is absent, or cannot be read."""
+    if bytes(raw) in (b"", b"null"):
+        return {}
+    try:
+        return _decode(raw) or {}
+    except (ValueError, RecursionError):
+        return {}
+
+
+def _counts(told: object, names: _Names) -> dict[str, int]:
+    """Return the counts in ``told`` under our names; of one told twice the larger."""
+    counts: dict[str, int] = {}
+    if not isinstance(told, dict):
+        return counts
+    for theirs, value in cast("dict[str, object]", told).items():
+        ours = names.get(theirs)
+        if isinstance(ours, str):
+            count = _count(value)
+            if count is not None:
+                counts[ours] = max(count, counts.get(ours, 0))
+        elif ours is not None:
+            for name, count in _counts(value, ours).items():
+                counts[name] = max(count, counts.get(name, 0))
+    return counts
+
+
+def _count(value: object) -> int | None:
+    """Return a count; ``None`` for what is none, as null, a negative or a fraction."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_TOKENS:
+        return None
+    return value
