@@ -482,8 +482,8 @@ class Try:
             self._end("ok" if reader.is_done and not reader.has_failed else "cancelled")
             raise
         self._end(outcome)
-        call.breaking_off = None
         rest = b"" if outcome == "ok" or reader.has_failed else self._told_of_end(reader, outcome)
+        call.breaking_off = None
         await call.send({"type": "http.response.body", "body": rest})
         return self.delivered()
 
