@@ -71,7 +71,7 @@ def test_any_text_is_read_or_refused_in_our_own_words(text: str) -> None:
         'task=""',
         "data=(phi",
         "data=phi\x00",
-        ", ".join(f"k{i}=1" for i in range(40)),
+        'data=%"p%ffi"',
         'data="' + "x" * 5_000 + '"',
     ],
 )
