@@ -38,7 +38,7 @@ HEAD_TIMEOUT_S = 30.0
 DRAIN_BYTES = 16 * 1_048_576
 DRAIN_TIMEOUT_S = 30.0
 LINGER_TIMEOUT_S = 5.0  # nginx's lingering_timeout
-MAX_PIPELINED = 32  # that wait for the answer before theirs
+MAX_PIPELINED = 8  # that wait for the answer before theirs; hardly any client sends one
 
 
 class Fault(NamedTuple):
@@ -242,6 +242,9 @@ class GuardedProtocol(HttpToolsProtocol):
         self._stop_timer()
         self._loose_bytes = 0
         super().on_headers_complete()
+        if self.pipeline:
+            # uvicorn stops reading now, and would not notice whoever hangs up.
+            self.flow.resume_reading()
         self._phase = "body"
         if len(self._watched) > 1:  # more than Host
             self.cycle.transport = cast(asyncio.Transport, _Outlet(self.transport, self))
