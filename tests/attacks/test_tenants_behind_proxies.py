@@ -35,7 +35,10 @@ def attacks(token: str) -> Iterator[tuple[str, bytes]]:
     for name, (sent, _, _) in REFUSED.items():
         at = sent.replace(b" /a ", b" /v1/chat/completions ", 1)
         yield name, at + smuggled
-    for body in (smuggled, swallowing):
+    # Larger than nginx's buffer, so that it comes in several reads; empty lines before a request
+    # are ignored (RFC 9112 §2.2), so it does not matter where the first of them ends.
+    large = b"\r\n" * 60_000 + swallowing
+    for body in (smuggled, swallowing, large):
         length = b"Content-Length: %d\r\n" % len(body)
         chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
         for authorization in (b"", b"Authorization: %b\r\n" % token.encode()):
@@ -72,7 +75,11 @@ def attacks(token: str) -> Iterator[tuple[str, bytes]]:
 async def told(port: int, sent: bytes) -> bytes:
     """Return what a caller is told who sends this and then says nothing more for a while."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(sent)
+    head, end, rest = sent.partition(b"\r\n\r\n")
+    # In two packets, as a proxy that does not wait for bodies passes them on.
+    writer.write(head + end)
+    await asyncio.sleep(0.005)
+    writer.write(rest)
     answers = b""
     with suppress(TimeoutError, ConnectionError):
         while True:
