@@ -20,9 +20,11 @@ OWN, OTHERS = ["auto", "small"], ["auto", "large"]
 
 @pytest.fixture
 async def validator(tmp_path: Path) -> AsyncGenerator[Running]:
-    async with running_upstream() as acme:
-        async with running_validator(tmp_path, {"acme": acme}) as running:
-            yield running
+    async with (
+        running_upstream() as acme,
+        running_validator(tmp_path, {"acme": acme}) as running,
+    ):
+        yield running
 
 
 def attacks(token: str) -> Iterator[tuple[str, bytes]]:
