@@ -2,12 +2,12 @@
 
 import contextlib
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -18,6 +18,7 @@ from waypost.validator.config.fields import ConfigError, EnvName, FilePath, plai
 __all__ = ["CORSConfig", "DPoPConfig", "PseudonymConfig", "load_pseudonym_key"]
 
 PSEUDONYM_KEY_BYTES = 32
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]+)?")
 
 
 class DPoPConfig(FileModel):
@@ -57,9 +58,10 @@ class CORSConfig(FileModel):
     def _are_origins(cls, origins: list[str]) -> list[str]:
         if origins == ["*"]:
             return origins
-        if any(urlsplit(plain_http(origin)).path for origin in origins):
+        found = [plain_http(origin) for origin in origins]
+        if not all(map(_ORIGIN.fullmatch, found)):
             raise wrong("an origin has scheme, host and port, and no path: https://app.example")
-        return origins
+        return found
 
 
 class PseudonymConfig(FileModel):
