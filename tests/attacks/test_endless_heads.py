@@ -9,7 +9,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from support.validator import serving
-from waypost.validator import guarded_http
+from waypost.cli import http_guard
 
 pytestmark = pytest.mark.anyio
 
@@ -49,7 +49,7 @@ async def _code_of_refusal(reader: asyncio.StreamReader) -> tuple[bytes, str]:
 async def test_a_header_that_never_ends_is_cut_off_before_it_fills_the_memory() -> None:
     async with connected() as (reader, writer):
         writer.write(HELLO + b"X-Big: ")
-        for _ in range(guarded_http.MAX_HEAD_BYTES // 4_096):
+        for _ in range(http_guard.MAX_HEAD_BYTES // 4_096):
             writer.write(b"a" * 4_096)
             await writer.drain()
 
@@ -62,7 +62,7 @@ async def test_headers_without_end_are_cut_off_on_a_connection_that_served_befor
         assert (await reader.readuntil(b"hi")).startswith(b"HTTP/1.1 200")
         writer.write(HELLO)
         await asyncio.sleep(0.05)  # what comes with the first bytes of a head is not counted
-        for number in range(guarded_http.MAX_HEAD_BYTES // 16 + 1):
+        for number in range(http_guard.MAX_HEAD_BYTES // 16 + 1):
             writer.write(b"X-%08d: ab\r\n" % number)
             await writer.drain()
 
@@ -72,7 +72,7 @@ async def test_headers_without_end_are_cut_off_on_a_connection_that_served_befor
 async def test_a_connection_that_says_nothing_is_closed_without_a_word(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(guarded_http, "HEAD_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(http_guard, "HEAD_TIMEOUT_S", 0.1)
     async with connected() as (reader, _):
         assert await reader.read() == b""
 
@@ -80,7 +80,7 @@ async def test_a_connection_that_says_nothing_is_closed_without_a_word(
 async def test_a_head_that_does_not_end_frees_its_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(guarded_http, "HEAD_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(http_guard, "HEAD_TIMEOUT_S", 0.1)
     async with connected() as (reader, writer):
         writer.write(HELLO)
 
@@ -88,7 +88,7 @@ async def test_a_head_that_does_not_end_frees_its_connection(
 
 
 async def test_an_answer_may_take_longer_than_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guarded_http, "HEAD_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(http_guard, "HEAD_TIMEOUT_S", 0.05)
     async with connected() as (reader, writer):
         for _ in range(2):
             writer.write(HELLO + b"\r\n")

@@ -7,9 +7,12 @@ import uvicorn
 
 from waypost.shared.errors import WaypostError
 
-__all__ = ["BACKLOG", "ListenError", "SayingServer", "listen", "url_of"]
+__all__ = ["BACKLOG", "KEEP_ALIVE_S", "ListenError", "SayingServer", "listen", "url_of"]
 
 BACKLOG = 2_048
+# Longer than proxies and clients keep idle connections (nginx: 60 s), so that none is closed under
+# a request.
+KEEP_ALIVE_S = 75
 
 
 class ListenError(WaypostError):

@@ -143,7 +143,7 @@ async def _refused(_request: Request, exc: Exception) -> Response:
     return _error(status, exc.code, exc.message)
 
 
-_STATUS_OF_CODE = {"not_found": 404, "body_too_large": 413}
+_STATUS_OF_CODE = {"not_found": 404, "body_timeout": 408, "body_too_large": 413}
 _STATUS: tuple[tuple[type[WaypostError], int], ...] = (
     (TokenError, 401),
     (ForbiddenError, 403),

@@ -15,6 +15,8 @@ from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 
+from waypost.cli.http_body import read_body
+from waypost.cli.structured import read_facts, read_proposal
 from waypost.edge.names import CHANNEL
 from waypost.edge.tracing import TOLD
 from waypost.shared.compiled import CompiledPolicy
@@ -23,7 +25,7 @@ from waypost.shared.costs import cost_estimate_nusd
 from waypost.shared.engine import Decision, decide
 from waypost.shared.errors import ForbiddenError, InvalidRequestError, TokenError, TrustError
 from waypost.shared.explain import explain
-from waypost.shared.headers import FACTS, PROPOSAL, format_proposal, parse_facts, parse_proposal
+from waypost.shared.headers import FACTS, PROPOSAL, format_proposal
 from waypost.shared.measure import decode_chat, measure_chat
 from waypost.shared.trust import ManifestKeeper
 from waypost.shared.unverified import unverified_claims
@@ -31,6 +33,7 @@ from waypost.shared.unverified import unverified_claims
 __all__ = ["Decider"]
 
 MAX_BODY_BYTES = 4_000_000
+BODY_TIMEOUT_S = 30.0
 CHANNEL_NAME = re.compile(CHANNEL)
 
 
@@ -44,13 +47,13 @@ class Decider:
 
     async def answer(self, request: Request) -> Response:
         """Answer with what is decided; raises a WaypostError where nothing can be."""
-        body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_BODY_BYTES:
-                raise InvalidRequestError(
-                    f"The body is larger than {MAX_BODY_BYTES:,} bytes.", code="body_too_large"
-                )
+        length = request.headers.get("content-length")
+        body = await read_body(
+            request.receive,
+            length=None if length is None else length.encode("latin-1"),
+            limit=MAX_BODY_BYTES,
+            timeout_s=BODY_TIMEOUT_S,
+        )
         channel = request.query_params.get("channel", "prod")
         compiled = await to_thread.run_sync(self._policy, channel)
         headers = request.headers
@@ -110,10 +113,10 @@ def _facts(
         now=now,
         signed=claims.signed,
         measured=measure_chat(request, body_bytes=len(body), reader=compiled.reader),
-        declared=Declared() if said is None else parse_facts(said),
+        declared=Declared() if said is None else read_facts(said.encode("latin-1")),
     )
     if proposed is not None:
-        return facts, parse_proposal(proposed)
+        return facts, read_proposal(proposed.encode("latin-1"))
     return facts, None if request.model == AUTO else Proposal(model=request.model)
 
 

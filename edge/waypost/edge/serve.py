@@ -14,7 +14,8 @@ import uvicorn
 from securesystemslib.signer import Signer
 from starlette.types import ASGIApp
 
-from waypost.cli.listening import SayingServer, url_of
+from waypost.cli.http_guard import GuardedProtocol
+from waypost.cli.listening import KEEP_ALIVE_S, SayingServer, url_of
 from waypost.edge.app import create_app
 from waypost.edge.project import Project
 from waypost.edge.publish import RESIGN_EVERY_S, expires, resign
@@ -62,7 +63,16 @@ def run(
     if not signers():
         _log.warning("no online keys here: the manifest lapses when its timestamp does")
     server = SayingServer(
-        uvicorn.Config(app, log_level="warning", access_log=False, server_header=False),
+        uvicorn.Config(
+            app,
+            http=GuardedProtocol,
+            ws="none",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,  # nobody's address is looked at
+            timeout_keep_alive=KEEP_ALIVE_S,
+        ),
         ready=lambda: ready(url_of(sock)),
     )
     server.run(sockets=[sock])

@@ -118,6 +118,9 @@ def decode_body(decode: Callable[[bytes], _Request], body: bytes) -> _Request:
         InvalidRequestError: ``invalid_json``, or ``invalid_body`` with the path at fault.
     """
     try:
+        # Fields that are not read are passed over by the decoder, and read by whoever translates.
+        if not body.isascii():
+            body.decode()
         request = decode(body)
         if request.provider is not None and request.provider.require_parameters:
             require_parameters(_fields(body))

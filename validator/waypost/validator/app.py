@@ -53,6 +53,7 @@ def create_app(opening: Callable[[], AbstractAsyncContextManager[Desk]]) -> Vali
     async def lifespan(_: Starlette) -> AsyncGenerator[None]:
         async with opening() as desk:
             app.desk = rest.state.desk = console.desk = desk
+            app.allow(desk.config.cors)
             yield
             app.desk = None
 

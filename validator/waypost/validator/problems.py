@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from waypost.cli.http_guard import FAULT_STATUS
 from waypost.shared.errors import (
     BudgetError,
     ForbiddenError,
@@ -47,17 +48,15 @@ CALLER_GONE = 499
 
 # By code where the class alone does not say it.
 _STATUS_BY_CODE = {
+    **FAULT_STATUS,
     "body_too_large": 413,
     "body_timeout": 408,
-    "head_timeout": 408,
-    "head_too_large": 431,
     "content_type_unsupported": 415,
     "content_encoding_unsupported": 415,
     "decision_not_found": 404,
     "nothing_to_judge": 409,
     "model_not_found": 404,
     "not_found": 404,
-    "method_not_allowed": 405,
     "too_many_logins": 429,
     "console_busy": 503,
     "manifest_missing": 503,

@@ -11,7 +11,7 @@ from pathlib import Path
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
-from waypost.cli.listening import BACKLOG, SayingServer, listen, url_of
+from waypost.cli.listening import BACKLOG, KEEP_ALIVE_S, SayingServer, listen, url_of
 from waypost.shared.errors import StoreError
 from waypost.validator.app import create_app
 from waypost.validator.asgi import ValidatorApp
@@ -24,8 +24,6 @@ from waypost.validator.telemetry.siblings import forget
 
 __all__ = ["run"]
 
-# Longer than clients keep idle connections, so that none is closed under a request.
-KEEP_ALIVE_S = 75
 SHUTDOWN_S = 30
 GC_OBJECTS = 20_000  # some megabytes that may wait to be freed
 
@@ -52,6 +50,7 @@ def run(
             partial(_make_app, config_path),
             factory=True,
             http=GuardedProtocol,
+            ws="none",
             workers=workers,
             lifespan="on",
             access_log=False,

@@ -83,7 +83,7 @@ async def _feedback(request: Request) -> Response:
     )
     try:
         said = msgspec.json.decode(body, type=_Said)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise InvalidRequestError(
             'Send {"decision": "<id>", "rating": "good" or "bad"}, and a short code such as'
             ' "incomplete" as "cause" if you like.',

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from waypost.cli.yamlfile import FileError, FileModel, YAMLFile, did_you_mean, read_yaml
 from waypost.validator.config.budgets import Budgets
-from waypost.validator.config.callers import DPoPConfig, PseudonymConfig
+from waypost.validator.config.callers import CORSConfig, DPoPConfig, PseudonymConfig
 from waypost.validator.config.fields import Channel, ConfigError, NameText, Seconds
 from waypost.validator.config.manifests import CandidateConfig, ManifestConfig
 from waypost.validator.config.oversight import (
@@ -63,6 +63,7 @@ class ValidatorConfig(FileModel):
     pseudonym: PseudonymConfig = PseudonymConfig(path=Path("state/pseudonym.key"))
     limits: LimitsConfig = LimitsConfig()
     console: ConsoleConfig = ConsoleConfig()
+    cors: CORSConfig = CORSConfig()
     dpop: DPoPConfig | None = None
     replay: ReplayConfig = ReplayConfig()
     peers: PeersConfig | None = None

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Mapping
@@ -14,9 +15,10 @@ from waypost.cli.yamlfile import FileModel
 from waypost.shared.errors import StoreError
 from waypost.validator.config.fields import ConfigError, EnvName, FilePath, plain_http, wrong
 
-__all__ = ["DPoPConfig", "PseudonymConfig", "load_pseudonym_key"]
+__all__ = ["CORSConfig", "DPoPConfig", "PseudonymConfig", "load_pseudonym_key"]
 
 PSEUDONYM_KEY_BYTES = 32
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]+)?")
 
 
 class DPoPConfig(FileModel):
@@ -38,6 +40,28 @@ class DPoPConfig(FileModel):
     @classmethod
     def _are_plain(cls, origins: list[str]) -> list[str]:
         return [plain_http(origin) for origin in origins]
+
+
+class CORSConfig(FileModel):
+    """Which web pages may ask from a browser. Without origins none may: pages hold no tokens.
+
+    Attributes:
+        origins: scheme, host and port of a page, as ``https://app.example``; or ``*`` alone.
+        max_age_s: how long a browser may remember the answer to its preflight.
+    """
+
+    origins: list[str] = []
+    max_age_s: Annotated[int, Field(ge=0, le=86_400)] = 600
+
+    @field_validator("origins")
+    @classmethod
+    def _are_origins(cls, origins: list[str]) -> list[str]:
+        if origins == ["*"]:
+            return origins
+        found = [plain_http(origin) for origin in origins]
+        if not all(map(_ORIGIN.fullmatch, found)):
+            raise wrong("an origin has scheme, host and port, and no path: https://app.example")
+        return found
 
 
 class PseudonymConfig(FileModel):

@@ -10,7 +10,7 @@ import re
 import secrets
 from http.cookies import CookieError, SimpleCookie
 from typing import cast
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import SplitResult, urlencode, urlsplit
 
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
@@ -173,7 +173,15 @@ def _is_from_own_page(request: Request) -> bool:
     site = request.headers.get("sec-fetch-site")
     if site is not None:
         return site == "same-origin"
-    return urlsplit(request.headers.get("origin", "")).netloc == request.headers.get("host")
+    return _origin(request).netloc == request.headers.get("host")
+
+
+def _origin(request: Request) -> SplitResult:
+    """Return where the page came from; empty if that is not said, or is no address."""
+    try:
+        return urlsplit(request.headers.get("origin", ""))
+    except ValueError:
+        return urlsplit("")
 
 
 # ── in and out ─────────────────────────────────────────────────────────────────────────────────
@@ -196,7 +204,7 @@ async def _login(request: Request) -> Response:
     given, aim = form.get("token", [""])[0], _next(form.get("next", [""])[0])
     is_local = (request.url.hostname or "") in _LOOPBACK
     refusal: RefusalError | None = None
-    if not is_local and urlsplit(request.headers.get("origin", "")).scheme == "http":
+    if not is_local and _origin(request).scheme == "http":
         refusal = ForbiddenError(
             "This page came without encryption, so its session would be for anyone on the way to"
             " take. Put TLS in front of the validator, or use a tunnel: ssh -L 8080:127.0.0.1:8080"

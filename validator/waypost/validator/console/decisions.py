@@ -71,9 +71,11 @@ def asked_of(request: Request, now: float) -> Asked:
         for name in names
         if (value := request.query_params.get(name, "")).strip()
     }
-    if any(len(value) > MAX_NAME_CHARS for value in query.values()):
+    if any(len(value) > MAX_NAME_CHARS or not value.isprintable() for value in query.values()):
+        # PostgreSQL, for one, takes no NUL in text.
         raise InvalidRequestError(
-            f"A filter has at most {MAX_NAME_CHARS} characters.", code="invalid_query"
+            f"A filter has at most {MAX_NAME_CHARS} characters, all of them printable.",
+            code="invalid_query",
         )
     if query.get("verdict", VERDICTS[0]) not in VERDICTS:
         raise InvalidRequestError(
@@ -135,7 +137,7 @@ def _cursor(request: Request) -> tuple[str, int] | None:
     before, at = request.query_params.get("before"), request.query_params.get("at", "")
     if before is None:
         return None
-    if not (ID.fullmatch(before) and re.fullmatch(r"\d{1,15}", at)):
+    if not (ID.fullmatch(before) and re.fullmatch(r"[0-9]{1,15}", at)):
         raise InvalidRequestError("This is not a link of ours to a page.", code="invalid_query")
     return before, int(at)
 

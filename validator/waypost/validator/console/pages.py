@@ -7,6 +7,7 @@ from urllib.parse import parse_qs
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
+from waypost.cli.http_body import read_body
 from waypost.shared.errors import InvalidRequestError
 from waypost.validator.console.render import render
 from waypost.validator.console.session import ALL_SESSIONS, Session
@@ -28,6 +29,7 @@ __all__ = [
 
 MAX_FORM_BYTES = 524_288
 MAX_FIELDS = 64
+FORM_TIMEOUT_S = 10.0
 
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
 
@@ -105,14 +107,19 @@ async def form_of(request: Request) -> dict[str, list[str]]:
     """Return the fields of a form that a browser sent.
 
     Raises:
-        InvalidRequestError: it is not one, or too large.
+        InvalidRequestError: it is not one, too large, or too slow.
     """
     length = request.headers.get("content-length", "")
-    if not length.isdigit() or int(length) > MAX_FORM_BYTES:
+    if not (length.isascii() and length.isdigit()) or int(length) > MAX_FORM_BYTES:
         raise InvalidRequestError(f"A form may have {MAX_FORM_BYTES} bytes.", code="body_too_large")
     try:
-        # The server holds the body to its length.
-        text = (await request.body()).decode("ascii")
+        body = await read_body(
+            request.receive,
+            length=length.encode(),
+            limit=MAX_FORM_BYTES,
+            timeout_s=FORM_TIMEOUT_S,
+        )
+        text = body.decode("ascii")
         return parse_qs(text, keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS)
     except ValueError:
         raise InvalidRequestError("This is not a form of ours.", code="invalid_body") from None

@@ -141,7 +141,7 @@ def _facts(desk: Desk, serving: Serving, wish: Wish, now: int) -> Facts:
     if wish.facts:
         try:
             facts = msgspec.json.decode(wish.facts, type=Facts)
-        except msgspec.DecodeError as exc:
+        except (msgspec.DecodeError, RecursionError) as exc:
             raise InvalidRequestError(
                 f"These are not facts: {exc}.", code="invalid_facts"
             ) from None

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from waypost.shared.contracts import Model, Policy, SpendLimit
+from waypost.shared.errors import InvalidRequestError
 from waypost.shared.records import DecisionRecord
 from waypost.shared.rules import describe
 from waypost.shared.trust import NOTICE_S
@@ -137,6 +138,8 @@ async def budgets(request: Request) -> Response:
     """Accounts and whatever else is limited: spent and reserved, and what may be spent."""
     desk = desk_of(request)
     wanted = request.query_params.get("account", "").strip()[:128]
+    if not wanted.isprintable():
+        raise InvalidRequestError("An account has printable characters.", code="invalid_query")
     config = desk.config.budgets
     recent = await desk.store.list(RecordFilter(), limit=RECENT)
     seen = {record.account for record in recent if record.account is not None}

@@ -3,16 +3,16 @@
 Reads what a decision needs and nothing else, and changes nothing.
 """
 
-import asyncio
 import re
 
 from anyio import to_thread
 from msgspec import structs
 
+from waypost.cli import http_body
+from waypost.cli.structured import read_facts, read_proposal
 from waypost.shared.apis import Request, decode, measure
 from waypost.shared.contracts import AUTO, Declared, Facts, Measured, Proposal
 from waypost.shared.errors import InvalidRequestError
-from waypost.shared.headers import parse_facts, parse_proposal
 from waypost.validator.desk import Desk
 from waypost.validator.detectors import json_text
 from waypost.validator.pipeline.call import Call, Headers, Receive
@@ -69,7 +69,7 @@ async def understand(
         now=call.now,
         signed=caller.signed,
         measured=measured,
-        declared=NOTHING_DECLARED if declared is None else parse_facts(declared.decode("latin-1")),
+        declared=NOTHING_DECLARED if declared is None else read_facts(declared),
     )
     proposal = _proposal(request, call.headers, serving)
     if proposal is not None and call.is_canary:
@@ -158,7 +158,7 @@ def _proposal(request: Request, headers: Headers, serving: Serving) -> Proposal 
             param="model",
         )
     header = headers.get(b"waypost-proposal")
-    return named if header is None else parse_proposal(header.decode("latin-1"))
+    return named if header is None else read_proposal(header)
 
 
 def _check_json(headers: Headers) -> None:
@@ -181,45 +181,8 @@ def _check_json(headers: Headers) -> None:
 async def read_body(
     receive: Receive, headers: Headers, *, limit: int, timeout_s: float, is_here: bool = False
 ) -> bytes:
-    """Return the request's body.
-
-    Args:
-        is_here: ``receive`` returns it at once, so that no clock need be set.
-
-    Raises:
-        InvalidRequestError: ``body_too_large``, without reading on; ``body_timeout``;
-            ``body_incomplete``, the caller went away.
-    """
-    # The server has checked that the length is a number, and holds the body to it.
-    if int(headers.get(b"content-length", b"0")) > limit:
-        raise _too_large(limit)
-    if is_here:
-        return await _collect(receive, limit)
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await _collect(receive, limit)
-    except TimeoutError:
-        raise InvalidRequestError(
-            f"The body did not arrive within {timeout_s:g} s.", code="body_timeout"
-        ) from None
-
-
-async def _collect(receive: Receive, limit: int) -> bytes:
-    # Grows in place: copied whole for each byte that trickles in, it would stall the loop.
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            raise InvalidRequestError("The body broke off.", code="body_incomplete")
-        body += message.get("body", b"")
-        if len(body) > limit:
-            raise _too_large(limit)
-        if not message.get("more_body"):
-            return bytes(body)
-
-
-def _too_large(limit: int) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"The body is larger than the {limit} bytes that this validator takes.",
-        code="body_too_large",
+    """Return the request's body; raises as ``http_body.read_body`` does."""
+    length = headers.get(b"content-length")
+    return await http_body.read_body(
+        receive, length=length, limit=limit, timeout_s=timeout_s, is_here=is_here
     )

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Sequence
 from itertools import islice
 
@@ -26,6 +27,7 @@ CATCH_UP_BYTES = 2 * 2**20
 MAX_RECORD_BYTES = 65_536  # ten times the largest record with every field in use
 MAX_ATTEMPTS_KEPT = 16
 CLOSE_PATIENCE_S = 5.0
+_ID = re.compile(r"[0-9A-Za-z-]{1,64}")
 
 
 class RecordSink:
@@ -108,7 +110,13 @@ class RecordSink:
         self._unfinished[record.id] = record
 
     async def get(self, record_id: str) -> DecisionRecord | None:
-        """Return the record, whether it is written already or still waits in memory."""
+        """Return the record, whether it is written already or still waits in memory.
+
+        ``record_id`` may be anything that a caller sent: what is no id never reaches a store,
+        some of which refuse text that others take.
+        """
+        if not _ID.fullmatch(record_id):
+            return None
         if (unfinished := self._unfinished.get(record_id)) is not None:
             return unfinished
         waiting = self._waiting.get(record_id)

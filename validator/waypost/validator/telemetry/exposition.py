@@ -60,7 +60,10 @@ def expose(
         families: added up over all processes.
         counts: this process's, for its exemplars, which only OpenMetrics shows.
     """
-    encoder, media_type = choose_encoder(accept)
+    try:
+        encoder, media_type = choose_encoder(accept)
+    except (TypeError, ValueError):  # whatever a caller wrote there
+        encoder, media_type = choose_encoder("")
     return encoder(_Shown(families, counts, gauges)), media_type
 
 
