@@ -5,7 +5,11 @@ import sys
 
 import msgspec
 
-__all__ = ["configure_logs"]
+from waypost.validator.scrubbing import Scrubber
+
+__all__ = ["configure_logs", "hide_in_logs"]
+
+_scrubbers: list[Scrubber] = [Scrubber(())]
 
 
 class _JsonFormatter(logging.Formatter):
@@ -18,7 +22,12 @@ class _JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line).decode()
+        return _scrubbers[-1].text(msgspec.json.encode(line).decode())
+
+
+def hide_in_logs(scrubber: Scrubber) -> None:
+    """Keep the keys that ``scrubber`` knows out of every log of this process from now on."""
+    _scrubbers[:] = [scrubber]
 
 
 def configure_logs() -> None:
