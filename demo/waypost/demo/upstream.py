@@ -1,9 +1,9 @@
 """Model providers for demonstrations: real HTTP, keys and streams; answers from a small list.
 
 One process plays several providers, each below its own path (``/groq/v1/chat/completions``),
-with its own API key, models and latency. ``anthropic`` speaks the Messages API, as it does in life. A provider may also *relay* to a real model server, so
-that the same provider can be switched off in either case: ``PUT /groq/outage`` takes it down,
-``DELETE /groq/outage`` brings it back.
+with its own API key, models and latency; ``anthropic`` speaks the Messages API as well. A provider
+may also *relay* to a real model server, so that the same provider can be switched off in either
+case: ``PUT /groq/outage`` takes it down, ``DELETE /groq/outage`` brings it back.
 
 Every simulated response says so: in its text, and in the header ``x-simulated: 1``.
 """
@@ -36,10 +36,10 @@ from waypost.shared.measure import ChatRequest, decode_chat
 
 __all__ = [
     "ANNOUNCEMENT",
+    "SPEAKING_MESSAGES",
     "Config",
     "Profile",
     "Provider",
-    "SPEAKING_MESSAGES",
     "Relay",
     "create_app",
     "delays_s",

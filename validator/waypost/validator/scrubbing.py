@@ -1,8 +1,8 @@
 """Takes the operator's own keys out of what is told to others. Pure.
 
 The rule: a key is replaced wherever it is repeated, whole, in part, or with its middle masked, as
-providers do who mean well: ``Incorrect API key provided: sk-ab***yz`` (continue#10778: two letters on
-either side; OpenAI shows eight and four). What is left of a key is a hint for whoever is to guess it.
+providers do who mean well: ``Incorrect API key provided: na***ys`` (xAI, continue#10778 and
+codex#1352). What is left of a key is a hint for whoever is to guess it.
 """
 
 import re

@@ -5,9 +5,9 @@ maker is known, and what is done where it is not.
 
 Seen: OpenAI's ``invalid_encrypted_content`` for another organisation's reasoning (codex#8145,
 sub2api#2863) and Anthropic's ``Invalid `signature` in `thinking` block`` after a change of
-provider (claude-code-hub#518, oh-my-pi#6379), both answered by leaving the items out and asking once more.
-Documented by both on 2026-11-28: reasoning items and thinking blocks may be left out; Anthropic
-wants them with a tool's result while ``thinking`` is on.
+provider (claude-code-hub#518, oh-my-pi#6379). Both may be left out: OpenAI's own message says so
+of an item that it does not know (oh-my-pi#41), and Anthropic's of all thinking but that which led
+to a tool's result while ``thinking`` is on (Antigravity-Manager#139). Read on 2026-11-28.
 """
 
 from collections.abc import Callable

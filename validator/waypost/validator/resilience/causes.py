@@ -1,12 +1,13 @@
 """What a provider's refusal is about. Pure.
 
 The rule: what another model or key could serve is told apart from what is wrong with the request. A
-prompt too long for one window may fit another, what one provider's filter stops another's may not,
-and an account without credit is nobody's mistake but ours; a malformed tool is malformed everywhere.
+prompt too long for one window may fit another, what one provider's filter stops another's may
+not, and an account without credit is nobody's mistake but ours; a malformed tool is malformed
+everywhere.
 
-Providers agree on no code. Where one has a code that we know, the code decides; its text is looked at
-where the code says no more than that something is wrong. An answer that is not known is told to
-the caller as it is.
+Providers agree on no code. Where one has a code that we know, the code decides; its text is looked
+at where the code says no more than that something is wrong. An answer that is not known is told
+to the caller as it is.
 """
 
 import re

@@ -3,13 +3,12 @@
 The rule: a text that a provider wrote is found, bounded, and never more than that: what an error
 repeats of the request, as FastAPI's ``input``, is left out.
 
-Seen, each with two sources: ``{"error": {...}}`` (OpenAI, Anthropic, Gemini), ``{"error": "text"}``
-(Ollama, Hugging Face TGI), ``{"object": "error", "message": ...}`` (vLLM before 2025, Mistral), a list
-of one error (Gemini's streams and its OpenAI endpoint, OpenHands#7915), FastAPI's ``{"detail": "text"}``
-and ``{"detail": [{"loc", "msg"}]}`` (vLLM, SGLang, Mistral), ``{"message": ...}`` (Cohere, AWS),
-``{"errors": [...]}`` (Cloudflare, Azure), RFC 9457's ``title`` and ``detail``, and an error of another
-provider inside a string (OpenRouter's ``metadata.raw``, Gemini's own SDK: gemini-cli#24641).
-Read on 2026-11-28.
+Seen: ``{"error": {...}}`` (OpenAI, Anthropic, Gemini); ``{"error": "text"}`` beside a code (xAI:
+continue#10778, codex#1352); ``{"object": "error", "message": ...}`` (vLLM#3485, LongBench#102); a
+list of one error (gemini-cli#6678, OpenHands#7915); FastAPI's ``{"detail": "text"}`` and ``{"detail":
+[{"loc", "msg", "input"}]}``; ``{"message": ...}`` (supersonic#1572); ``{"errors": [...]}``
+(grokit#3); an error of another provider inside (claude-code-hub#518), also as a string
+(gemini-cli#24641, Antigravity-Manager#498). Read on 2026-11-28.
 """
 
 import re
@@ -138,7 +137,7 @@ def _texts_of(fields: dict[str, Any]) -> Iterator[str]:
     """Give the text of one object, if it has one that a person can read."""
     for name in (*_TEXTS, "error"):
         text = fields.get(name)
-        if _is_readable(text):
+        if isinstance(text, str) and _is_readable(text):
             yield text
             return
     texts = fields.get("errors")

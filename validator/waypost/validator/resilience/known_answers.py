@@ -1,8 +1,8 @@
 """Answers of providers that mean something else than their status says. Data, and how we know it.
 
-Of a text, ``begins`` is looked for at the beginning of the message alone where a caller could profit from
-having it repeated; the rest of a message may hold what the caller wrote. ``sources`` are two reports
-that know nothing of each other, ``seen`` the day of the newest.
+Where a caller could profit from having a text repeated, it is looked for at the beginning of the
+message alone: the rest may hold what the caller wrote. ``sources`` are two reports that know
+nothing of each other, ``seen`` is the day of the newest.
 """
 
 import re
@@ -39,6 +39,8 @@ def _says(pattern: str) -> re.Pattern[str]:
 
 
 _NONE: frozenset[str] = frozenset()
+# Lists of such texts that open-source agents compact by; read on 2026-11-28.
+AGENTS = "texts that several coding agents look for"
 
 # ── our account's trouble, told as the request's mistake ───────────────────────────────────────
 
@@ -57,7 +59,7 @@ TROUBLES: tuple[KnownAnswer, ...] = (
     ),
     # Which of an operator's accounts may use it differs, so another key or model may serve.
     KnownAnswer(
-        "anthropic", 400, _NONE, _begins(r"the long context beta is not yet available for this sub"),
+        "anthropic", 400, _NONE, _begins(r"the long context beta is not yet available for this"),
         ("anthropics/claude-code#27944", "anthropics/claude-code#23822"), "2026-03-14",
     ),
     KnownAnswer(
@@ -77,7 +79,8 @@ TROUBLES: tuple[KnownAnswer, ...] = (
         ("tencentmusic/supersonic#1572", "hsliuping/TradingAgents-CN#170"), "2026-05-25",
     ),
     KnownAnswer(
-        "gemini", 400, frozenset({"api_key_invalid"}), _begins(r"api key (?:not valid|expired|not found)"),
+        "gemini", 400, frozenset({"api_key_invalid"}),
+        _begins(r"api key (?:not valid|expired|not found)"),
         ("continuedev/continue#11336", "Wei-Shaw/sub2api#1709"), "2026-04-16",
     ),
     KnownAnswer(
@@ -101,12 +104,12 @@ TOO_LONG: tuple[KnownAnswer, ...] = (
     KnownAnswer(
         "anthropic", 400, frozenset({"model_context_window_exceeded"}),
         _says(r"prompt is too long|input length and .?max_tokens.? exceed context limit"),
-        ("anthropics/claude-code#12186", "files 56836547085 and 54846443685 of public code"),
+        ("anthropics/claude-code#12186", AGENTS),
         "2025-11-23",
     ),
     KnownAnswer(
         "anthropic", 413, frozenset({"request_too_large"}), None,
-        ("Anthropic's documentation, Errors", "Anthropic's SDKs"), "2026-11-28",
+        ("anthropics/anthropic-sdk-python#938", "earendil-works/pi#2734"), "2026-03-31",
     ),
     KnownAnswer(
         "gemini", 400, _NONE, _says(r"exceeds the maximum number of tokens"),
@@ -114,7 +117,7 @@ TOO_LONG: tuple[KnownAnswer, ...] = (
     ),
     KnownAnswer(
         "mistral", 400, _NONE, _says(r"too large for model with \d+ maximum context length"),
-        ("Mistral's documentation, Known limitations", "files 59416962840 and 62248528620 of public code"),
+        (AGENTS, "ten of which name Mistral for it"),
         "2026-11-28",
     ),
     # Its limit by the minute, which no wait makes larger.
@@ -133,12 +136,12 @@ TOO_LONG: tuple[KnownAnswer, ...] = (
     ),
     KnownAnswer(
         "volcengine", 400, _NONE, _says(r"input length \d+ exceeds the maximum length"),
-        ("langgenius/dify#32221", "files 59416962840 and 62248528620 of public code"), "2026-02-11",
+        ("langgenius/dify#32221", AGENTS), "2026-02-11",
     ),
     KnownAnswer(
         "vllm, bedrock", 400, _NONE,
-        _says(r"input is too long|context length of|exceeds? (?:the )?(?:model's )?context"),
-        ("THUDM/LongBench#104", "file 1809698985 of public code"), "2025-01-23",
+        _says(r"input is too long|context length of|exceeds? (?:the )?(?:model(?:'s)? )?context"),
+        ("THUDM/LongBench#104", AGENTS), "2025-01-23",
     ),
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""When something that failed is given a rest, and how it comes back. Pure: the caller brings the clock.
+"""When something that failed is given a rest, and how it comes back. Pure.
 
 The rule: closed → open, by failures in a row or by a rolling rate of failures or slow answers →
 half-open when it has cooled off, and then one probe at a time → closed by a success, open for
