@@ -97,7 +97,11 @@ def test_every_api_of_the_demo_is_answered_by_every_model_and_counts_against_non
 
         # Side by side, as the slowest thinks for four seconds.
         with ThreadPoolExecutor(12) as pool:
-            list(pool.map(lambda one: ask(*one), product(CONVERSATIONS, models, (False, True))))
+            for one in [
+                pool.submit(ask, path, model, streamed)
+                for path, model, streamed in product(CONVERSATIONS, models, (False, True))
+            ]:
+                one.result()
         for path, body in OTHERS.items():
             answer = client.post(path, json={**body, "model": "auto"})
             assert answer.status_code == 400

@@ -42,7 +42,7 @@ def anyio_backend() -> str:
 
 
 async def responding(exchange: Exchange) -> None:
-    answer = {"id": "r", "object": "response", "model": "m", "status": "completed", "output": [],
+    answer: dict[str, Any] = {"id": "r", "object": "response", "model": "m", "status": "completed", "output": [],
               "usage": {"input_tokens": 3, "output_tokens": 2}}  # fmt: skip
     await exchange.respond(200, json.dumps(answer).encode())
 

@@ -226,7 +226,12 @@ async def test_an_api_that_nothing_stands_in_for_is_not_asked_again_and_asked_ea
         )
 
     acme.behave = telling(404, b'{"detail":"Not Found"}')
-    vectors = {"object": "list", "data": [], "model": "m", "usage": {"prompt_tokens": 2}}
+    vectors: dict[str, Any] = {
+        "object": "list",
+        "data": [],
+        "model": "m",
+        "usage": {"prompt_tokens": 2},
+    }
     medcloud.behave = telling(200, json.dumps(vectors).encode())
     async with running_validator(
         tmp_path, {"acme": acme, "medcloud": medcloud}, policy=first_then_second()
@@ -432,7 +437,7 @@ async def test_the_operators_keys_are_not_passed_on(
 
 # ── what only its maker can read ───────────────────────────────────────────────────────────────
 
-REASONED = {
+REASONED: dict[str, Any] = {
     "model": "auto",
     "input": [
         {"role": "user", "content": "hi"},

@@ -11,7 +11,7 @@ to a tool's result while ``thinking`` is on (Antigravity-Manager#139). Read on 2
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -48,11 +48,14 @@ def without_state(endpoint: str, body: bytes) -> bytes | None:
     return encode(fields) if strip(fields) else None
 
 
+def _objects(value: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - any JSON
+    """Return the objects of a list; none where it is not a list of objects alone."""
+    values = cast("list[Any]", value) if isinstance(value, list) else []
+    return values if all(isinstance(one, dict) for one in values) else []
+
+
 def _strip_responses(fields: dict[str, Any]) -> bool:
-    items = fields.get("input")
-    if not isinstance(items, list):
-        return False
-    kept = [item for item in items if item.get("type") != "reasoning"]
+    kept = [item for item in _objects(fields.get("input")) if item.get("type") != "reasoning"]
     # A compacted conversation is all that is left of it.
     if not kept or any("encrypted_content" in item for item in kept):
         return False
@@ -65,41 +68,32 @@ def _strip_responses(fields: dict[str, Any]) -> bool:
 
 def _strip_messages(fields: dict[str, Any]) -> bool:
     kept: list[dict[str, Any]] = []
-    for message in fields.get("messages") or ():
-        content = message.get("content")
-        if message.get("role") == "assistant" and isinstance(content, list):
-            content = [block for block in content if block.get("type") not in _THINKING]
-            if not content:
-                continue
-            message["content"] = content
-        kept.append(message)
+    for message in _objects(fields.get("messages")):
+        blocks = _objects(message.get("content"))
+        if message.get("role") == "assistant" and blocks:
+            message["content"] = [one for one in blocks if one.get("type") not in _THINKING]
+        if message.get("content") != []:
+            kept.append(message)
     if not kept:
         return False
     fields["messages"] = kept
-    if _awaits_result(kept):
+    if any(block.get("type") == "tool_result" for block in _objects(kept[-1].get("content"))):
+        # Its call came of thinking, which must be there while thinking is on.
         _think_no_more(fields)
     return True
 
 
-def _awaits_result(messages: list[dict[str, Any]]) -> bool:
-    """Whether the conversation ends with a tool's result, whose call came of thinking."""
-    content = messages[-1].get("content")
-    return isinstance(content, list) and any(
-        block.get("type") == "tool_result" for block in content
-    )
-
-
 def _think_no_more(fields: dict[str, Any]) -> None:
     fields.pop("thinking", None)
-    management = fields.get("context_management")
-    if isinstance(management, dict) and isinstance(management.get("edits"), list):
-        management["edits"] = [
-            edit
-            for edit in management["edits"]
-            if not str(edit.get("type", "")).startswith("clear_thinking")
-        ]
-        if not management["edits"]:
-            del fields["context_management"]
+    management = cast("dict[str, Any] | None", fields.get("context_management"))
+    if not isinstance(management, dict):
+        return
+    edits = _objects(management.get("edits"))
+    kept = [one for one in edits if not str(one.get("type", "")).startswith("clear_thinking")]
+    if kept:
+        management["edits"] = kept
+    else:
+        del fields["context_management"]
 
 
 _STRIPS: dict[str, Callable[[dict[str, Any]], bool]] = {

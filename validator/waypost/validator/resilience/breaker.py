@@ -157,11 +157,9 @@ class Breaker:
 
     def _is_confirmed_by(self, who: Witness) -> bool:
         """Whether this failure and what others told of are not all of one account."""
-        return (
-            who.account is None
-            or not self._doubted_by
-            or self._doubted_by != {fingerprint(who.account)}
-        )
+        if who.account is None or not self._doubted_by:
+            return True
+        return bool(self._doubted_by - {fingerprint(who.account)})
 
     def _fail_narrowly(self, now: float, luck: float, who: Witness) -> None:
         """Note the failure for this account, by its bodies, and for this body of it."""

@@ -5,15 +5,15 @@ repeats of the request, as FastAPI's ``input``, is left out.
 
 Seen: ``{"error": {...}}`` (OpenAI, Anthropic, Gemini); ``{"error": "text"}`` beside a code (xAI:
 continue#10778, codex#1352); ``{"object": "error", "message": ...}`` (vLLM#3485, LongBench#102); a
-list of one error (gemini-cli#6678, OpenHands#7915); FastAPI's ``{"detail": "text"}`` and ``{"detail":
-[{"loc", "msg", "input"}]}``; ``{"message": ...}`` (supersonic#1572); ``{"errors": [...]}``
-(grokit#3); an error of another provider inside (claude-code-hub#518), also as a string
+list of one error (gemini-cli#6678, OpenHands#7915); FastAPI's ``{"detail": "text"}`` and
+``{"detail": [{"loc", "msg", "input"}]}``; ``{"message": ...}`` (supersonic#1572); ``{"errors":
+[...]}`` (grokit#3); an error of another provider inside (claude-code-hub#518), also as a string
 (gemini-cli#24641, Antigravity-Manager#498). Read on 2026-11-28.
 """
 
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 from msgspec import Struct
@@ -111,7 +111,8 @@ def _levels(told: Any, depth: int = 0, *, is_aside: bool = False) -> Iterator[_L
     if depth > DEEPEST:
         return
     if isinstance(told, list):
-        for one in told[:MOST_OF_A_LIST]:
+        several = cast("list[Any]", told)
+        for one in several[:MOST_OF_A_LIST]:
             yield from _levels(one, depth + 1, is_aside=is_aside)
     elif isinstance(told, str) and told.lstrip()[:1] in ("{", "["):
         try:
@@ -119,18 +120,20 @@ def _levels(told: Any, depth: int = 0, *, is_aside: bool = False) -> Iterator[_L
         except (ValueError, RecursionError):
             return
     elif isinstance(told, dict):
-        yield _Level(told, is_aside)
+        fields = cast("dict[str, Any]", told)
+        yield _Level(fields, is_aside)
         for name in _INNER:
-            if name in told:
+            if name in fields:
                 aside = is_aside or name in ("details", "metadata")
-                yield from _levels(told[name], depth + 1, is_aside=aside)
+                yield from _levels(fields[name], depth + 1, is_aside=aside)
 
 
 def _wrong_field(fields: dict[str, Any]) -> Iterator[str]:
     """Give what FastAPI says of one field; never its ``input``."""
     loc, msg = fields.get("loc"), fields.get("msg")
     if isinstance(loc, list) and isinstance(msg, str):
-        yield f"{'.'.join(str(part) for part in loc[:10])}: {msg}"
+        parts = cast("list[Any]", loc)
+        yield f"{'.'.join(str(part) for part in parts[:10])}: {msg}"
 
 
 def _texts_of(fields: dict[str, Any]) -> Iterator[str]:
@@ -140,9 +143,12 @@ def _texts_of(fields: dict[str, Any]) -> Iterator[str]:
         if isinstance(text, str) and _is_readable(text):
             yield text
             return
-    texts = fields.get("errors")
-    if isinstance(texts, list) and (readable := [text for text in texts if _is_readable(text)]):
-        yield "; ".join(readable[:MOST_OF_A_LIST])
+    several = fields.get("errors")
+    if isinstance(several, list):
+        listed = cast("list[Any]", several)
+        readable = [str(text) for text in listed[:MOST_OF_A_LIST] if _is_readable(text)]
+        if readable:
+            yield "; ".join(readable)
 
 
 def _is_readable(text: Any) -> bool:  # noqa: ANN401 - any JSON
