@@ -50,8 +50,10 @@ def without_state(endpoint: str, body: bytes) -> bytes | None:
 
 def _objects(value: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - any JSON
     """Return the objects of a list; none where it is not a list of objects alone."""
-    values = cast("list[Any]", value) if isinstance(value, list) else []
-    return values if all(isinstance(one, dict) for one in values) else []
+    values = cast("list[object]", value) if isinstance(value, list) else []
+    if not all(isinstance(one, dict) for one in values):
+        return []
+    return cast("list[dict[str, Any]]", values)
 
 
 def _strip_responses(fields: dict[str, Any]) -> bool:

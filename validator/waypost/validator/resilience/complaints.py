@@ -75,7 +75,7 @@ def read_complaint(body: bytes) -> Complaint | None:
 class _Level(NamedTuple):
     """An object that may hold an error; ``is_aside`` if it only explains the one around it."""
 
-    fields: dict[str, Any]
+    fields: dict[str, object]
     is_aside: bool
 
 
@@ -111,7 +111,7 @@ def _levels(told: Any, depth: int = 0, *, is_aside: bool = False) -> Iterator[_L
     if depth > DEEPEST:
         return
     if isinstance(told, list):
-        several = cast("list[Any]", told)
+        several = cast("list[object]", told)
         for one in several[:MOST_OF_A_LIST]:
             yield from _levels(one, depth + 1, is_aside=is_aside)
     elif isinstance(told, str) and told.lstrip()[:1] in ("{", "["):
@@ -120,7 +120,7 @@ def _levels(told: Any, depth: int = 0, *, is_aside: bool = False) -> Iterator[_L
         except (ValueError, RecursionError):
             return
     elif isinstance(told, dict):
-        fields = cast("dict[str, Any]", told)
+        fields = cast("dict[str, object]", told)
         yield _Level(fields, is_aside)
         for name in _INNER:
             if name in fields:
@@ -128,15 +128,15 @@ def _levels(told: Any, depth: int = 0, *, is_aside: bool = False) -> Iterator[_L
                 yield from _levels(fields[name], depth + 1, is_aside=aside)
 
 
-def _wrong_field(fields: dict[str, Any]) -> Iterator[str]:
+def _wrong_field(fields: dict[str, object]) -> Iterator[str]:
     """Give what FastAPI says of one field; never its ``input``."""
     loc, msg = fields.get("loc"), fields.get("msg")
     if isinstance(loc, list) and isinstance(msg, str):
-        parts = cast("list[Any]", loc)
+        parts = cast("list[object]", loc)
         yield f"{'.'.join(str(part) for part in parts[:10])}: {msg}"
 
 
-def _texts_of(fields: dict[str, Any]) -> Iterator[str]:
+def _texts_of(fields: dict[str, object]) -> Iterator[str]:
     """Give the text of one object, if it has one that a person can read."""
     for name in (*_TEXTS, "error"):
         text = fields.get(name)
@@ -145,13 +145,13 @@ def _texts_of(fields: dict[str, Any]) -> Iterator[str]:
             return
     several = fields.get("errors")
     if isinstance(several, list):
-        listed = cast("list[Any]", several)
+        listed = cast("list[object]", several)
         readable = [str(text) for text in listed[:MOST_OF_A_LIST] if _is_readable(text)]
         if readable:
             yield "; ".join(readable)
 
 
-def _is_readable(text: Any) -> bool:  # noqa: ANN401 - any JSON
+def _is_readable(text: object) -> bool:
     return isinstance(text, str) and bool(text.strip()) and text.lstrip()[0] not in "{["
 
 
