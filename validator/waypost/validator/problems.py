@@ -137,13 +137,18 @@ def rejected(endpoint: str, request_id: str, complaint: Complaint | None = None)
     Args:
         complaint: what the provider said; ``None`` if it said nothing.
     """
-    message = "The provider rejected the request and did not say why."
     told = _Told(
-        message=message if complaint is None else complaint.message,
+        message="The provider rejected the request and did not say why.",
         kind="invalid_request_error",
-        code=(complaint.code if complaint is not None else None) or "upstream_rejected",
-        param=None if complaint is None else complaint.param,
+        code="upstream_rejected",
     )
+    if complaint is not None:
+        told = msgspec.structs.replace(
+            told,
+            message=complaint.message,
+            code=complaint.code or told.code,
+            param=complaint.param,
+        )
     return _envelope(told, 400, endpoint, request_id)
 
 
