@@ -59,7 +59,7 @@ class Breaker:
     @property
     def asks_who(self) -> bool:
         """Whether it matters whose request it is; mostly not, and a large body takes time."""
-        return bool(self._narrow) or not self._all.is_closed
+        return bool(self._narrow) or self._all.open_until is not None
 
     @property
     def narrow_rests(self) -> int:
@@ -79,6 +79,9 @@ class Breaker:
 
     def admit(self, now: float, who: Witness = ANYONE) -> bool:
         """Return whether to send a request now; each that is sent ends in one of the below."""
+        if self._all.open_until is None and not self._narrow:
+            self._all.is_probing = now < self._doubted_until
+            return True
         if self.refuses(now, who):
             return False
         self._all.begins_probe()
@@ -119,8 +122,11 @@ class Breaker:
     ) -> None:
         """The target answered; ``after_s`` is when the answer began."""
         is_slow = after_s > self.rules.slow_after_s
-        if self._all.is_closed:
+        if self._all.open_until is None:
             self._doubted_until = 0.0
+            if not (is_slow or self._narrow):
+                self._all.answered(now)
+                return
         if self._narrow:
             for key in (Witness(who.account), who):
                 circuit = self._narrow.get(key)

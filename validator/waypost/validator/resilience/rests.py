@@ -77,17 +77,18 @@ class Circuit:
     Attributes:
         row: failures since the last success.
         is_probing: whether a request is finding out.
+        open_until: until when it rests; ``None``: it is closed.
     """
 
     __slots__ = (
         "_failed",
-        "_open_until",
         "_probe_failed_for",
         "_rest_s",
         "_rested_from",
         "_slow",
         "_window",
         "is_probing",
+        "open_until",
         "row",
         "rules",
     )
@@ -102,7 +103,7 @@ class Circuit:
         """Know nothing against it any more."""
         self.row = 0
         self._rest_s = self.rules.first_rest_s
-        self._open_until: float | None = None
+        self.open_until: float | None = None
         self._rested_from = 0.0
         self._probe_failed_for: str | None = None
         self.is_probing = False
@@ -113,7 +114,7 @@ class Circuit:
     @property
     def is_closed(self) -> bool:
         """Whether it is not at rest, nor on trial after one."""
-        return self._open_until is None
+        return self.open_until is None
 
     def accounts(self) -> frozenset[str]:
         """Return the fingerprints of whom it failed for; empty if it could have been anybody."""
@@ -124,17 +125,17 @@ class Circuit:
     def is_blank(self) -> bool:
         """Whether nothing of late speaks against it."""
         window = self._window
-        return self._open_until is None and not (self.row or window.failed or window.slow)
+        return self.open_until is None and not (self.row or window.failed or window.slow)
 
     def refuses(self, now: float, account: str | None = None) -> bool:
         """Whether a request of ``account`` that came now would be turned away."""
-        return self._open_until is not None and (
-            self.is_probing or now < self._due(self._open_until, account)
+        return self.open_until is not None and (
+            self.is_probing or now < self._due(self.open_until, account)
         )
 
     def rests_s(self, now: float, account: str | None = None) -> float:
         """Return how long it still rests; 0 when it is closed, or waits for a probe."""
-        until = self._open_until
+        until = self.open_until
         return 0.0 if until is None else max(0.0, self._due(until, account) - now)
 
     def _due(self, until: float, account: str | None) -> float:
@@ -145,36 +146,43 @@ class Circuit:
 
     def is_over(self, now: float) -> bool:
         """Whether its rest was over so long ago that nobody will miss it."""
-        until = self._open_until
+        until = self.open_until
         return until is not None and now > until + self.rules.last_rest_s
 
     def begins_probe(self) -> None:
         """Note that the request which is sent now finds out for others."""
-        if self._open_until is not None:
+        if self.open_until is not None:
             self.is_probing = True
 
     def began(self) -> None:
         """It begins to answer: who waits for a probe need not wait for its last word."""
         if self.is_probing:
-            if self._open_until is not None:
+            if self.open_until is not None:
                 self.close()
             self.is_probing = False
+
+    def answered(self, now: float) -> None:
+        """Note an answer that was not slow, of a circuit that is closed: nearly all there are."""
+        self.row = 0
+        self.is_probing = False
+        self._window.add(now, failed=False, slow=False)
 
     def succeeded(
         self, now: float, *, is_slow: bool, witness: Witness = ANYONE, luck: float = 0.0
     ) -> bool:
         """Note an answer; return whether that opens it, as most of them are slow."""
-        if self._open_until is not None:
+        if self.open_until is not None:
             # A probe that crawls is no recovery.
             if self.is_probing and is_slow:
                 return self.failed(now, witness=witness, luck=luck)
             self.close()
             return False
+        if not is_slow:
+            self.answered(now)
+            return False
         self.row = 0
         self.is_probing = False
-        self._window.add(now, failed=False, slow=is_slow)
-        if not is_slow:
-            return False
+        self._window.add(now, failed=False, slow=True)
         self._slow.add(now, witness)
         if not self._exceeds(now, self._window.slow, self.rules.slow_percent, self._slow):
             return False
@@ -187,7 +195,7 @@ class Circuit:
         Args:
             luck: 0 to 1, lengthens the rest by up to a fifth.
         """
-        if self._open_until is not None:
+        if self.open_until is not None:
             if not self.is_probing:
                 return False  # it was sent before that, and tells nothing new
             if witness.account is None or witness.account != self._probe_failed_for:
@@ -216,14 +224,14 @@ class Circuit:
 
     def wake(self, now: float) -> bool:
         """Return whether it may be probed, however long its rest, as nothing else can serve."""
-        if self._open_until is None or self.is_probing:
+        if self.open_until is None or self.is_probing:
             return False
         self._probe_failed_for = None
-        self._open_until = min(self._open_until, self._rested_from + self.rules.first_rest_s)
-        return now >= self._open_until
+        self.open_until = min(self.open_until, self._rested_from + self.rules.first_rest_s)
+        return now >= self.open_until
 
     def rest(self, now: float, luck: float) -> None:
         """Give it a rest from now on."""
         self.is_probing = False
         self._rested_from = now
-        self._open_until = now + self._rest_s * (1 + JITTER * luck)
+        self.open_until = now + self._rest_s * (1 + JITTER * luck)
