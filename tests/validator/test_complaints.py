@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from waypost.validator.logs import _JsonFormatter, hide_in_logs
+from waypost.validator.logs import JsonFormatter, hide_in_logs
 from waypost.validator.resilience.causes import cause_of_rejection, cause_of_status
 from waypost.validator.resilience.complaints import MOST_CHARS, read_complaint
 from waypost.validator.resilience.known_answers import FOREIGN_STATE, TOO_LONG, TROUBLES
@@ -106,6 +106,6 @@ def test_logs_hold_no_key() -> None:
     hide_in_logs(Scrubber(["sk-acme-secret"]))
     record = logging.LogRecord("a", logging.ERROR, "f", 1, "header %s", ("sk-acme-secret",), None)
     try:
-        assert "sk-acme-secret" not in _JsonFormatter().format(record)
+        assert "sk-acme-secret" not in JsonFormatter().format(record)
     finally:
         hide_in_logs(Scrubber(()))
