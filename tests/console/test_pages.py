@@ -11,6 +11,7 @@ from threading import Event
 
 import httpx
 import pytest
+from msgspec import structs
 
 from console.conftest import RECORDS, Console, start_console
 from support.recorded import a_record, fill
@@ -180,6 +181,31 @@ def test_providers_say_first_what_is_wrong(operator: httpx.Client, console: Cons
     page = operator.get("/console/providers").text
 
     assert re.search(r'<p class="banner t-overridden">clinical at medcloud failed \d+ of', page)
+
+
+def test_an_outage_is_seen_though_nothing_is_sent_to_who_is_down_any_more(
+    operator: httpx.Client, console: Console
+) -> None:
+    """Another worker's breaker is open: this one knows it from the records alone."""
+    records: list[DecisionRecord] = []
+    for place in range(700):  # of the newest ones all are well
+        record = a_record(20_000 + place, at_ms=_now_ms() - place // 350 * 60_000)
+        facts = record.facts
+        assert facts is not None
+        out = ("large",) if place >= 650 else ()
+        measured = structs.replace(facts.measured, out_of_service=out)
+        records.append(structs.replace(record, facts=structs.replace(facts, measured=measured)))
+    _write(console, *records)
+
+    page = operator.get("/console/providers").text
+
+    assert re.search(
+        r'<p class="banner t-refused">large at acme was out of service at \d+ of \d+ decisions of'
+        r" the last 5 minutes\.",
+        page,
+    )
+    assert "the last 5 minutes" in page
+    assert "No provider was failing" not in page
 
 
 def test_a_store_that_is_down_takes_one_page_and_not_the_others(

@@ -10,6 +10,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,23 @@ pytestmark = pytest.mark.timeout(180)
 
 ROOT = Path(__file__).parents[2]
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+
+
+CONVERSATIONS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {
+        "messages": [{"role": "user", "content": "Why is the sky blue?"}],
+        "max_tokens": 60,
+    },
+    "/v1/messages": {
+        "messages": [{"role": "user", "content": "Why is the sky blue?"}],
+        "max_tokens": 60,
+    },
+    "/v1/responses": {"input": "Why is the sky blue?", "max_output_tokens": 60},
+}
+OTHERS: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": "Why is the sky"},
+    "/v1/embeddings": {"input": "Why is the sky blue?"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +72,42 @@ Rows = dict[str, dict[str, Any]]
 
 def test_the_demo_plays_every_scene_in_order(told: dict[str, Any]) -> None:
     assert [row["scene"] for row in told["rows"]] == [scene.name for scene in SCENES]
+
+
+def test_every_api_of_the_demo_is_answered_by_every_model_and_counts_against_none(
+    kept: KeptDemo,
+) -> None:
+    url = kept.shell('echo "$WAYPOST_URL"').stdout.strip()
+    mint = next(one["command"] for one in kept.told["next"] if "token mint" in one["command"])
+    token = kept.shell(mint.replace("--tier free", "--tier enterprise")).stdout.strip()
+    with httpx.Client(
+        base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=60
+    ) as client:
+        listed = [model["id"] for model in client.get("/v1/models").json()["data"]]
+        models = [model for model in listed if model != "auto"]
+
+        def ask(path: str, model: str, streamed: bool) -> None:
+            body = {**CONVERSATIONS[path], "model": model, "stream": streamed}
+            answer = client.post(path, json=body)
+            assert answer.status_code == 200, (path, model, answer.text)
+            assert "upstream" not in answer.text
+            assert f'model="{model}"' in answer.headers["waypost-decision"]
+            told = client.get(f"/v1/decisions/{answer.headers['x-request-id']}").text
+            assert "does not have this API" not in told, (path, model)
+
+        # Side by side, as the slowest thinks for four seconds.
+        with ThreadPoolExecutor(12) as pool:
+            for one in [
+                pool.submit(ask, path, model, streamed)
+                for path, model, streamed in product(CONVERSATIONS, models, (False, True))
+            ]:
+                one.result()
+        for path, body in OTHERS.items():
+            answer = client.post(path, json={**body, "model": "auto"})
+            assert answer.status_code == 400
+            assert answer.json()["error"]["code"] == "endpoint_unsupported"
+
+    assert len(models) == 6
 
 
 def test_a_short_question_is_accepted_on_the_cheapest_model(rows: Rows) -> None:

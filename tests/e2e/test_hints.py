@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import structs
 
 from support.command import Command
 from support.projects import a_project, hide_model, publish_project
@@ -56,6 +57,19 @@ def test_what_is_not_the_providers_doing_says_nothing_of_its_health(
     seen = [*records(attempt(outcome), count=50), *records(attempt())]
 
     assert [hint.health for hint in hints_of(seen)] == [100]
+
+
+def test_what_fails_for_one_account_makes_no_model_unhealthy_for_the_others() -> None:
+    theirs = records(attempt("timeout"), count=50)
+    others = records(attempt(), count=10)
+    seen = [
+        *(structs.replace(one, account="mallory") for one in theirs),
+        *(structs.replace(one, account=f"{place}") for place, one in enumerate(others)),
+    ]
+    alone = [structs.replace(one, account="mallory") for one in theirs]
+
+    assert [hint.health for hint in hints_of(seen)] == [100]
+    assert [hint.health for hint in hints_of(alone)] == [0]
 
 
 def test_of_a_model_that_was_hardly_asked_nothing_is_said() -> None:

@@ -4,6 +4,7 @@ from typing import get_args
 
 import pytest
 from hypothesis import given
+from msgspec import structs
 
 from support.requests import few_policies, random_facts, seeds
 from support.worlds import NOW, a_policy, policies, proposals, some_facts
@@ -37,6 +38,31 @@ def test_an_override_says_what_was_wrong_with_the_wish() -> None:
         "The client asked for frontier, but it is not open to tier free;"
         " rule 'short-chat' (input_tokens 41 < 100, tier = free) matched,"
         " so small was used instead."
+    )
+
+
+def test_a_preferred_model_that_is_out_of_service_is_said_to_be() -> None:
+    well = some_facts()
+    best = decide(compile_policy(a_policy()), well, None).model
+    assert best is not None
+    facts = structs.replace(
+        well, measured=structs.replace(well.measured, out_of_service=(best, "clinical"))
+    )
+    policy = compile_policy(a_policy())
+    chosen = decide(policy, facts, None).model
+
+    assert sentence(facts).endswith(
+        f"prefers {best}, which was out of service, so {chosen} was used instead."
+    )
+    # What would not have been chosen anyway is not spoken of.
+    other = structs.replace(
+        well, measured=structs.replace(well.measured, out_of_service=("clinical",))
+    )
+    assert "out of service" not in sentence(other)
+    # Nor twice: here it is what the client had asked for.
+    assert sentence(facts, Proposal(model=best)).count(best) == 1
+    assert f"{best}, which it prefers, was out of service." in sentence(
+        facts, Proposal(model="frontier")
     )
 
 

@@ -1,10 +1,13 @@
 """When a provider gets a rest, and how it comes back."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from support.worlds import a_model
 from waypost.validator.config.providers import ProviderConfig
-from waypost.validator.resilience.breaker import JITTER, Breaker, BreakerRules
+from waypost.validator.resilience.breaker import JITTER, Breaker, BreakerRules, Witness
+from waypost.validator.resilience.witnesses import fingerprint
 from waypost.validator.upstream import Upstream
 
 NOW = 1_000.0
@@ -159,15 +162,15 @@ def test_a_doubted_target_is_tested_by_one_request_and_refuses_nobody() -> None:
 
 
 def test_one_failure_confirms_a_doubt_and_opens() -> None:
-    told: list[str] = []
-    breaker = Breaker(tell=lambda: told.append("rests"))
+    told: list[frozenset[str]] = []
+    breaker = Breaker(tell=told.append)
     breaker.doubt(NOW)
     assert breaker.admit(NOW)
     breaker.failed(NOW, luck=0)
 
     assert breaker.refuses(NOW + FIRST_COOL_OFF_S - 0.001)
     assert breaker.admit(NOW + FIRST_COOL_OFF_S)
-    assert told == ["rests"]
+    assert told == [frozenset()]
 
 
 @pytest.mark.parametrize("sent_before", [True, False])
@@ -285,3 +288,152 @@ def test_whoever_asks_for_all_breakers_that_are_not_closed_gets_them() -> None:
     breaker.admit(NOW + FIRST_COOL_OFF_S)
     breaker.succeeded(NOW + FIRST_COOL_OFF_S, after_s=0.1)
     assert not opened
+
+
+# ── for whom ───────────────────────────────────────────────────────────────────────────────────
+
+ALICE, BOB = Witness("alice", 1), Witness("bob", 2)
+OTHER_OF_ALICE = Witness("alice", 3)
+
+# An account, a body, and whether it failed.
+_CALLS = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 5), st.booleans()), max_size=60)
+
+
+def failing_for(breaker: Breaker, *who: Witness, times: int = FAILURES) -> None:
+    for place in range(times):
+        one = who[place % len(who)]
+        if breaker.admit(NOW, one):
+            breaker.failed(NOW, luck=0, who=one)
+
+
+@given(_CALLS)
+def test_one_accounts_failures_never_turn_another_away(calls: list[tuple[str, int, bool]]) -> None:
+    breaker = Breaker()
+    for account, body, fails in calls:
+        who = Witness(account, body)
+        if not breaker.admit(NOW, who):
+            continue
+        if fails and account == "a":
+            breaker.failed(NOW, luck=0, who=who)
+        else:
+            breaker.succeeded(NOW, after_s=0.1, who=who)
+
+    assert breaker.is_closed
+    assert not any(breaker.refuses(NOW, Witness(other, 9)) for other in "bcd")
+
+
+@given(_CALLS)
+def test_one_bodys_failures_never_turn_another_body_away(
+    calls: list[tuple[str, int, bool]],
+) -> None:
+    breaker = Breaker()
+    for account, body, fails in calls:
+        who = Witness(account, body)
+        if not breaker.admit(NOW, who):
+            continue
+        if fails and body == 0:
+            breaker.failed(NOW, luck=0, who=who)
+        else:
+            breaker.succeeded(NOW, after_s=0.1, who=who)
+
+    assert breaker.is_closed
+    assert not any(breaker.refuses(NOW, Witness(account, 9)) for account in "abcd")
+
+
+def test_several_bodies_of_one_account_rest_for_all_of_that_account() -> None:
+    breaker = Breaker()
+    failing_for(breaker, ALICE, OTHER_OF_ALICE)
+
+    assert breaker.refuses(NOW, Witness("alice", 99))
+    assert not breaker.refuses(NOW, BOB)
+    assert breaker.is_closed
+    assert breaker.narrow_rests == 1
+
+
+def test_two_accounts_rest_for_all_and_others_are_told_whose_they_were() -> None:
+    told: list[frozenset[str]] = []
+    breaker = Breaker(tell=told.append)
+    failing_for(breaker, ALICE, BOB)
+
+    assert breaker.refuses(NOW, Witness("carol", 99))
+    assert told == [frozenset({fingerprint("alice"), fingerprint("bob")})]
+
+
+def test_a_rate_opens_for_all_only_if_it_holds_without_the_loudest_account() -> None:
+    loud, shared = Breaker(), Breaker()
+    for place in range(RULES.min_calls * 2):
+        for breaker, bad in ((loud, (ALICE,)), (shared, (ALICE, BOB))):
+            who = Witness(bad[place % len(bad)].account, place)
+            if place % 2 and breaker.admit(NOW, who):
+                breaker.succeeded(NOW, after_s=0.1, who=Witness("carol", place))
+            elif breaker.admit(NOW, who):
+                breaker.failed(NOW, luck=0, who=who)
+
+    assert loud.is_closed
+    assert not loud.refuses(NOW, BOB)
+
+
+def test_slow_answers_of_one_account_slow_nobody_else_down() -> None:
+    breaker = Breaker()
+    for place in range(RULES.min_calls * 2):
+        who = Witness("alice", place)
+        breaker.succeeded(NOW, after_s=RULES.slow_after_s + 1, who=who)
+
+    assert not breaker.refuses(NOW, BOB)
+
+
+def test_whoever_failed_as_a_probe_lets_another_find_out() -> None:
+    breaker = Breaker()
+    failing_for(breaker, ALICE, BOB)
+    at = NOW + FIRST_COOL_OFF_S
+    assert breaker.admit(at, ALICE)
+    breaker.failed(at, luck=0, who=ALICE)
+    again = at + 2 * FIRST_COOL_OFF_S
+
+    assert breaker.refuses(again, ALICE)
+    assert breaker.admit(again, BOB)
+    breaker.succeeded(again, after_s=0.1, who=BOB)
+    assert not breaker.refuses(again, Witness("carol", 5))
+
+
+def test_an_account_that_is_alone_finds_out_in_the_end() -> None:
+    breaker = Breaker()
+    failing_for(breaker, ALICE, BOB)
+    at = NOW
+    for _ in range(8):
+        at += 2 * LAST_COOL_OFF_S
+        assert breaker.admit(at, ALICE)
+        breaker.failed(at, luck=0, who=ALICE)
+    at += 2 * LAST_COOL_OFF_S
+    assert breaker.admit(at, ALICE)
+    breaker.succeeded(at, after_s=0.1, who=ALICE)
+
+    assert breaker.is_closed
+
+
+def test_a_rest_of_one_account_ends_as_any_other_and_is_forgotten() -> None:
+    opened: set[Breaker] = set()
+    breaker = Breaker(opened=opened)
+    failing_for(breaker, ALICE, OTHER_OF_ALICE)
+    assert opened == {breaker}
+    later = NOW + FIRST_COOL_OFF_S
+    assert breaker.admit(later, ALICE)
+    assert breaker.refuses(later, OTHER_OF_ALICE)
+    breaker.began(after_s=0.1, who=ALICE)
+    assert not breaker.refuses(later, OTHER_OF_ALICE)
+    breaker.succeeded(later, after_s=0.1, who=ALICE)
+    assert not opened
+
+    failing_for(breaker, ALICE, OTHER_OF_ALICE)
+    breaker.tidy(NOW + FIRST_COOL_OFF_S + LAST_COOL_OFF_S + 1)
+    assert not opened
+
+
+def test_a_doubt_of_one_account_is_not_confirmed_by_that_account() -> None:
+    breaker = Breaker()
+    breaker.doubt(NOW, frozenset({fingerprint("alice")}))
+    breaker.failed(NOW, luck=0, who=ALICE)
+    assert not breaker.refuses(NOW, BOB)
+
+    breaker.failed(NOW, luck=0, who=BOB)
+    assert breaker.refuses(NOW, Witness("carol", 7))

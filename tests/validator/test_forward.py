@@ -58,7 +58,7 @@ async def redirecting(exchange: Exchange) -> None:
         (failing(503), "server_error", 503),
         (failing(429, extra="retry-after: 1\r\n"), "rate_limited", 429),
         (failing(401), "key_refused", 401),
-        (failing(404), "bad_response", 404),
+        (failing(404), "api_unsupported", 404),
         (resetting, "server_error", None),
         (nonsense, "bad_response", 200),
         (redirecting, "bad_response", 307),
@@ -222,7 +222,7 @@ async def test_a_provider_that_keeps_failing_is_given_a_rest(
         tmp_path, {"acme": acme, "medcloud": medcloud}, policy=two_models()
     ) as validator:
         for _ in range(FAILURES):
-            await validator.chat()
+            await validator.chat({**HELLO, "model": "first"})
         response = await validator.chat({**HELLO, "model": "first"})
 
     assert len(acme.seen) == FAILURES

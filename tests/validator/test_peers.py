@@ -18,6 +18,7 @@ from waypost.shared.contracts import Policy, Route
 from waypost.validator.config import ConfigError
 from waypost.validator.peers import Peers
 from waypost.validator.resilience.breaker import Breaker, BreakerRules
+from waypost.validator.resilience.witnesses import fingerprint
 
 pytestmark = pytest.mark.anyio
 
@@ -86,11 +87,20 @@ def breaker_of(validator: Running, name: str = "first") -> Breaker:
     return validator.desk.targets()[name].breaker
 
 
+async def fail_for_two(validator: Running) -> None:
+    """Send what two accounts ask, in turn, until the breaker must have opened."""
+    for place in range(FAILURES):
+        body = {**HELLO, "user": f"{place}"}
+        answer = await validator.chat(body, account=("alice", "bob")[place % 2])
+        assert answer.status_code == 200
+
+
 def rests(validator: Running) -> None:
     """Have a validator say that ``first`` rests, whether it does or not."""
     upstream = validator.desk.upstreams["acme"]
     assert upstream.on_rest is not None
-    upstream.on_rest("acme", "acme-first", validator.desk.targets()["first"].model.region)
+    region = validator.desk.targets()["first"].model.region
+    upstream.on_rest("acme", "acme-first", region, frozenset())
 
 
 async def doubted(validator: Running) -> Breaker:
@@ -110,8 +120,7 @@ async def test_what_rests_at_one_validator_opens_at_another_by_a_single_failure(
     async with AsyncExitStack() as stack:
         one, two = await fleet(stack, tmp_path, server.url, {"acme": acme, "medcloud": medcloud})
         await heard(server.url, tmp_path)
-        for _ in range(FAILURES):
-            await one.chat()
+        await fail_for_two(one)
         breaker = await doubted(two)
         acme.seen.clear()
         statuses = [(await two.chat()).status_code for _ in range(3)]
@@ -135,8 +144,7 @@ async def test_while_one_request_finds_out_the_others_go_elsewhere_first(
         one, two = await fleet(stack, tmp_path, server.url, {"acme": acme, "medcloud": medcloud})
         await heard(server.url, tmp_path)
         acme.behave = failing(500)
-        for _ in range(FAILURES):
-            await one.chat()
+        await fail_for_two(one)
         await doubted(two)
         acme.seen.clear()
         medcloud.seen.clear()
@@ -152,6 +160,27 @@ async def test_while_one_request_finds_out_the_others_go_elsewhere_first(
         # The one that found out has cleared it for all.
         await two.chat()
         assert len(acme.seen) == 2
+
+
+async def test_one_account_that_fails_here_and_there_takes_no_provider_from_others(
+    tmp_path: Path, server: RedisServer, acme: Upstream, medcloud: Upstream
+) -> None:
+    acme.behave = failing(500)
+    async with AsyncExitStack() as stack:
+        one, two = await fleet(stack, tmp_path, server.url, {"acme": acme, "medcloud": medcloud})
+        await heard(server.url, tmp_path)
+        upstream = one.desk.upstreams["acme"]
+        assert upstream.on_rest is not None
+        region = one.desk.targets()["first"].model.region
+        upstream.on_rest("acme", "acme-first", region, frozenset({fingerprint("acme")}))
+        breaker = await doubted(two)
+        for place in range(2 * FAILURES):
+            await two.chat({**HELLO, "user": f"{place}"})
+        acme.behave = answering()
+        other = await two.chat(account="bob")
+
+    assert breaker.is_closed
+    assert 'model="first"' in other.headers["waypost-decision"]
 
 
 async def test_a_validator_that_cries_wolf_takes_no_provider_from_the_others(
@@ -214,8 +243,7 @@ async def test_without_redis_all_is_served_and_with_it_back_validators_talk_agai
             one, two = await fleet(
                 stack, tmp_path, server.url, {"acme": acme, "medcloud": medcloud}
             )
-            for _ in range(FAILURES):
-                assert (await one.chat()).status_code == 200
+            await fail_for_two(one)
             assert not breaker_of(one).is_closed
             assert (await two.chat()).status_code == 200
 

@@ -320,6 +320,7 @@ def _write_validator_settings(
                 "api_key": _variable(name),
                 "max_tokens_field": max_tokens_fields.get(name, "max_tokens"),
                 "simulated": simulated,
+                **_speaking(name, simulated=simulated),
             }
             for name in providers
         },
@@ -330,6 +331,13 @@ def _write_validator_settings(
         },
     }
     path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+
+
+def _speaking(provider: str, *, simulated: bool) -> dict[str, object]:
+    """Return what a provider speaks: as in docs/providers.md, but for those that are relayed."""
+    if simulated and provider in upstream.SPEAKING_MESSAGES:
+        return {"dialect": "anthropic"}
+    return {"apis": ["chat.completions"]}
 
 
 def _point_policy_at(file: Path, policy: Policy, validator_url: str) -> None:

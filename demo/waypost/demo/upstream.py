@@ -1,9 +1,9 @@
 """Model providers for demonstrations: real HTTP, keys and streams; answers from a small list.
 
 One process plays several providers, each below its own path (``/groq/v1/chat/completions``),
-with its own API key, models and latency. A provider may also *relay* to a real model server, so
-that the same provider can be switched off in either case: ``PUT /groq/outage`` takes it down,
-``DELETE /groq/outage`` brings it back.
+with its own API key, models and latency; ``anthropic`` speaks the Messages API as well. A provider
+may also *relay* to a real model server, so that the same provider can be switched off in either
+case: ``PUT /groq/outage`` takes it down, ``DELETE /groq/outage`` brings it back.
 
 Every simulated response says so: in its text, and in the header ``x-simulated: 1``.
 """
@@ -36,6 +36,7 @@ from waypost.shared.measure import ChatRequest, decode_chat
 
 __all__ = [
     "ANNOUNCEMENT",
+    "SPEAKING_MESSAGES",
     "Config",
     "Profile",
     "Provider",
@@ -46,6 +47,7 @@ __all__ = [
 ]
 
 ANNOUNCEMENT = "waypost upstreams listening on"
+SPEAKING_MESSAGES = frozenset({"anthropic"})
 
 # Medians of time to first token spread about this much in providers' public status histories:
 # a tenth of the requests takes more than 1.5 times the median.
@@ -143,6 +145,38 @@ class _Answer(Struct, frozen=True):
         }
 
 
+class _Said(Struct):
+    role: str
+    content: str | list[dict[str, Any]]
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(str(block.get("text", "")) for block in self.content)
+
+
+class _Messages(Struct):
+    """What is read of a request to the Messages API."""
+
+    model: str
+    messages: list[_Said]
+    max_tokens: int
+    system: str | list[dict[str, Any]] = ""
+    stream: bool = False
+
+    def as_chat(self) -> ChatRequest:
+        """Return the same as a chat completion."""
+        system = _Said("system", self.system)
+        said = [system, *self.messages] if self.system else self.messages
+        body = {
+            "model": self.model,
+            "messages": [{"role": one.role, "content": one.text} for one in said],
+            "max_tokens": self.max_tokens,
+        }
+        return decode_chat(msgspec.json.encode(body))
+
+
 def _text(content: Any) -> str:  # noqa: ANN401 - text, parts or nothing, as OpenAI has it
     if content is None or isinstance(content, str):
         return content or ""
@@ -208,6 +242,11 @@ class _Front:
     def routes(self) -> list[Route]:
         return [
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
+            *(
+                [Route("/v1/messages", self._messages, methods=["POST"])]
+                if self._provider.name in SPEAKING_MESSAGES
+                else []
+            ),
             Route("/v1/models", self._models, methods=["GET"]),
             Route("/outage", self._outage, methods=["PUT", "DELETE"]),
         ]
@@ -224,7 +263,9 @@ class _Front:
     def _refusal(self, request: Request) -> Response | None:
         if self._is_down:
             return _error(503, "overloaded", f"{self._provider.name} is down (switched off).")
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        given = request.headers.get("x-api-key") or request.headers.get(
+            "authorization", ""
+        ).removeprefix("Bearer ")
         if not hmac.compare_digest(given.encode(), self._provider.api_key.encode()):
             return _error(401, "invalid_api_key", "That is not this provider's API key.")
         return None
@@ -279,6 +320,41 @@ class _Front:
         }
         return _json(200, completion, {"x-simulated": "1"})
 
+    async def _messages(self, request: Request) -> Response:
+        if (refusal := self._refusal(request)) is not None:
+            return refusal
+        try:
+            asked = msgspec.json.decode(await request.body(), type=_Messages)
+        except msgspec.DecodeError as exc:
+            return _error(400, "invalid_request_error", str(exc))
+        profile = self._provider.models.get(asked.model)
+        if profile is None:
+            return _error(404, "not_found_error", f"model: {asked.model}")
+        answer = _answer(asked.as_chat())
+        waits_s = delays_s(profile, len(answer.pieces), self._rng)
+        usage = {"input_tokens": answer.prompt_tokens, "output_tokens": len(answer.pieces)}
+        message: dict[str, object] = {
+            "id": f"msg_{secrets.token_hex(12)}",
+            "type": "message",
+            "role": "assistant",
+            "model": asked.model,
+            "content": [],
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": usage | {"output_tokens": 1},
+        }
+        stop = "end_turn" if answer.finish_reason == "stop" else "max_tokens"
+        if asked.stream:
+            return StreamingResponse(
+                _message_events(answer, waits_s, message, stop),
+                media_type="text/event-stream",
+                headers={"x-simulated": "1"},
+            )
+        await asyncio.sleep(sum(waits_s))
+        content = [{"type": "text", "text": "".join(answer.pieces)}]
+        whole = message | {"content": content, "stop_reason": stop, "usage": usage}
+        return _json(200, whole, {"x-simulated": "1"})
+
     async def _relayed(self, relay: Relay, body: bytes) -> Response:
         if self._client is None:
             raise RuntimeError("the application's lifespan did not run")
@@ -314,6 +390,27 @@ class _Front:
             answer.status_code,
             media_type=answer.headers.get("content-type"),
         )
+
+
+async def _message_events(
+    answer: _Answer, waits_s: Iterable[float], message: dict[str, object], stop: str
+) -> AsyncIterator[bytes]:
+    def event(kind: str, **fields: object) -> bytes:
+        data = msgspec.json.encode({"type": kind} | fields)
+        return b"event: " + kind.encode() + b"\ndata: " + data + b"\n\n"
+
+    for index, (piece, wait_s) in enumerate(zip(answer.pieces, waits_s, strict=True)):
+        await asyncio.sleep(wait_s)
+        if index == 0:
+            yield event("message_start", message=message)
+            block = {"type": "text", "text": ""}
+            yield event("content_block_start", index=0, content_block=block)
+        yield event("content_block_delta", index=0, delta={"type": "text_delta", "text": piece})
+    yield event("content_block_stop", index=0)
+    usage = {"output_tokens": len(answer.pieces)}
+    delta = {"stop_reason": stop, "stop_sequence": None}
+    yield event("message_delta", delta=delta, usage=usage)
+    yield event("message_stop")
 
 
 async def _events(

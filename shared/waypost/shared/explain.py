@@ -49,6 +49,9 @@ _ATTEMPTS: dict[AttemptOutcome, str] = {
     "content_filter": "filtered the request",
     "context_too_long": "could not hold the prompt",
     "key_refused": "refused the validator's key",
+    "foreign_state": "did not take what another provider had made",
+    "model_not_found": "has no such model",
+    "api_unsupported": "does not have this API",
     "deadline_exceeded": "did not answer within the caller's deadline",
     "bad_response": "answered nonsense",
     "cut_short": "broke off in the middle",
@@ -96,10 +99,22 @@ def explain(policy: CompiledPolicy, facts: Facts, decision: Decision) -> Explana
     )
 
 
+def _best_out_of_service(policy: CompiledPolicy, facts: Facts, decision: Decision) -> str | None:
+    """Return the model that would have been chosen, were it in service; ``None`` if it was."""
+    if decision.verdict == "accepted" or not facts.measured.out_of_service:
+        return None
+    measured = structs.replace(facts.measured, out_of_service=())
+    best = decide(policy, structs.replace(facts, measured=measured), None).model
+    is_told = best in (decision.model, decision.proposed)
+    return None if is_told or best not in facts.measured.out_of_service else best
+
+
 def _sentence(policy: CompiledPolicy, facts: Facts, decision: Decision) -> str:
     if decision.verdict == "refused":
         return f"Refused: {_refusal(facts, decision.reason)}."
     rule = f"rule {matched_rule(policy, facts)}"
+    best = _best_out_of_service(policy, facts, decision)
+    away = "" if best is None else f" {best}, which it prefers, was out of service."
     match decision.verdict:
         case "accepted":
             return f"The client chose {decision.model}, which the policy allows; {rule} matched."
@@ -107,7 +122,12 @@ def _sentence(policy: CompiledPolicy, facts: Facts, decision: Decision) -> str:
             return (
                 f"The client asked for {decision.proposed}, but"
                 f" {_why_overridden(policy, facts, decision)};"
-                f" {rule} matched, so {decision.model} was used instead."
+                f" {rule} matched, so {decision.model} was used instead.{away}"
+            )
+        case _ if best is not None:
+            return (
+                f"The client left the choice open; {rule} matched and prefers {best}, which was"
+                f" out of service, so {decision.model} was used instead."
             )
         case _:
             return f"The client left the choice open; {rule} matched and prefers {decision.model}."

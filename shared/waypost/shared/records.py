@@ -41,7 +41,10 @@ AttemptOutcome = Literal[
     "client_error",  # the provider called the request wrong
     "content_filter",  # or would not answer it
     "context_too_long",  # or could not hold it
-    "key_refused",  # our own credential
+    "key_refused",  # our own credential, or the account behind it
+    "foreign_state",  # an item in it was made by another provider or account
+    "model_not_found",  # the provider has no such model, or not for us
+    "api_unsupported",  # or not this API
     "deadline_exceeded",  # the caller's
     "bad_response",
 ]
@@ -199,7 +202,7 @@ class DecisionRecord(Struct, frozen=True, kw_only=True):
 # ``refused`` the caller's or the policy's.
 Fate = Literal["answered", "abandoned", "failed", "rejected", "refused"]
 
-_REJECTIONS = frozenset({"client_error", "content_filter", "context_too_long"})
+_REJECTIONS = frozenset({"client_error", "content_filter", "context_too_long", "foreign_state"})
 _OUR_FAULTS = frozenset({"internal_error", "ledger_unavailable", "out_of_service"})
 
 

@@ -40,7 +40,9 @@ from waypost.validator.records.policies import policy_of
 from waypost.validator.records.prompts import newest_message, redacted, redactor
 from waypost.validator.records.repeats import Repeats
 from waypost.validator.replay import SeenOnce
+from waypost.validator.resilience.breaker import ANYONE, Witness
 from waypost.validator.resilience.budget import ExtraBudget
+from waypost.validator.scrubbing import Scrubber
 from waypost.validator.serving import Caller, Serving, Target
 from waypost.validator.speech import Asked
 from waypost.validator.telemetry.counts import Counts, Families, added, encode
@@ -110,6 +112,7 @@ class Desk:
         self.receipts = receipts
         self.candidate: Candidate | None = None
         self.webhook: BudgetWebhook | None = None
+        self.scrubber = Scrubber(())
         self._redactor = redactor(config.detectors) if config.records.prompts else None
         self._client = client
         self.refused: PolicyError | None = None  # why the newest manifest is not served
@@ -376,16 +379,28 @@ class Desk:
         """Return the models being served, by id."""
         return {} if self._serving is None else self._serving.targets
 
-    def out_of_service(self, serving: Serving) -> tuple[str, ...]:
-        """Return the models that cannot be sent anything at the moment."""
+    def out_of_service(
+        self, serving: Serving, asked: Asked | None = None, *, account: str | None = None
+    ) -> tuple[str, ...]:
+        """Return the models that cannot be sent anything at the moment.
+
+        Args:
+            asked: what is to be sent, and for whom; ``None``: nothing in particular.
+        """
         for upstream in self.upstreams.values():
             if not upstream.is_well:
                 break
         else:
             return serving.unserved
         now = self.monotonic()
+        who = ANYONE
+        for upstream in self.upstreams.values():
+            for breaker in tuple(upstream.opened):
+                breaker.tidy(now)
+                if asked is not None:
+                    who = Witness.of(account, asked.body)
         return serving.unserved + tuple(
-            name for name, target in serving.targets.items() if target.refuses(now)
+            name for name, target in serving.targets.items() if target.refuses(now, who, asked)
         )
 
     def hedges(self, route: str, percent: int) -> ExtraBudget:

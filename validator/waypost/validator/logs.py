@@ -5,10 +5,16 @@ import sys
 
 import msgspec
 
-__all__ = ["configure_logs"]
+from waypost.validator.scrubbing import Scrubber
+
+__all__ = ["JsonFormatter", "configure_logs", "hide_in_logs"]
+
+_scrubbers: list[Scrubber] = [Scrubber(())]
 
 
-class _JsonFormatter(logging.Formatter):
+class JsonFormatter(logging.Formatter):
+    """Writes a record as one line of JSON, without the keys that are to be hidden."""
+
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
             "at": round(record.created, 3),
@@ -18,13 +24,18 @@ class _JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line).decode()
+        return _scrubbers[-1].text(msgspec.json.encode(line).decode())
+
+
+def hide_in_logs(scrubber: Scrubber) -> None:
+    """Keep the keys that ``scrubber`` knows out of every log of this process from now on."""
+    _scrubbers[:] = [scrubber]
 
 
 def configure_logs() -> None:
     """Send every log of this process to standard error, from ``info`` upwards."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonFormatter())
+    handler.setFormatter(JsonFormatter())
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     # One line per request or refresh, which records and our own log say better.
     for name in ("httpx", "uvicorn.access"):

@@ -25,12 +25,14 @@ from waypost.validator.config.stores import PeersConfig, ReplayConfig
 from waypost.validator.desk import Desk
 from waypost.validator.detectors import load_detectors
 from waypost.validator.ledger.opening import open_ledger
+from waypost.validator.logs import hide_in_logs
 from waypost.validator.receipts.keys import ReceiptKeys, load_keys
 from waypost.validator.receipts.log import ReceiptLog
 from waypost.validator.records import RecordSink, RecordStore
 from waypost.validator.records.opening import open_store
 from waypost.validator.records.spill import Spill
 from waypost.validator.replay import SeenOnce, SqliteSeen
+from waypost.validator.scrubbing import Scrubber
 from waypost.validator.telemetry.counts import Counts
 from waypost.validator.telemetry.siblings import Siblings
 from waypost.validator.upstream import Upstream
@@ -112,6 +114,8 @@ async def open_desk(
             receipts=receipts if config.receipts and config.receipts.header else None,
             console_token=_console_token(config.console.token, environment),
         )
+        desk.scrubber = Scrubber(_provider_keys(config, environment))
+        hide_in_logs(desk.scrubber)
         if config.budgets.webhook is not None:
             url = _secret("the budgets' webhook", config.budgets.webhook, environment)
             desk.webhook = BudgetWebhook(url)
@@ -160,6 +164,11 @@ def _open_upstreams(
         upstreams[name] = Upstream(name, provider, api_keys=api_keys)
         stack.push_async_callback(upstreams[name].close)
     return upstreams
+
+
+def _provider_keys(config: ValidatorConfig, environment: Mapping[str, str]) -> list[str]:
+    names = [name for provider in config.providers.values() for name in provider.key_names]
+    return [environment.get(name, "").strip() for name in names]
 
 
 def _read_root(config: ValidatorConfig) -> bytes:

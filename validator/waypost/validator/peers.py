@@ -3,7 +3,8 @@
 The rule: it is advice. What rests elsewhere is doubted here: one request finds out, others are
 sent elsewhere first meanwhile, and any answer that is under way already clears it. So nobody goes
 without a provider because some validator is cut off itself. No request waits for Redis; while it
-is down everybody finds out for themselves.
+is down everybody finds out for themselves. Whose requests failed is told by fingerprints, so that
+one account's failures, there and here, are not taken for those of two.
 """
 
 import asyncio
@@ -11,10 +12,10 @@ import logging
 import os
 import random
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -29,16 +30,23 @@ PATIENCE_S = 2.0
 LISTEN_S = 30.0  # so long a silence of Redis is asked about: the connection may be dead
 FIRST_PAUSE_S = 0.2
 LAST_PAUSE_S = 30.0
+MOST_ACCOUNTS = 8  # two are enough to believe it
 MOST_UNTOLD = 256  # while Redis is slow; what is dropped the others find out
 
 
 class _Rest(Struct, frozen=True):
-    """A target was given a rest. ``by`` is the process that says so."""
+    """A target was given a rest.
+
+    Attributes:
+        by: the process that says so.
+        accounts: fingerprints of whom it failed for; empty: it could have been anybody.
+    """
 
     by: str
     provider: str
     model: str
     region: str
+    accounts: Annotated[tuple[str, ...], Meta(max_length=MOST_ACCOUNTS)] = ()
 
 
 _decode = msgspec.json.Decoder(_Rest).decode
@@ -82,9 +90,12 @@ class Peers:
         for upstream in upstreams.values():
             upstream.on_rest = self._note
 
-    def _note(self, provider: str, model: str, region: str) -> None:
+    def _note(
+        self, provider: str, model: str, region: str, accounts: frozenset[str] = frozenset()
+    ) -> None:
         if not self._untold.full():
-            self._untold.put_nowait(_Rest(self._me, provider, model, region))
+            told = tuple(sorted(accounts)[:MOST_ACCOUNTS])
+            self._untold.put_nowait(_Rest(self._me, provider, model, region, told))
 
     async def keep_telling(self) -> None:
         """Tell the others what is given a rest here, for ever."""
@@ -119,7 +130,8 @@ class Peers:
             return  # of another version
         upstream = self._upstreams.get(rest.provider)
         if upstream is not None and rest.by != self._me:
-            upstream.doubt(rest.model, rest.region, now=self._monotonic())
+            accounts = frozenset(rest.accounts)
+            upstream.doubt(rest.model, rest.region, now=self._monotonic(), accounts=accounts)
 
     def _log_down(self, exc: Exception) -> None:
         if not self._is_down:

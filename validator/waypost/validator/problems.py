@@ -25,6 +25,7 @@ from waypost.shared.errors import (
     WaypostError,
 )
 from waypost.shared.records import AttemptOutcome
+from waypost.validator.resilience.complaints import Complaint
 
 __all__ = [
     "CALLER_GONE",
@@ -133,13 +134,24 @@ def _envelope(told: _Told, status: int, endpoint: str, request_id: str | None) -
     return msgspec.json.encode({"error": openais})
 
 
-def rejected(endpoint: str, request_id: str) -> bytes:
-    """Return what is told of a rejection whose words are no error of any API."""
+def rejected(endpoint: str, request_id: str, complaint: Complaint | None = None) -> bytes:
+    """Return what is told of a rejection whose words are no error of the caller's API.
+
+    Args:
+        complaint: what the provider said; ``None`` if it said nothing.
+    """
     told = _Told(
         message="The provider rejected the request and did not say why.",
         kind="invalid_request_error",
         code="upstream_rejected",
     )
+    if complaint is not None:
+        told = msgspec.structs.replace(
+            told,
+            message=complaint.message,
+            code=complaint.code or told.code,
+            param=complaint.param,
+        )
     return _envelope(told, 400, endpoint, request_id)
 
 
@@ -226,7 +238,7 @@ def outcome_of(status: int) -> AttemptOutcome:
         return "client_error"
     if status == 429:
         return "rate_limited"
-    if status in (401, 403):
+    if status in (401, 402, 403):
         return "key_refused"
     if status in (408, 504):
         return "timeout"

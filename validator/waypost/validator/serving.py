@@ -17,9 +17,9 @@ from waypost.shared.money import Price
 from waypost.shared.trust import Trusted
 from waypost.validator.config.budgets import Budgets
 from waypost.validator.ledger import Scope
-from waypost.validator.resilience.breaker import Breaker
+from waypost.validator.resilience.breaker import ANYONE, Breaker, Witness
 from waypost.validator.resilience.keys import LONGEST_WAIT_S
-from waypost.validator.speech import Native, Speech
+from waypost.validator.speech import Asked, Native, Speech
 from waypost.validator.tokens import TokenVerifier
 from waypost.validator.upstream import Upstream
 
@@ -57,17 +57,34 @@ class Target(Struct, frozen=True):
     breaker: Breaker
     scopes: tuple[Scope, ...]
 
-    def refuses(self, now: float) -> bool:
+    def refuses(self, now: float, who: Witness = ANYONE, asked: Asked | None = None) -> bool:
         """Whether it can be sent nothing now, nor after a wait that a request can afford."""
-        if self.breaker.refuses(now):
+        if self.breaker.refuses(now, who):
+            return True
+        if asked is not None and self.is_silent(asked, now):
             return True
         until = self.upstream.keys.rests_until(self.model.name, now)
         return until is not None and until > now + LONGEST_WAIT_S
 
-    def rests_s(self, now: float) -> float:
+    def is_silent(self, asked: Asked, now: float) -> bool:
+        """Whether its provider said of late that it has no such API, and has no other for this."""
+        upstream = self.upstream
+        return bool(upstream.unspoken) and (
+            asked.endpoint in upstream.speeches
+            and upstream.speech(asked, self.model.name, now) is None
+        )
+
+    def rests_s(self, now: float, who: Witness = ANYONE, asked: Asked | None = None) -> float:
         """Return how long it can still be sent nothing, as far as is known; 0 if it can."""
         until = self.upstream.keys.rests_until(self.model.name, now)
-        return max(self.breaker.rests_s(now), 0.0 if until is None else until - now)
+        silent_s = 0.0 if asked is None else self.upstream.unspoken_s(asked, self.model.name, now)
+        return max(self.breaker.rests_s(now, who), 0.0 if until is None else until - now, silent_s)
+
+    def wake(self, now: float, who: Witness, asked: Asked) -> bool:
+        """Return whether it may be tried early, as nothing else can serve ``asked``."""
+        self.upstream.wake(asked, self.model.name, now)
+        self.breaker.wake(now, who)
+        return not self.refuses(now, who, asked)
 
 
 class Speaking(Struct, frozen=True):

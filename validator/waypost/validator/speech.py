@@ -120,6 +120,10 @@ class Speech(Protocol):
         """The same for those that ``check`` alike."""
         ...
 
+    def path(self, model: str, *, streamed: bool) -> str:
+        """Return where it is asked, below the provider's base URL."""
+        ...
+
     def check(self, asked: Asked) -> None:
         """Raise UntranslatableError if the provider cannot be asked this."""
         ...
@@ -187,6 +191,10 @@ class Native:
         self._max_tokens_field = max_tokens_field
         self._version = version
         self._betas = betas
+
+    def path(self, model: str, *, streamed: bool) -> str:
+        """See ``Speech``."""
+        return self._path
 
     def check(self, asked: Asked) -> None:
         """See ``Speech``. All can be said."""

@@ -11,12 +11,13 @@ from waypost.shared.contracts import Model
 from waypost.shared.records import AttemptOutcome
 from waypost.validator.config.providers import ProviderConfig
 from waypost.validator.http1 import ExchangeError, Origin, Progress, Response, Stage
-from waypost.validator.providers import DIALECTS, speeches
+from waypost.validator.providers import DIALECTS, speeches, translations
 from waypost.validator.resilience.breaker import Breaker
 from waypost.validator.resilience.budget import ExtraBudget
 from waypost.validator.resilience.keys import KeyPool
 from waypost.validator.resilience.limiter import Limiter
-from waypost.validator.speech import Outgoing
+from waypost.validator.resilience.unspoken import Unspoken
+from waypost.validator.speech import Asked, Outgoing, Speech, UntranslatableError
 
 __all__ = ["Answer", "NoAnswerError", "Stream", "Upstream"]
 
@@ -57,13 +58,15 @@ class Upstream:
     """One provider, for one event loop.
 
     Attributes:
-        speeches: the APIs it can be asked by → how.
+        speeches: the APIs it can be asked by → how, as it is configured.
+        unspoken: those that it said it does not have.
         keys: its credentials; a request is sent with the one whose place it names.
         limiter: how many requests it gets at once.
         retries: how many more it gets because others failed.
         charge_unanswered: what to charge for a request whose answer never came.
         opened: the breakers of its models that are not closed.
-        on_rest: is told the provider, model and region that is given a rest.
+        on_rest: is told the provider, model and region that is given a rest, and the
+            fingerprints of the accounts that met it.
     """
 
     def __init__(self, name: str, config: ProviderConfig, *, api_keys: Sequence[str]) -> None:
@@ -76,13 +79,18 @@ class Upstream:
             sampling=config.sampling,
             betas=frozenset(config.betas),
         )
+        # For an API that it turns out not to have, where it can be asked by another.
+        self._stand_ins = translations(
+            config.dialect, max_tokens_field=config.max_tokens_field, sampling=config.sampling
+        )
+        self.unspoken = Unspoken()
         self.timeout_s = config.timeout_s
         self.max_retries = config.retries
         self.charge_unanswered = config.charge_unanswered
         self.limiter = Limiter(config.max_concurrency)
         self.retries = ExtraBudget(config.retry_percent)
         self.opened: set[Breaker] = set()
-        self.on_rest: Callable[[str, str, str], None] | None = None
+        self.on_rest: Callable[[str, str, str, frozenset[str]], None] | None = None
         self._rules = config.breaker.rules
         self._breakers: dict[tuple[str, str], Breaker] = {}
         self._credentials = [_lines(dialect.headers(key)) for key in api_keys or (None,)]
@@ -101,8 +109,38 @@ class Upstream:
 
     @property
     def is_well(self) -> bool:
-        """Whether nothing is known against any of its models and keys."""
-        return not self.opened and not self.keys.is_any_resting
+        """Whether nothing is known against any of its models, keys and APIs."""
+        return not self.opened and not self.keys.is_any_resting and not self.unspoken
+
+    def speech(self, asked: Asked, model: str, now: float) -> Speech | None:
+        """Return how to ask ``model`` for this; ``None`` while it is known not to have the API."""
+        own = self.speeches.get(asked.endpoint)
+        if own is None or not self.unspoken:
+            return own
+        streamed = asked.request.stream is True
+        if not self.unspoken.is_silent(own.path(model, streamed=streamed), now):
+            return own
+        other = self._stand_ins.get(asked.endpoint)
+        if other is None or self.unspoken.is_silent(other.path(model, streamed=streamed), now):
+            return None
+        try:
+            other.check(asked)
+        except UntranslatableError:
+            return None
+        return other
+
+    def wake(self, asked: Asked, model: str, now: float) -> None:
+        """Have it asked by this API again soon, though it said that it does not have it."""
+        own = self.speeches.get(asked.endpoint)
+        if own is not None and self.unspoken:
+            self.unspoken.wake(own.path(model, streamed=asked.request.stream is True), now)
+
+    def unspoken_s(self, asked: Asked, model: str, now: float) -> float:
+        """Return how long it is not asked by this API; 0 if it is."""
+        own = self.speeches.get(asked.endpoint)
+        if own is None or not self.unspoken:
+            return 0.0
+        return self.unspoken.rests_s(own.path(model, streamed=asked.request.stream is True), now)
 
     def breaker(self, model: Model) -> Breaker:
         """Return the breaker of ``model`` here, the same under every manifest."""
@@ -114,15 +152,17 @@ class Upstream:
             )
         return breaker
 
-    def _rests(self, model: str, region: str) -> None:
+    def _rests(self, model: str, region: str, accounts: frozenset[str]) -> None:
         if self.on_rest is not None:
-            self.on_rest(self.name, model, region)
+            self.on_rest(self.name, model, region, accounts)
 
-    def doubt(self, model: str, region: str, *, now: float) -> None:
+    def doubt(
+        self, model: str, region: str, *, now: float, accounts: frozenset[str] = frozenset()
+    ) -> None:
         """Heed that ``model`` was given a rest elsewhere; one that is not served here is not."""
         breaker = self._breakers.get((model, region))
         if breaker is not None:
-            breaker.doubt(now)
+            breaker.doubt(now, accounts)
 
     async def ask(
         self,

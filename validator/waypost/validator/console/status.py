@@ -27,6 +27,11 @@ __all__ = ["budgets", "manifest", "providers", "routes"]
 
 MAX_ACCOUNTS = 200
 RECENT = 500
+# How providers fare is told of so much time, each part of it looked into alike: of the newest
+# decisions alone an outage cannot be seen, as nothing is sent to what rests.
+HEALTH_S = 300
+HEALTH_PARTS = 10
+OF_EACH_PART = 100
 FEW_FAIL = 0.05  # of attempts; what providers do on an ordinary day
 NO_LIMIT_NUSD = 2**53 - 1
 
@@ -213,14 +218,19 @@ class Health(NamedTuple):
 
     Attributes:
         state: of its breaker: ``closed``, ``open``, ``half-open``; ``unserved`` without a provider.
+        narrow_rests: for how many accounts, or single bodies of theirs, it rests here.
         attempts, failed: of late, over all validators that share the records.
+        decisions, away: how many were looked at, and at how many of them it was out of service.
     """
 
     model: Model
     state: str
     rests_s: float
+    narrow_rests: int
     attempts: int
     failed: int
+    decisions: int
+    away: int
     outcomes: dict[str, int]
     row: StatsRow | None
 
@@ -241,8 +251,7 @@ async def providers(request: Request) -> Response:
     window = WINDOWS["1h"]
     filters = RecordFilter(since_ms=window.starts_ms(desk.clock()).start)
     recent, stats = await asyncio.gather(
-        desk.store.list(filters, limit=RECENT),
-        desk.store.stats(filters, by=("model",), times=("ttft",)),
+        _of_late(desk), desk.store.stats(filters, by=("model",), times=("ttft",))
     )
     trusted = desk.trusted
     models = () if trusted is None else trusted.policy.models
@@ -262,9 +271,26 @@ async def providers(request: Request) -> Response:
         "providers.html",
         served=served,
         troubles=_troubles(served, unserved),
-        has_traffic=any(health.attempts for one in served for health in one.models),
-        recent=RECENT,
+        has_traffic=bool(recent),
+        minutes=HEALTH_S // 60,
+        of_each_part=OF_EACH_PART,
+        part_s=HEALTH_S // HEALTH_PARTS,
     )
+
+
+async def _of_late(desk: Desk) -> list[DecisionRecord]:
+    """Return decisions from all over the last minutes, of all validators that share the records."""
+    step_ms, now_ms = HEALTH_S * 1_000 // HEALTH_PARTS, int(desk.clock() * 1_000)
+    starts = range(now_ms - HEALTH_S * 1_000, now_ms, step_ms)
+    parts = await asyncio.gather(
+        *(
+            desk.store.list(
+                RecordFilter(since_ms=start, until_ms=start + step_ms), limit=OF_EACH_PART
+            )
+            for start in starts
+        )
+    )
+    return [record for part in parts for record in part]
 
 
 class Trouble(NamedTuple):
@@ -282,6 +308,13 @@ def _troubles(served: Sequence[Served], unserved: Sequence[str]) -> list[Trouble
         if health.state == "open":
             wait = duration(health.rests_s)
             words = f"{health.model.id} at {name} is resting: nothing is sent to it for {wait}."
+            found.append(Trouble("refused", words))
+    for name, health in every:
+        if health.state != "open" and health.away:
+            words = (
+                f"{health.model.id} at {name} was out of service at {health.away} of"
+                f" {health.decisions} decisions of the last {HEALTH_S // 60} minutes."
+            )
             found.append(Trouble("refused", words))
     for name, health in every:
         if health.state != "open" and health.failed > FEW_FAIL * health.attempts:
@@ -308,8 +341,19 @@ def _health(
                 outcomes[attempt.outcome] = outcomes.get(attempt.outcome, 0) + 1
     attempts = sum(outcomes.values())
     innocent = sum(outcomes.pop(name, 0) for name in ("ok", "cancelled", "client_error"))
-    row = next((row for row in stats.rows if row.model == model.id), None)
-    return Health(model, state, breaker.rests_s(now), attempts, attempts - innocent, outcomes, row)
+    decided = [record.facts.measured for record in recent if record.facts is not None]
+    return Health(
+        model=model,
+        state=state,
+        rests_s=breaker.rests_s(now),
+        narrow_rests=breaker.narrow_rests,
+        attempts=attempts,
+        failed=attempts - innocent,
+        decisions=len(decided),
+        away=sum(model.id in measured.out_of_service for measured in decided),
+        outcomes=outcomes,
+        row=next((row for row in stats.rows if row.model == model.id), None),
+    )
 
 
 # ── the manifest ───────────────────────────────────────────────────────────────────────────────

@@ -105,12 +105,20 @@ async def consider(desk: Desk, call: Call) -> Considered:
     call.mark("understand")
     decision = engine_decide(serving.compiled, facts, call.proposal)
     if decision.reason == "out_of_service" and decision.model is None:
-        awake = woken(serving, facts, monotonic=desk.monotonic())
+        awake = woken(serving, facts, asked, account=caller.account, monotonic=desk.monotonic())
         if awake is not None:
             facts = call.facts = awake
             decision = engine_decide(serving.compiled, facts, call.proposal)
     call.decision = decision
-    require_served(serving, facts, decision, call.untranslatable, monotonic=desk.monotonic())
+    require_served(
+        serving,
+        facts,
+        decision,
+        call.untranslatable,
+        asked=asked,
+        account=caller.account,
+        monotonic=desk.monotonic(),
+    )
     call.take(decision)
     call.mark("decide")
     return Considered(caller, serving, asked, facts, decision)

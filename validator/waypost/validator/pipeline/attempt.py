@@ -13,6 +13,7 @@ from time import perf_counter
 
 from msgspec import Struct, structs
 
+from waypost.shared.contracts import Model
 from waypost.shared.records import Attempt, AttemptKind, AttemptOutcome
 from waypost.shared.tracecontext import traceparent
 from waypost.validator.apis import StreamReader
@@ -23,7 +24,9 @@ from waypost.validator.pipeline.call import Call, Considered, in_ms
 from waypost.validator.pipeline.charge import Evidence
 from waypost.validator.pipeline.reserve import Booking
 from waypost.validator.problems import OK, deadline_exceeded, describe, outcome_of, rejected
-from waypost.validator.resilience.causes import cause_of_rejection
+from waypost.validator.resilience.breaker import ANYONE, Witness
+from waypost.validator.resilience.causes import cause_of_status
+from waypost.validator.resilience.complaints import read_complaint
 from waypost.validator.resilience.keys import retry_after_s
 from waypost.validator.serving import Target
 from waypost.validator.speech import Outgoing, UnreadableError, heard
@@ -56,8 +59,12 @@ TOO_LATE = "The deadline passed in the middle of the answer; what came so far is
 
 # What the provider found wrong with the request. It served nothing and charges nothing.
 _REJECTIONS: frozenset[AttemptOutcome] = frozenset(
-    {"client_error", "content_filter", "context_too_long"}
+    {"client_error", "content_filter", "context_too_long", "foreign_state"}
 )
+# An answer in one piece that was asked to be long may take longer than a silence. The official SDKs
+# of OpenAI and Anthropic wait ten minutes (their ``timeout``, read on 2026-11-28).
+LONGEST_ANSWER_S = 600.0
+SLOW_PACE = 2.0  # a model may write at half the speed that is expected of it
 
 
 class Delivered(Struct, frozen=True):
@@ -99,6 +106,7 @@ class Try:
     """
 
     __slots__ = (
+        "_account",
         "_answer",
         "_asked",
         "_desk",
@@ -110,6 +118,8 @@ class Try:
         "_is_refused",
         "_key",
         "_kind",
+        "_length_s",
+        "_path",
         "_place",
         "_reader",
         "_report",
@@ -149,8 +159,16 @@ class Try:
         self._desk = desk
         self.call = call
         self._asked = considered.asked
+        self._account = considered.caller.account
         # What a provider has no words for was left out of the set.
         self._speech = target.upstream.speeches[call.endpoint]
+        if target.upstream.unspoken:
+            now = desk.monotonic()
+            self._speech = target.upstream.speech(self._asked, target.model.name, now) or (
+                self._speech
+            )
+        self._path = ""
+        self._length_s = 0.0 if call.streamed else _length_s(considered, target.model, booking)
         self.target = target
         self._key = key
         self._kind: AttemptKind = kind
@@ -190,6 +208,7 @@ class Try:
         # Of what OpenAI's dialect has, chat completions alone take the order as it is given.
         if self._wants_logprobs and outgoing.path == "/chat/completions":
             outgoing = structs.replace(outgoing, body=with_logprobs(outgoing.body))
+        self._path = outgoing.path
         try:
             if self.call.streamed:
                 await self._open_stream(outgoing)
@@ -248,7 +267,7 @@ class Try:
     def _until(self) -> float:
         """Return when the provider must have said something more, by the loop's clock."""
         now = asyncio.get_running_loop().time()
-        until = now + self.target.upstream.timeout_s
+        until = now + max(self.target.upstream.timeout_s, self._length_s)
         left_s = self.call.left_s()
         if left_s is None or now + left_s >= until:
             self.is_cut_by_caller = False
@@ -355,7 +374,7 @@ class Try:
             self.outcome = self._how_it_ended(reader, broken="ok" if events else "bad_response")
         if self.outcome == "ok":
             self._ttft_ms = self._elapsed_ms()
-            self.target.breaker.began(after_s=(self._first_ms or self._ttft_ms) / 1_000)
+            self._began((self._first_ms or self._ttft_ms) / 1_000)
 
     def _how_it_ended(self, reader: StreamReader, *, broken: AttemptOutcome) -> AttemptOutcome:
         """Return what came of a stream of which no more is read."""
@@ -388,10 +407,15 @@ class Try:
         self.status = status
         self.outcome = outcome_of(status)
         self._answer = body
-        if self.outcome == "client_error":
-            self.outcome = cause_of_rejection(body)
-        elif self.outcome == "rate_limited":
+        if status == OK:
+            return
+        self.outcome = cause_of_status(status, body, otherwise=self.outcome)
+        if self.outcome == "rate_limited":
             self._retry_after_s = retry_after_s(retry_after, now=self._desk.clock())
+        elif self.outcome == "api_unsupported" and self.target.upstream.unspoken.has_spoken(
+            self._path
+        ):
+            self.outcome = "bad_response"  # it has the API; something else was not found
 
     # ── passing it on ──────────────────────────────────────────────────────────────────────
 
@@ -465,8 +489,8 @@ class Try:
         except UnreadableError:
             body = None
         if body is None:
-            body = rejected(self.call.endpoint, self.call.id)
-        await self.call.answer(self.status or OK, body)
+            body = rejected(self.call.endpoint, self.call.id, read_complaint(self._answer))
+        await self.call.answer(self.status or OK, self._desk.scrubber.bytes(body))
 
     async def _relay(self, reader: StreamReader) -> Delivered:
         """Pass a stream on as it arrives."""
@@ -532,7 +556,7 @@ class Try:
                     is_whole = True
                     break
                 if events := heard(reader.feed, chunk):
-                    return events
+                    return self._scrubbed(events, reader)
         except (NoAnswerError, UnreadableError) as failure:
             # Whatever happens after the end of the answer.
             if not (reader.is_done or reader.has_failed):
@@ -541,7 +565,11 @@ class Try:
                     raise _LateError from failure
                 raise
         self._is_read = True
-        return heard(reader.end, is_whole=is_whole)
+        return self._scrubbed(heard(reader.end, is_whole=is_whole), reader)
+
+    def _scrubbed(self, events: bytes, reader: StreamReader) -> bytes:
+        """Return ``events`` without our keys, which a provider's error may quote."""
+        return self._desk.scrubber.bytes(events) if reader.has_failed and events else events
 
     def _patience(self, reader: StreamReader) -> float:
         """Return when the provider must have said more, by the loop's clock."""
@@ -593,6 +621,24 @@ class Try:
         )
         self.call.mark("forward")
 
+    def _who(self) -> Witness:
+        """Return whose request it is, where the breaker cares."""
+        return Witness.of(self._account, self._asked.body)
+
+    def _began(self, after_s: float) -> None:
+        breaker = self.target.breaker
+        breaker.began(after_s=after_s, who=self._who() if breaker.asks_who else ANYONE)
+
+    def _own_delay_s(self, after_s: float) -> float:
+        """Return how late an answer began, as far as its length does not account for it."""
+        if self.call.streamed:
+            return after_s
+        written_s = self._length_s
+        told = self._report.output_tokens
+        if told is not None:
+            written_s = told * SLOW_PACE / self.target.model.tokens_per_s_prior
+        return max(0.0, after_s - written_s)
+
     def _teach(self, outcome: AttemptOutcome, *, after_s: float, began_s: float) -> None:
         """Args:
         after_s: when the first event came, or the end: a model may think before it answers.
@@ -603,28 +649,42 @@ class Try:
         now = self._desk.monotonic()
         limiter, keys = upstream.limiter, upstream.keys
         limiter.leave()
+        delay_s = self._own_delay_s(after_s)
+        is_slow = delay_s >= breaker.rules.slow_after_s
+        who = self._who() if breaker.asks_who or is_slow else ANYONE
         match outcome:
             case "ok":
-                breaker.succeeded(now, after_s=after_s)
+                breaker.succeeded(now, after_s=delay_s, who=who, luck=self._desk.luck())
                 keys.answered(self._key, name)
                 limiter.answered((name, self.call.streamed), began_s)
-            case "client_error" | "content_filter" | "context_too_long":
-                breaker.succeeded(now, after_s=0.0)
+                upstream.unspoken.spoke(self._path)
+            case "client_error" | "content_filter" | "context_too_long" | "foreign_state":
+                breaker.succeeded(now, after_s=0.0, who=who)
                 keys.answered(self._key, name)
+            case "api_unsupported":
+                # Nor does it say anything of the model.
+                breaker.abandoned(who)
+                upstream.unspoken.refused(self._path, now)
             case "rate_limited":
                 # It does not say that the provider is ill; a limit has its own remedy.
-                breaker.abandoned()
+                breaker.abandoned(who)
                 keys.limited(self._key, name, now, retry_after_s=self._retry_after_s)
                 limiter.dropped()
-            case "cancelled" | "deadline_exceeded" if after_s < breaker.rules.slow_after_s:
+            case "cancelled" | "deadline_exceeded" if not is_slow:
                 # Or callers in a hurry could have a provider put to rest for everybody.
-                breaker.abandoned()
+                breaker.abandoned(who)
             case _:
                 if outcome == "key_refused":
                     keys.refused(self._key, name, now)
                 elif outcome == "timeout":
                     limiter.dropped()
-                breaker.failed(now, luck=self._desk.luck())
+                breaker.failed(
+                    now,
+                    luck=self._desk.luck(),
+                    who=self._who(),
+                    # Nothing of the request had been sent.
+                    is_anyones=outcome == "connect_error",
+                )
 
 
 def _read_answer(body: bytes, *, streamed: bool) -> Answer:
@@ -633,3 +693,13 @@ def _read_answer(body: bytes, *, streamed: bool) -> Answer:
         return heard(read_answer, body, streamed=streamed)
     except UnreadableError:
         return Answer()
+
+
+def _length_s(considered: Considered, model: Model, booking: Booking) -> float:
+    """Return how long an answer in one piece may take, if it is as long as was asked for."""
+    asked = considered.facts.measured.max_output_tokens
+    if not asked:
+        return 0.0
+    tokens = min(asked, booking.output_tokens)
+    written_s = model.ttft_prior_ms / 1_000 + tokens * SLOW_PACE / model.tokens_per_s_prior
+    return min(written_s, LONGEST_ANSWER_S)

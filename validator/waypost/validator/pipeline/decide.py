@@ -14,7 +14,9 @@ from waypost.shared.errors import (
     UpstreamError,
 )
 from waypost.shared.explain import explain
+from waypost.validator.resilience.breaker import Witness
 from waypost.validator.serving import Serving, Target
+from waypost.validator.speech import Asked
 
 __all__ = ["require_served", "woken"]
 
@@ -38,11 +40,14 @@ def require_served(
     decision: Decision,
     untranslatable: InvalidRequestError | None = None,
     *,
+    asked: Asked,
+    account: str | None,
     monotonic: float,
 ) -> None:
     """Return if ``decision`` names a model.
 
     Args:
+        asked: what for, and by whose means.
         untranslatable: what is told where that is why no model may.
 
     Raises:
@@ -53,22 +58,23 @@ def require_served(
             raise untranslatable
         sentence = explain(serving.compiled, facts, decision).sentence
         if decision.reason == "out_of_service":
-            wait_s = _wait_s(serving, facts, monotonic)
+            wait_s = _wait_s(serving, facts, asked, account, monotonic)
             raise UpstreamError(sentence, code=decision.reason, retry_after_s=wait_s)
         refusal = _REFUSALS.get(decision.reason, ForbiddenError)
         raise refusal(sentence, code=decision.reason)
 
 
-def woken(serving: Serving, facts: Facts, *, monotonic: float) -> Facts | None:
+def woken(
+    serving: Serving, facts: Facts, asked: Asked, *, account: str | None, monotonic: float
+) -> Facts | None:
     """Return ``facts`` with models that are to be probed early, as all that may serve this rest.
 
     Or a provider that was away for an hour would stay away for some minutes more to those who have
     no other. ``None``: none is.
     """
+    who = Witness.of(account, asked.body)
     awake = {
-        target.model.id
-        for target in _at_rest(serving, facts)
-        if target.breaker.wake(monotonic) and not target.refuses(monotonic)
+        target.model.id for target in _at_rest(serving, facts) if target.wake(monotonic, who, asked)
     }
     if not awake:
         return None
@@ -76,9 +82,12 @@ def woken(serving: Serving, facts: Facts, *, monotonic: float) -> Facts | None:
     return structs.replace(facts, measured=structs.replace(facts.measured, out_of_service=out))
 
 
-def _wait_s(serving: Serving, facts: Facts, monotonic: float) -> int | None:
+def _wait_s(
+    serving: Serving, facts: Facts, asked: Asked, account: str | None, monotonic: float
+) -> int | None:
     """Return when the first of the models at rest may serve this; ``None`` if none ever will."""
-    rests = [target.rests_s(monotonic) for target in _at_rest(serving, facts)]
+    who = Witness.of(account, asked.body)
+    rests = [target.rests_s(monotonic, who, asked) for target in _at_rest(serving, facts)]
     return 1 + int(min(rests)) if rests else None
 
 

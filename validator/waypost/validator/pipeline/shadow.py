@@ -20,6 +20,7 @@ from waypost.validator.pipeline.attempt import Try
 from waypost.validator.pipeline.call import Call, Considered
 from waypost.validator.pipeline.reserve import Booking
 from waypost.validator.pipeline.settle import pay
+from waypost.validator.resilience.breaker import Witness
 from waypost.validator.serving import Serving, Target
 
 __all__ = ["is_drawn", "may_go", "send_along"]
@@ -122,7 +123,8 @@ async def _ask(
         desk.webhook.tell(booking.crossed)
     one: Try | None = None
     try:
-        key = _admitted(desk, target)
+        who = Witness.of(considered.caller.account, considered.asked.body)
+        key = _admitted(desk, target, who)
         if key is None:
             return "busy"
         booking.is_exposed = True
@@ -139,17 +141,17 @@ async def _ask(
             call.usage = (await pay(call, record.facts, one.delivered())).usage
 
 
-def _admitted(desk: Desk, target: Target) -> int | None:
+def _admitted(desk: Desk, target: Target, who: Witness) -> int | None:
     """Return the place of the key to ask with, if the provider has time to spare for us."""
     upstream, now = target.upstream, desk.monotonic()
     limiter = upstream.limiter
     if not target.breaker.is_closed or limiter.in_flight * SPARE >= limiter.limit:
         return None
     key = upstream.keys.take(target.model.name, now)
-    if key is None or not target.breaker.admit(now):
+    if key is None or not target.breaker.admit(now, who):
         return None
     if not limiter.enter():
-        target.breaker.abandoned()
+        target.breaker.abandoned(who)
         return None
     return key
 

@@ -57,7 +57,7 @@ async def understand(
         version=_version(call.headers),
         betas=_betas(call.headers),
     )
-    out = desk.out_of_service(serving)
+    out = desk.out_of_service(serving, asked, account=caller.account)
     untranslatable = _untranslatable(call, asked, serving)
     classes = await _detect(desk, call.body)
     if out or untranslatable or classes:

@@ -8,11 +8,14 @@ mechanisms are pure and live in ``waypost.validator.resilience`` and ``waypost.v
 import asyncio
 from collections import deque
 
+from msgspec import structs
+
 from waypost.shared.contracts import Hedge, Signal
 from waypost.shared.engine import Decision, larger_models
 from waypost.shared.errors import UpstreamError
 from waypost.shared.judge import JudgeModel
 from waypost.shared.records import AttemptKind, AttemptOutcome
+from waypost.validator.apis.state import holds_state, without_state
 from waypost.validator.cascade.answers import Answer
 from waypost.validator.cascade.signals import agreement, confidence, needs_logprobs
 from waypost.validator.desk import Desk
@@ -21,10 +24,11 @@ from waypost.validator.pipeline.call import Call, Considered
 from waypost.validator.pipeline.reserve import Booking
 from waypost.validator.pipeline.settle import pay
 from waypost.validator.problems import deadline_exceeded
+from waypost.validator.resilience.breaker import ANYONE, Witness
 from waypost.validator.resilience.budget import full_jitter_s
 from waypost.validator.resilience.keys import LONGEST_WAIT_S
 from waypost.validator.serving import Target
-from waypost.validator.speech import UnreadableError, heard
+from waypost.validator.speech import Asked, UnreadableError, heard
 
 __all__ = ["Walk"]
 
@@ -34,8 +38,13 @@ CLOCKS_APART_S = 0.002
 # What may pass when the same provider is asked again at once. A time-out may too, but whoever
 # has waited for one is better served elsewhere.
 _PASSING: frozenset[AttemptOutcome] = frozenset({"connect_error", "server_error"})
-# What another key of the same provider may mend.
-_KEYS_FAULT: frozenset[AttemptOutcome] = frozenset({"key_refused", "rate_limited"})
+# What another key of the same provider may mend. Keys may be those of several accounts, of which
+# one alone can read what it has made.
+_KEYS_FAULT: frozenset[AttemptOutcome] = frozenset({"foreign_state", "key_refused", "rate_limited"})
+# What a route's ``fallback_on`` calls it; what is not here goes by its own name.
+_CAUSES: dict[AttemptOutcome, AttemptOutcome] = {"model_not_found": "bad_response"}
+# Another may be asked whatever the route says: nobody has looked at the request yet.
+_NOT_HEARD: frozenset[AttemptOutcome] = frozenset({"api_unsupported", "foreign_state"})
 
 
 class Walk:
@@ -59,6 +68,8 @@ class Walk:
         self._limited: list[Target] = []
         self._put_off: list[Target] = []
         self._rejected: Try | None = None
+        self._foreign: Target | None = None
+        self._maker = self._maker_of_state()
         self._unsure: Try | None = None
         self._is_saturated = False
         self.tries: list[Try] = []
@@ -113,7 +124,8 @@ class Walk:
                 return one
             if not self._goes_on_after(one):
                 break
-        told = self._unsure or await self._after_a_wait() or self._rejected
+        told = self._unsure or await self._after_a_wait() or await self._without_state()
+        told = told or self._rejected
         if told is None:
             raise self._nobody_answered()
         return told
@@ -127,8 +139,15 @@ class Walk:
             return False
         if one.outcome == "context_too_long":
             self._go_on_with_larger(one.target)
+        if one.outcome == "foreign_state":
+            self._foreign = self._foreign or one.target
+            self._leave_out(one.target.model.provider)
         causes = self._route.fallback_on
-        return causes is None or one.outcome in causes
+        return (
+            causes is None
+            or one.outcome in _NOT_HEARD
+            or _CAUSES.get(one.outcome, one.outcome) in causes
+        )
 
     # ── whom to ask ────────────────────────────────────────────────────────────────────────
 
@@ -136,7 +155,10 @@ class Walk:
         """Return the next of the chain, if it can be sent anything and its cost is held."""
         target = self._considered.serving.targets.get(self._chain.popleft())
         now = self._desk.monotonic()
-        if target is None or target.breaker.refuses(now):
+        if target is None or target.breaker.refuses(now, self._who(target)):
+            return None
+        # It was not known yet when the set was made.
+        if self._chain and target.is_silent(self._considered.asked, now):
             return None
         if target.breaker.is_being_tested(now) and self._chain and target not in self._put_off:
             # It is said to be failing. Whoever can go elsewhere need not wait for that too.
@@ -194,7 +216,22 @@ class Walk:
                 break
         if last is not None and last.outcome == "rate_limited":
             self._limited.append(target)
+        if last is not None and last.outcome == "api_unsupported":
+            return await self._try_by_another_api(target) or last
         return last
+
+    async def _try_by_another_api(self, target: Target) -> Try | None:
+        """Return a try in the words of an API that the provider has; ``None`` if there is none."""
+        is_mute = target.is_silent(self._considered.asked, self._desk.monotonic())
+        if is_mute or not await self._is_held(target):
+            return None
+        return await self._try(target, "retry", self._booking)
+
+    def _who(self, target: Target) -> Witness:
+        """Return whose request it is, where the breaker cares."""
+        if not target.breaker.asks_who:
+            return ANYONE
+        return Witness.of(self._considered.caller.account, self._considered.asked.body)
 
     async def _pause(self, one: Try, tries: int) -> bool:
         """Wait as long as it takes; return whether the same target should be tried again."""
@@ -221,16 +258,18 @@ class Walk:
             self._chain.clear()
             return None
         key = upstream.keys.take(target.model.name, now)
+        considered = self._considered if self._maker is None else self._readable_by(target)
         # Another request may have taken the probe while we were reserving.
-        if key is None or not target.breaker.admit(now):
+        who = self._who(target)
+        if considered is None or key is None or not target.breaker.admit(now, who):
             return None
         if not upstream.limiter.enter():
-            target.breaker.abandoned()
+            target.breaker.abandoned(who)
             self._is_saturated = True
             return None
         self._call.model, booking.is_exposed = target.model.id, True
         one = Try(
-            self._desk, self._call, self._considered, target,
+            self._desk, self._call, considered, target,
             booking=booking, key=key, kind=kind,
             wants_logprobs=self._wants_logprobs,
         )  # fmt: skip
@@ -247,6 +286,57 @@ class Walk:
             if one.booking is self._booking:
                 self._held = ""
             await pay(self._call, self._considered.facts, failed)
+
+    # ── what only its maker can read ───────────────────────────────────────────────────────
+
+    def _maker_of_state(self) -> str | None:
+        """Return the provider that made what only its maker can read, where that can be known."""
+        session = self._considered.facts.declared.session
+        if session is None:
+            return None
+        asked, target = self._considered.asked, self._considered.serving.targets.get(session.model)
+        if target is None or not holds_state(asked.endpoint, asked.body):
+            return None
+        return target.model.provider
+
+    def _readable_by(self, target: Target) -> Considered | None:
+        """Return the request as ``target`` can read it; ``None`` if it cannot."""
+        if target.model.provider == self._maker:
+            return self._considered
+        asked = self._considered.asked
+        body = without_state(asked.endpoint, asked.body)
+        if body is None:
+            return None
+        bare = Asked(
+            asked.endpoint,
+            asked.request,
+            body,
+            id=asked.id,
+            now=asked.now,
+            version=asked.version,
+            betas=asked.betas,
+        )
+        return structs.replace(self._considered, asked=bare)
+
+    def _leave_out(self, provider: str) -> None:
+        """Ask no other model of a provider that did not make what the request holds."""
+        targets = self._considered.serving.targets
+        self._chain = deque(
+            name
+            for name in self._chain
+            if name not in targets or targets[name].model.provider != provider
+        )
+
+    async def _without_state(self) -> Try | None:
+        """Return a try without what nobody who was asked had made; ``None`` if none can be."""
+        target = self._foreign
+        if target is None:
+            return None
+        self._maker = ""  # nobody's
+        if self._readable_by(target) is None or not await self._is_held(target):
+            return None
+        one = await self._try(target, "retry", self._booking)
+        return one if one is not None and (one.outcome == "ok" or one.is_rejected) else None
 
     # ── two at once ────────────────────────────────────────────────────────────────────────
 
@@ -288,7 +378,7 @@ class Walk:
         targets, now = self._considered.serving.targets, self._desk.monotonic()
         for name in self._chain:
             other = targets.get(name)
-            if other is not None and not other.refuses(now):
+            if other is not None and not other.refuses(now, self._who(other)):
                 return other
         return target
 

@@ -11,7 +11,7 @@ from waypost.validator.providers import anthropic, gemini, openai
 from waypost.validator.speech import Native, Speech
 from waypost.validator.translation import CALLERS, ProviderSide, Translated
 
-__all__ = ["DIALECTS", "SAMPLING", "Dialect", "speeches"]
+__all__ = ["DIALECTS", "SAMPLING", "Dialect", "speeches", "translations"]
 
 # What a provider's models take or do not take as one, whatever its API says.
 SAMPLING = frozenset({"temperature", "top_k", "top_p"})
@@ -43,6 +43,22 @@ class Dialect(ProviderSide, Protocol):
 DIALECTS: dict[str, Dialect] = {"anthropic": anthropic, "gemini": gemini, "openai": openai}
 
 
+def translations(
+    name: str, *, max_tokens_field: str, sampling: bool | None = None
+) -> dict[str, Speech]:
+    """Return the APIs that a provider of the dialect ``name`` can be asked by in other words."""
+    dialect = DIALECTS[name]
+    refuses = dialect.REFUSES
+    if sampling is not None:
+        refuses = refuses - SAMPLING if sampling else refuses | SAMPLING
+    return {
+        endpoint: Translated(
+            endpoint, dialect, name=name, max_tokens_field=max_tokens_field, refuses=refuses
+        )
+        for endpoint in CALLERS
+    }
+
+
 def speeches(
     name: str,
     *,
@@ -59,15 +75,7 @@ def speeches(
         betas: what may be passed on of ``anthropic-beta``.
     """
     dialect = DIALECTS[name]
-    refuses = dialect.REFUSES
-    if sampling is not None:
-        refuses = refuses - SAMPLING if sampling else refuses | SAMPLING
-    found: dict[str, Speech] = {
-        endpoint: Translated(
-            endpoint, dialect, name=name, max_tokens_field=max_tokens_field, refuses=refuses
-        )
-        for endpoint in CALLERS
-    }
+    found = translations(name, max_tokens_field=max_tokens_field, sampling=sampling)
     for endpoint, path in dialect.NATIVE.items():
         if apis is None or endpoint in apis:
             found[endpoint] = Native(

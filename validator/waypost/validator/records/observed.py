@@ -1,10 +1,11 @@
 """What records show of each model's health and speed, as hints that an edge can sign. Pure.
 
 The rule: a model is judged by its provider's doing alone, as its breaker judges it; neither what
-callers did wrong nor limits of our rate count. Of a model that was hardly asked nothing is said.
+callers did wrong nor limits of our rate count, nor what failed for one account alone while others
+were served. Of a model that was hardly asked nothing is said.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from statistics import median
 
@@ -18,7 +19,15 @@ ENOUGH = 5  # as many failures open a breaker, after which a model is hardly ask
 FASTEST_TOKENS_PER_S = 1_000_000.0  # as hints may say; an answer from a cache comes all at once
 
 _FAILED: frozenset[AttemptOutcome] = frozenset(
-    {"bad_response", "connect_error", "cut_short", "key_refused", "server_error", "timeout"}
+    {
+        "bad_response",
+        "connect_error",
+        "cut_short",
+        "key_refused",
+        "model_not_found",
+        "server_error",
+        "timeout",
+    }
 )
 
 
@@ -26,13 +35,22 @@ class _Seen:
     """Of one model: how attempts went, when answers began, how fast they came."""
 
     def __init__(self) -> None:
-        self.answered = self.failed = 0
+        self.answered = 0
+        self._failed: Counter[str | None] = Counter()
+        self._accounts: set[str | None] = set()
         self.ttft_ms: list[float] = []
         self.tokens_per_s: list[float] = []
 
-    def add(self, attempt: Attempt, output_tokens: int | None) -> None:
+    @property
+    def failed(self) -> int:
+        """How many failed; where several accounts ask, without the one that met it most."""
+        loudest = max(self._failed.values(), default=0) if len(self._accounts) > 1 else 0
+        return self._failed.total() - loudest
+
+    def add(self, attempt: Attempt, account: str | None, output_tokens: int | None) -> None:
+        self._accounts.add(account)
         self.answered += attempt.outcome == "ok"
-        self.failed += attempt.outcome in _FAILED
+        self._failed[account] += attempt.outcome in _FAILED
         if attempt.outcome != "ok" or attempt.ttft_ms is None:
             return
         self.ttft_ms.append(attempt.ttft_ms)
@@ -49,7 +67,8 @@ def hints_of(records: Iterable[DecisionRecord]) -> tuple[Hint, ...]:
         # Usage is known of the answer that was told, so only where there is no other.
         usage = record.usage if len(answers) == 1 else None
         for attempt in record.attempts:
-            seen[attempt.model].add(attempt, None if usage is None else usage.output_tokens)
+            tokens = None if usage is None else usage.output_tokens
+            seen[attempt.model].add(attempt, record.account, tokens)
     return tuple(
         Hint(
             model=model,

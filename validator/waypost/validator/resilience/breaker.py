@@ -1,200 +1,219 @@
-"""When a target is given a rest. Pure: the caller brings the clock and the randomness.
+"""When a target is given a rest, and for whom. Pure: the caller brings the clock and the luck.
 
-The rule: closed → open, by failures in a row or by a rolling rate of failures or slow answers →
-half-open when it has cooled off, and then one probe at a time → closed by a success, open for
-longer by a failure. What another validator says of a target is a doubt: one request finds out,
-others had better go elsewhere meanwhile, and nobody is turned away for it. A limit that a
-provider sets (429) says nothing here: it has its own remedy
-(``waypost.validator.resilience.keys``).
+The rule: a rest is as wide as its evidence. What fails for one body of one account rests for that
+body; what fails for several bodies of one account, for that account; and for everybody only what
+fails for two accounts and two bodies, or before anything was sent. So no account takes a model from
+the others, and one that is alone still does not run into a wall again and again.
+
+What another validator says of a target is a doubt: one request finds out, others had better go
+elsewhere meanwhile, and nobody is turned away for it. A limit that a provider sets (429) says
+nothing here: it has its own remedy (``waypost.validator.resilience.keys``).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from msgspec import Struct
+from waypost.validator.resilience.rests import ANYONE, JITTER, BreakerRules, Circuit
+from waypost.validator.resilience.witnesses import Witness, fingerprint
 
-__all__ = ["Breaker", "BreakerRules"]
+__all__ = ["ANYONE", "JITTER", "Breaker", "BreakerRules", "Witness"]
 
-JITTER = 0.2  # so that validators do not probe in step
-BUCKETS = 10  # of a window; the oldest tenth is forgotten at a time
-
-
-class BreakerRules(Struct, frozen=True, kw_only=True):
-    """When a breaker opens, and for how long. Rates are of the calls within ``window_s``.
-
-    Attributes:
-        failures: in a row; as Envoy's and Finagle's defaults have it.
-        min_calls: fewer in the window say nothing about rates.
-        slow_after_s: an answer that begins later than this counts as slow.
-    """
-
-    failures: int = 5
-    window_s: float = 30.0
-    min_calls: int = 20
-    failed_percent: int = 50
-    slow_percent: int = 80
-    slow_after_s: float = 30.0
-    first_rest_s: float = 5.0
-    last_rest_s: float = 300.0
+MOST_NARROW = 512  # accounts and bodies that failed of late; the oldest is forgotten
 
 
-class _Window:
-    """Calls of late, and how many of them failed or were slow."""
-
-    __slots__ = ("_at", "_buckets", "_width_s", "calls", "failed", "slow")
-
-    def __init__(self, width_s: float) -> None:
-        self._width_s = width_s / BUCKETS
-        self.clear()
-
-    def clear(self) -> None:
-        self._at = 0
-        self._buckets = [[0, 0, 0] for _ in range(BUCKETS)]
-        self.calls = self.failed = self.slow = 0
-
-    def add(self, now: float, *, failed: bool, slow: bool) -> None:
-        at = int(now / self._width_s)
-        if at != self._at:
-            self._turn(at)
-        bucket = self._buckets[at % BUCKETS]
-        bucket[0] += 1
-        bucket[1] += failed
-        bucket[2] += slow
-        self.calls += 1
-        self.failed += failed
-        self.slow += slow
-
-    def _turn(self, at: int) -> None:
-        for passed in range(max(self._at + 1, at - BUCKETS + 1), at + 1):
-            bucket = self._buckets[passed % BUCKETS]
-            self.calls -= bucket[0]
-            self.failed -= bucket[1]
-            self.slow -= bucket[2]
-            bucket[:] = (0, 0, 0)
-        self._at = max(at, self._at)
+def _nobody(accounts: frozenset[str]) -> None:
+    """Tell nobody."""
 
 
 class Breaker:
     """One target's breaker, for one event loop. Instants are monotonic seconds."""
 
-    __slots__ = (
-        "_doubted_until",
-        "_open",
-        "_open_until",
-        "_probing",
-        "_rest_s",
-        "_rested_from",
-        "_row",
-        "_tell",
-        "_window",
-        "rules",
-    )
+    __slots__ = ("_all", "_doubted_by", "_doubted_until", "_narrow", "_open", "_tell", "rules")
 
     def __init__(
         self,
         rules: BreakerRules | None = None,
         *,
         opened: "set[Breaker] | None" = None,
-        tell: Callable[[], None] = lambda: None,
+        tell: Callable[[frozenset[str]], None] = _nobody,
     ) -> None:
         """Args:
-        opened: holds this breaker for as long as it is not closed.
-        tell: called when it opens, for others to hear of.
+        opened: holds this breaker for as long as something of it is not closed.
+        tell: called when it opens for all, with the fingerprints of the accounts that met it;
+            empty if it could have been any.
         """
         self.rules = rules or BreakerRules()
         self._tell = tell
         self._open: set[Breaker] = set() if opened is None else opened
-        self._window = _Window(self.rules.window_s)
-        self._close()
-
-    def _close(self) -> None:
-        self._row = 0
-        self._rest_s = self.rules.first_rest_s
-        self._open_until: float | None = None
-        self._rested_from = 0.0
+        self._all = Circuit(self.rules)
+        self._narrow: dict[Witness, Circuit] = {}
         self._doubted_until = 0.0
-        self._probing = False
-        self._window.clear()
-        self._open.discard(self)
+        self._doubted_by: frozenset[str] = frozenset()
+
+    # ── whether to send ────────────────────────────────────────────────────────────────────
 
     @property
     def is_closed(self) -> bool:
-        """Whether nothing is known against the target."""
-        return self._open_until is None
+        """Whether nothing is known against the target as such."""
+        return self._all.is_closed
 
-    def refuses(self, now: float) -> bool:
-        """Whether a request that came now would be turned away."""
-        return self._open_until is not None and (self._probing or now < self._open_until)
+    @property
+    def asks_who(self) -> bool:
+        """Whether it matters whose request it is; mostly not, and a large body takes time."""
+        return bool(self._narrow) or self._all.open_until is not None
 
-    def rests_s(self, now: float) -> float:
-        """Return how long it still rests; 0 when it is closed, or waits for a probe."""
-        return 0.0 if self._open_until is None else max(0.0, self._open_until - now)
+    @property
+    def narrow_rests(self) -> int:
+        """For how many accounts, or bodies of theirs, it rests though not for all."""
+        return sum(not circuit.is_closed for circuit in self._narrow.values())
 
-    def admit(self, now: float) -> bool:
-        """Return whether to send a request now; each that is sent ends in one of the below."""
-        if self._open_until is None:
-            self._probing = self.is_doubted(now)
+    def refuses(self, now: float, who: Witness = ANYONE) -> bool:
+        """Whether a request of ``who`` that came now would be turned away."""
+        if self._all.refuses(now, who.account):
             return True
-        if self._probing or now < self._open_until:
+        return any(circuit.refuses(now) for circuit in self._of(who))
+
+    def rests_s(self, now: float, who: Witness = ANYONE) -> float:
+        """Return how long it still rests for ``who``; 0 when it does not, or waits for a probe."""
+        rest_s = self._all.rests_s(now, who.account)
+        return max([rest_s, *(circuit.rests_s(now) for circuit in self._of(who))])
+
+    def admit(self, now: float, who: Witness = ANYONE) -> bool:
+        """Return whether to send a request now; each that is sent ends in one of the below."""
+        if self._all.open_until is None and not self._narrow:
+            self._all.is_probing = now < self._doubted_until
+            return True
+        if self.refuses(now, who):
             return False
-        self._probing = True
+        self._all.begins_probe()
+        for circuit in self._of(who):
+            circuit.begins_probe()
+        if self._all.is_closed:
+            self._all.is_probing = self.is_doubted(now)
         return True
 
-    def began(self, *, after_s: float) -> None:
+    def wake(self, now: float, who: Witness = ANYONE) -> bool:
+        """Return whether it may be probed, however long its rest, as nothing else can serve."""
+        resting = [one for one in (self._all, *self._of(who)) if not one.is_closed]
+        return bool(resting) and all([circuit.wake(now) for circuit in resting])
+
+    def _of(self, who: Witness) -> Iterator[Circuit]:
+        """Give what is kept for this account, and for this body of it."""
+        if self._narrow and who.account is not None:
+            for key in (Witness(who.account), who):
+                circuit = self._narrow.get(key)
+                if circuit is not None:
+                    yield circuit
+
+    # ── how it went ────────────────────────────────────────────────────────────────────────
+
+    def began(self, *, after_s: float, who: Witness = ANYONE) -> None:
         """The target begins to answer: who waits for a probe need not wait for its last word."""
-        if self._probing and after_s <= self.rules.slow_after_s:
-            if self._open_until is not None:
-                self._close()
-            self._doubted_until, self._probing = 0.0, False
-
-    def succeeded(self, now: float, *, after_s: float, luck: float = 0.0) -> None:
-        """The target answered; ``after_s`` is when the answer began."""
-        slow = after_s > self.rules.slow_after_s
-        if self._open_until is not None:
-            # A probe that crawls is no recovery.
-            if self._probing and slow:
-                self.failed(now, luck=luck)
-            else:
-                self._close()
+        if after_s > self.rules.slow_after_s:
             return
-        self._row = 0
-        self._doubted_until, self._probing = 0.0, False
-        self._window.add(now, failed=False, slow=slow)
-        if slow and self._exceeds(self._window.slow, self.rules.slow_percent):
-            self._rest(now, luck)
+        if self._all.is_probing:
+            self._doubted_until = 0.0
+        self._all.began()
+        for circuit in self._of(who):
+            circuit.began()
+        self._note()
 
-    def failed(self, now: float, *, luck: float) -> None:
+    def succeeded(
+        self, now: float, *, after_s: float, who: Witness = ANYONE, luck: float = 0.0
+    ) -> None:
+        """The target answered; ``after_s`` is when the answer began."""
+        is_slow = after_s > self.rules.slow_after_s
+        if self._all.open_until is None:
+            self._doubted_until = 0.0
+            if not (is_slow or self._narrow):
+                self._all.answered(now)
+                return
+        if self._narrow:
+            for key in (Witness(who.account), who):
+                circuit = self._narrow.get(key)
+                if circuit is not None:
+                    alone = Witness(None, who.body) if key.body is None else ANYONE
+                    circuit.succeeded(now, is_slow=is_slow, witness=alone, luck=luck)
+                    if circuit.is_blank:
+                        del self._narrow[key]
+        if self._all.succeeded(now, is_slow=is_slow, witness=who, luck=luck):
+            self._opened()
+        if self._open:
+            self._note()
+
+    def failed(
+        self, now: float, *, luck: float, who: Witness = ANYONE, is_anyones: bool = False
+    ) -> None:
         """The target did not answer, or not as a provider should.
 
         Args:
             luck: 0 to 1, lengthens the rest by up to a fifth.
+            is_anyones: whoever had asked, it would have failed, as nothing was sent.
         """
-        if self.is_doubted(now):
-            self._rest(now, luck)
-        elif self._probing and self._open_until is not None:
-            self._rest_s = min(self._rest_s * 2, self.rules.last_rest_s)
-            self._rest(now, luck)
-        elif self._open_until is None:  # else it was sent before that, and tells nothing new
-            self._row += 1
-            self._window.add(now, failed=True, slow=False)
-            if self._row >= self.rules.failures or self._exceeds(
-                self._window.failed, self.rules.failed_percent
-            ):
-                self._rest(now, luck)
+        if self.is_doubted(now) and (is_anyones or self._is_confirmed_by(who)):
+            self._all.rest(now, luck)
+            self._opened()
+        elif self._all.failed(now, witness=ANYONE if is_anyones else who, luck=luck):
+            self._opened()
+        elif self._all.is_closed and who.account is not None:
+            self._fail_narrowly(now, luck, who)
+        else:
+            for circuit in self._of(who):
+                circuit.is_probing = False
+        self._note()
 
-    def wake(self, now: float) -> bool:
-        """Return whether it may be probed, however long its rest, as nothing else can serve."""
-        if self._open_until is None or self._probing:
-            return False
-        self._open_until = min(self._open_until, self._rested_from + self.rules.first_rest_s)
-        return now >= self._open_until
+    def _is_confirmed_by(self, who: Witness) -> bool:
+        """Whether this failure and what others told of are not all of one account."""
+        if who.account is None or not self._doubted_by:
+            return True
+        return bool(self._doubted_by - {fingerprint(who.account)})
 
-    def doubt(self, now: float) -> None:
-        """The target was given a rest elsewhere: the next failure opens, any answer clears it.
+    def _fail_narrowly(self, now: float, luck: float, who: Witness) -> None:
+        """Note the failure for this account, by its bodies, and for this body of it."""
+        self._all.is_probing = False
+        for key, alone in ((Witness(who.account), Witness(None, who.body)), (who, ANYONE)):
+            circuit = self._narrow.get(key)
+            if circuit is None:
+                if len(self._narrow) >= MOST_NARROW:
+                    self._narrow.pop(next(iter(self._narrow)))
+                circuit = self._narrow[key] = Circuit(self.rules)
+            circuit.failed(now, witness=alone, luck=luck)
+
+    def _opened(self) -> None:
+        """Tell of a rest for all, which whatever failed for one was part of."""
+        self._doubted_until = 0.0
+        self._narrow.clear()
+        self._tell(self._all.accounts())
+
+    def abandoned(self, who: Witness = ANYONE) -> None:
+        """The request ended before it could tell, as when the caller hung up."""
+        self._all.is_probing = False
+        for circuit in self._of(who):
+            circuit.is_probing = False
+
+    def tidy(self, now: float) -> None:
+        """Forget rests of single accounts that ended long ago and were never asked about."""
+        for key in [key for key, circuit in self._narrow.items() if circuit.is_over(now)]:
+            del self._narrow[key]
+        self._note()
+
+    def _note(self) -> None:
+        if self._all.is_closed and not self.narrow_rests:
+            self._open.discard(self)
+        else:
+            self._open.add(self)
+
+    # ── what others say ────────────────────────────────────────────────────────────────────
+
+    def doubt(self, now: float, accounts: frozenset[str] = frozenset()) -> None:
+        """The target was given a rest elsewhere: a failure confirms it, any answer clears it.
 
         What nobody finds out about is forgotten after a window.
+
+        Args:
+            accounts: fingerprints of who met it there; empty if it could have been anybody.
         """
-        if self._open_until is None:
-            self._doubted_until = now + self.rules.window_s
+        if self._all.is_closed:
+            self._doubted_until, self._doubted_by = now + self.rules.window_s, accounts
 
     def is_doubted(self, now: float) -> bool:
         """Whether another validator has said so of late, and nobody here knows better yet."""
@@ -202,19 +221,4 @@ class Breaker:
 
     def is_being_tested(self, now: float) -> bool:
         """Whether it is doubted and a request is finding out; others had better go elsewhere."""
-        return self._probing and self.is_doubted(now)
-
-    def abandoned(self) -> None:
-        """The request ended before it could tell, as when the caller hung up."""
-        self._probing = False
-
-    def _exceeds(self, count: int, percent: int) -> bool:
-        calls = self._window.calls
-        return calls >= self.rules.min_calls and count * 100 >= calls * percent
-
-    def _rest(self, now: float, luck: float) -> None:
-        self._doubted_until, self._probing = 0.0, False
-        self._rested_from = now
-        self._open_until = now + self._rest_s * (1 + JITTER * luck)
-        self._open.add(self)
-        self._tell()
+        return self._all.is_probing and self.is_doubted(now)

@@ -155,6 +155,10 @@ class Translated:
         self._refuses = refuses
         self.kind = f"{name} without {sorted(refuses)}"
 
+    def path(self, model: str, *, streamed: bool) -> str:
+        """See ``Speech``."""
+        return self._provider.path(model, streamed=streamed)
+
     def check(self, asked: Asked) -> None:
         """See ``Speech``."""
         self._fields(asked)
@@ -200,7 +204,8 @@ class Translated:
     def rejection(self, asked: Asked, body: bytes) -> bytes | None:
         """See ``Speech``."""
         failure = self._provider.failure(body)
-        return None if failure is None else self._caller.failure(failure, asked)
+        is_told = failure is not None and failure.message
+        return self._caller.failure(failure, asked) if failure is not None and is_told else None
 
     def reader(self, asked: Asked) -> StreamReader:
         """See ``Speech``."""
