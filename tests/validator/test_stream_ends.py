@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,31 @@ async def running(folder: Path, dialect: str, **settings: Any) -> AsyncGenerator
         ) as validator,
     ):
         yield World(validator, first, spare)
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def worlds(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[dict[str, World]]:
+    """By the dialect of the first choice; many tests fail it, and none rests it."""
+    patient = {"timeout_s": 600, "breaker": {"failures": 1_000, "min_calls": 100_000}}
+    async with AsyncExitStack() as stack:
+        yield {
+            dialect: await stack.enter_async_context(
+                running(tmp_path_factory.mktemp(dialect), dialect, **patient)
+            )
+            for dialect in ("openai", "anthropic", "gemini")
+        }
+
+
+@pytest.fixture(autouse=True)
+def _spare(worlds: dict[str, World]) -> None:
+    """Each second choice does as it did in the beginning."""
+    for world in worlds.values():
+        world.spare.behave = answering("Here instead.")
 
 
 def streaming(*pieces: bytes, then: str = "end", pause_s: float = 0.0) -> Behaviour:
@@ -206,21 +231,25 @@ WHOLE: dict[str, tuple[str, Sequence[bytes], Usage | None]] = {
 }
 
 
-@pytest.mark.parametrize("name", WHOLE)
-async def test_an_answer_is_whole_however_its_provider_ends_it(name: str, tmp_path: Path) -> None:
-    dialect, pieces, usage = WHOLE[name]
-    async with running(
-        tmp_path, dialect, apis=["chat.completions"] if dialect == "openai" else None
-    ) as world:
-        world.first.behave = streaming(*pieces)
-        for api in APIS * 2:  # six times: five failures in a row would rest the provider
-            answer = await world.ask(api)
-            record = await world.validator.record(answer)
+@pytest.mark.parametrize("dialect", ["openai", "anthropic", "gemini"])
+async def test_an_answer_is_whole_however_its_provider_ends_it(
+    dialect: str, tmp_path: Path
+) -> None:
+    apis = ["chat.completions"] if dialect == "openai" else None
+    # Whose breaker opens after five failures in a row.
+    async with running(tmp_path, dialect, apis=apis) as world:
+        for name, (whose, pieces, usage) in WHOLE.items():
+            if whose != dialect:
+                continue
+            world.first.behave = streaming(*pieces)
+            for api in APIS * 2:
+                answer = await world.ask(api)
+                record = await world.validator.record(answer)
 
-            assert (text_of(answer.text), kinds(answer.text)[-1]) == ("Four.", LAST[api]), api
-            assert kinds(answer.text).count(LAST[api]) == 1
-            assert [one.outcome for one in record.attempts] == ["ok"]
-            assert (record.model, record.usage) == ("one", usage)
+                assert (text_of(answer.text), kinds(answer.text)[-1]) == ("Four.", LAST[api]), name
+                assert kinds(answer.text).count(LAST[api]) == 1
+                assert [one.outcome for one in record.attempts] == ["ok"], name
+                assert (record.model, record.usage) == ("one", usage), name
     assert not world.spare.seen
 
 
@@ -237,39 +266,39 @@ OPEN: dict[str, tuple[str, Sequence[bytes]]] = {
 
 @pytest.mark.parametrize("name", OPEN)
 async def test_a_stream_ends_with_its_answer_and_not_with_the_connection(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, worlds: dict[str, World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attempt, "USAGE_WAIT_S", 0.05)
     dialect, pieces = OPEN[name]
-    async with running(tmp_path, dialect, timeout_s=600) as world:
-        world.first.behave = streaming(*pieces, then="nothing")
-        async with asyncio.timeout(15):  # the provider would be waited for ten minutes
-            for api in ("chat.completions", "messages"):
-                answer = await world.ask(api)
-                record = await world.validator.record(answer)
-                assert (text_of(answer.text), kinds(answer.text)[-1]) == ("Four.", LAST[api])
-                assert [one.outcome for one in record.attempts] == ["ok"]
+    world = worlds[dialect]
+    world.first.behave = streaming(*pieces, then="nothing")
+    async with asyncio.timeout(15):  # the provider would be waited for ten minutes
+        for api in ("chat.completions", "messages"):
+            answer = await world.ask(api)
+            record = await world.validator.record(answer)
+            assert (text_of(answer.text), kinds(answer.text)[-1]) == ("Four.", LAST[api])
+            assert [one.outcome for one in record.attempts] == ["ok"]
 
 
-async def test_a_response_ends_when_it_is_completed(tmp_path: Path) -> None:
-    async with running(tmp_path, "openai", timeout_s=600) as world:
-        world.first.behave = streaming(*RESPONSE, then="nothing")
-        async with asyncio.timeout(15):
-            answer = await world.ask("responses")
+async def test_a_response_ends_when_it_is_completed(worlds: dict[str, World]) -> None:
+    world = worlds["openai"]
+    world.first.behave = streaming(*RESPONSE, then="nothing")
+    async with asyncio.timeout(15):
+        answer = await world.ask("responses")
 
     assert answer.content == b"".join(RESPONSE)
 
 
-async def test_usage_that_comes_late_is_read(tmp_path: Path) -> None:
-    async with running(tmp_path, "openai") as world:
-        world.first.behave = streaming(*CHAT, usage_event(), DONE, pause_s=0.1)
-        for api in ("chat.completions", "messages"):
-            record = await world.validator.record(await world.ask(api))
-            assert record.usage == OPENAI_USAGE, api
+async def test_usage_that_comes_late_is_read(worlds: dict[str, World]) -> None:
+    world = worlds["openai"]
+    world.first.behave = streaming(*CHAT, usage_event(), DONE, pause_s=0.1)
+    for api in ("chat.completions", "messages"):
+        record = await world.validator.record(await world.ask(api))
+        assert record.usage == OPENAI_USAGE, api
 
 
 async def test_the_end_of_the_body_may_come_later_and_the_connection_is_used_again(
-    tmp_path: Path,
+    worlds: dict[str, World],
 ) -> None:
     async def behave(exchange: Exchange) -> None:
         await exchange.start_stream()
@@ -277,38 +306,39 @@ async def test_the_end_of_the_body_may_come_later_and_the_connection_is_used_aga
         await asyncio.sleep(0.1)
         await exchange.end_stream()
 
-    async with running(tmp_path, "openai") as world:
-        world.first.behave = behave
-        for _ in range(3):
-            await world.ask("chat.completions")
-            await asyncio.sleep(0.3)
+    world = worlds["openai"]
+    world.first.behave, connections = behave, world.first.connections
+    for _ in range(3):
+        await world.ask("chat.completions")
+        await asyncio.sleep(0.3)
 
-    assert (world.first.connections, len(world.first.seen)) == (1, 3)
+    # The first may find one that another test left to it.
+    assert world.first.connections - connections <= 1
 
 
-async def test_several_answers_end_with_the_last_of_them(tmp_path: Path) -> None:
+async def test_several_answers_end_with_the_last_of_them(worlds: dict[str, World]) -> None:
     def choice(index: int, **changes: object) -> bytes:
         fields = {"index": index, "delta": {"content": "a"}, "finish_reason": None, **changes}
         return event(None, choices=[fields])
 
     half = (choice(0), choice(1), choice(0, finish_reason="stop"))
-    async with running(tmp_path, "openai") as world:
-        BODIES_N = {"n": 2, **BODIES["chat.completions"]}
-        for pieces, outcome in (
-            (half, "cut_short"),
-            ((*half, choice(1, finish_reason="length")), "ok"),
-            # Some give one answer whatever is asked for.
-            ((choice(0), choice(0, finish_reason="stop")), "ok"),
-        ):
-            world.first.behave = streaming(*pieces)
-            answer = await world.validator.client.post(
-                PATHS["chat.completions"],
-                json={"model": "one", "stream": True, **BODIES_N},
-                headers=world.validator.headers(),
-            )
-            record = await world.validator.record(answer)
-            assert record.attempts[0].outcome == outcome
-            assert kinds(answer.text)[-1] == ("[DONE]" if outcome == "ok" else "error")
+    world = worlds["openai"]
+    two = {"n": 2, **BODIES["chat.completions"]}
+    for pieces, outcome in (
+        (half, "cut_short"),
+        ((*half, choice(1, finish_reason="length")), "ok"),
+        # Some give one answer whatever is asked for.
+        ((choice(0), choice(0, finish_reason="stop")), "ok"),
+    ):
+        world.first.behave = streaming(*pieces)
+        answer = await world.validator.client.post(
+            PATHS["chat.completions"],
+            json={"model": "one", "stream": True, **two},
+            headers=world.validator.headers(),
+        )
+        record = await world.validator.record(answer)
+        assert record.attempts[0].outcome == outcome
+        assert kinds(answer.text)[-1] == ("[DONE]" if outcome == "ok" else "error")
 
 
 # ── what is no answer yet ──────────────────────────────────────────────────────────────────────
@@ -358,35 +388,36 @@ BEFORE: dict[str, tuple[str, str, Sequence[bytes]]] = {
 @pytest.mark.parametrize("name", BEFORE)
 @pytest.mark.parametrize("then", ["end", "reset"])
 async def test_a_failure_before_any_of_the_answer_is_nothing_the_caller_sees(
-    name: str, then: str, tmp_path: Path
+    name: str, then: str, worlds: dict[str, World]
 ) -> None:
     dialect, api, pieces = BEFORE[name]
-    async with running(tmp_path, dialect) as world:
-        world.first.behave = streaming(*pieces, then=then, pause_s=0.02)
-        if api == "responses":
-            world.spare.behave = streaming(*RESPONSE)
-        answer = await world.ask(api)
-        record = await world.validator.record(answer)
-        spent = await world.validator.settled()
+    world = worlds[dialect]
+    before, _ = await world.validator.settled()
+    world.first.behave = streaming(*pieces, then=then, pause_s=0.02)
+    if api == "responses":
+        world.spare.behave = streaming(*RESPONSE)
+    answer = await world.ask(api)
+    record = await world.validator.record(answer)
+    spent, held = await world.validator.settled()
 
     expected = "Four." if api == "responses" else "Hereinstead."
     assert (text_of(answer.text), record.model) == (expected, "two")
     assert "Busy" not in answer.text
     assert kinds(answer.text)[-1] == LAST[api]
     assert [one.provider for one in record.attempts] == ["first", "spare"]
-    assert spent == (record.cost_nusd, 0)
+    assert (spent - before, held) == (record.cost_nusd, 0)
 
 
 @pytest.mark.parametrize("bound", ["time", "bytes"])
 async def test_what_is_no_answer_yet_is_not_kept_for_ever(
-    bound: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bound: str, worlds: dict[str, World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, limit = ("HELD_BACK_S", 0.0) if bound == "time" else ("MAX_HELD_BACK_BYTES", 5)
     monkeypatch.setattr(attempt, name, limit)
-    async with running(tmp_path, "anthropic") as world:
-        world.first.behave = streaming(START, PING, OVERLOADED, pause_s=0.05)
-        answer = await world.ask("messages")
-        record = await world.validator.record(answer)
+    world = worlds["anthropic"]
+    world.first.behave = streaming(START, PING, OVERLOADED, pause_s=0.05)
+    answer = await world.ask("messages")
+    record = await world.validator.record(answer)
 
     assert answer.content == START + PING + OVERLOADED
     assert [one.outcome for one in record.attempts] == ["cut_short"]
@@ -405,18 +436,18 @@ def failing_events(text: str) -> tuple[ResponseErrorEvent, ResponseFailedEvent]:
 @pytest.mark.parametrize("dialect", ["openai", "anthropic", "gemini"])
 @pytest.mark.parametrize("then", ["end", "reset"])
 async def test_a_response_that_breaks_off_ends_failed(
-    dialect: str, then: str, tmp_path: Path
+    dialect: str, then: str, worlds: dict[str, World]
 ) -> None:
     half: dict[str, Sequence[bytes]] = {
         "openai": RESPONSE[:2],
         "anthropic": ANTHROPIC[:4],
         "gemini": (b"data: " + json.dumps(generated("Half", stop=None)).encode() + b"\n\n",),
     }
-    async with running(tmp_path, dialect) as world:
-        world.first.behave = streaming(*half[dialect], then=then)
-        answer = await world.ask("responses")
-        await world.validator.record(answer)
-        spent = await world.validator.settled()
+    world = worlds[dialect]
+    world.first.behave = streaming(*half[dialect], then=then)
+    answer = await world.ask("responses")
+    await world.validator.record(answer)
+    spent = await world.validator.settled()
 
     error, failed = failing_events(answer.text)
     assert (error.code, error.message[:24]) == ("upstream_cut_short", "The provider broke off i")
@@ -430,34 +461,34 @@ async def test_a_response_that_breaks_off_ends_failed(
 
 
 async def test_an_error_that_a_provider_names_ends_a_response_failed_and_is_told_once(
-    tmp_path: Path,
+    worlds: dict[str, World],
 ) -> None:
     nested = {"code": "server_error", "message": "Busy.", "type": "server_error"}
     for error in ({"error": nested}, {"code": "server_error", "message": "Busy.", "param": None}):
         event = named_event({"type": "error", "sequence_number": 2, **error})
         failed = response("response.failed", 3, status="failed", error=nested)
-        async with running(tmp_path, "openai") as world:
-            for pieces in ((*RESPONSE[:2], event), (*RESPONSE[:2], event, failed)):
-                world.first.behave = streaming(*pieces)
-                answer = await world.ask("responses")
-                record = await world.validator.record(answer)
+        world = worlds["openai"]
+        for pieces in ((*RESPONSE[:2], event), (*RESPONSE[:2], event, failed)):
+            world.first.behave = streaming(*pieces)
+            answer = await world.ask("responses")
+            record = await world.validator.record(answer)
 
-                assert answer.text.startswith(b"".join((*RESPONSE[:2], event)).decode())
-                assert kinds(answer.text)[2:] == ["error", "response.failed"]
-                last = ResponseFailedEvent.model_validate(payloads(answer.text)[-1])
-                assert last.sequence_number == 3
-                assert last.response.error is not None
-                assert (last.response.error.message, last.response.id) == ("Busy.", "resp_1")
-                assert [one.outcome for one in record.attempts] == ["cut_short"]
+            assert answer.text.startswith(b"".join((*RESPONSE[:2], event)).decode())
+            assert kinds(answer.text)[2:] == ["error", "response.failed"]
+            last = ResponseFailedEvent.model_validate(payloads(answer.text)[-1])
+            assert last.sequence_number == 3
+            assert last.response.error is not None
+            assert (last.response.error.message, last.response.id) == ("Busy.", "resp_1")
+            assert [one.outcome for one in record.attempts] == ["cut_short"]
 
 
 async def test_an_answer_that_ends_in_an_error_is_no_answer_though_a_mark_follows(
-    tmp_path: Path,
+    worlds: dict[str, World],
 ) -> None:
-    async with running(tmp_path, "openai") as world:
-        world.first.behave = streaming(event("Half"), CHAT_ERROR, DONE, pause_s=0.03)
-        answer = await world.ask("chat.completions")
-        record = await world.validator.record(answer)
+    world = worlds["openai"]
+    world.first.behave = streaming(event("Half"), CHAT_ERROR, DONE, pause_s=0.03)
+    answer = await world.ask("chat.completions")
+    record = await world.validator.record(answer)
 
     assert answer.content == event("Half") + CHAT_ERROR + DONE
     assert [one.outcome for one in record.attempts] == ["cut_short"]
@@ -472,14 +503,14 @@ async def test_an_answer_that_ends_in_an_error_is_no_answer_though_a_mark_follow
     ],
 )
 async def test_what_an_error_leaves_out_is_not_made_up(
-    dialect: str, api: str, error: dict[str, Any], tmp_path: Path
+    dialect: str, api: str, error: dict[str, Any], worlds: dict[str, World]
 ) -> None:
     async def behave(exchange: Exchange) -> None:
         await exchange.respond(400, json.dumps(error).encode())
 
-    async with running(tmp_path, dialect) as world:
-        world.first.behave = behave
-        told = (await world.ask(api)).json()["error"]
+    world = worlds[dialect]
+    world.first.behave = behave
+    told = (await world.ask(api)).json()["error"]
 
     expected = {"message": "Busy.", "type": "invalid_request_error"}
     assert {name: value for name, value in told.items() if value is not None} == expected
