@@ -256,12 +256,14 @@ async def _bundle(request: Request) -> Response:
     try:
         trusted = await to_thread.run_sync(partial(desk.keeper.accept, body, etag=None))
     finally:
-        await desk.take_over()  # even a bundle that is refused may revoke what is served
+        # Even a bundle that is refused may revoke what is served.
+        pending = await desk.take_over()
     return _json(
         {
             "version": trusted.policy.version,
             "digest": trusted.policy_digest,
             "expires_at": trusted.expires_at,
+            "pending_workers": pending,
         }
     )
 
@@ -276,6 +278,8 @@ async def _readyz(request: Request) -> Response:
     ``updates`` is told for the alarm alone: what was good is served until it expires.
     """
     desk = _desk(request)
+    if desk.is_stopping:
+        return _json({"status": "stopping", "checks": {}}, UNAVAILABLE)
     now = int(desk.clock())
     checks: dict[str, str] = {}
     try:

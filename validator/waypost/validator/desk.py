@@ -8,7 +8,7 @@ import asyncio
 import hmac
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
 import httpx
@@ -54,7 +54,13 @@ MAX_CALLERS = 10_000
 
 
 class Desk:
-    """One validator process. Time and luck (0 to 1) come from what it was given."""
+    """One validator process. Time and luck (0 to 1) come from what it was given.
+
+    Attributes:
+        is_stopping: whether the validator will end soon, so that it should be sent no more.
+        is_cut: whether it ends now, and with it all that is under way.
+        under_way: what waits for a provider, or for a caller to read.
+    """
 
     def __init__(
         self,
@@ -97,6 +103,10 @@ class Desk:
         self.counts = Counts()
         self.siblings = siblings
         self.metrics_token = metrics_token
+        self.is_stopping = self.is_cut = False
+        self.under_way: set[asyncio.Task[object]] = set()
+        self._share: Callable[[str, bytes], Awaitable[int]] | None = None
+        self._told_changes: dict[str, int] = {}
         self._hedges: dict[tuple[str, int], ExtraBudget] = {}
         self.tracer = tracer
         self.receipts = receipts
@@ -132,16 +142,28 @@ class Desk:
             )
         return serving
 
-    async def take_over(self) -> None:
-        """Serve what the keeper holds now, if that is something new and can be served."""
+    async def take_over(self) -> int:
+        """Serve what the keepers hold now, if that is something new and can be served.
+
+        Returns:
+            How many of the other workers do not use it yet: they are waited for, a while.
+        """
+        is_new = self._swap() | self._swap_candidate()
+        pending = await self._tell_others()
+        if is_new:
+            await self.keep_policies()
+        return pending
+
+    def _swap(self) -> bool:
+        """Serve what the keeper holds now; return whether that is another manifest."""
         trusted = self.keeper.current
         if trusted is None:
             if self._serving is not None:
                 logger.error("manifest v%d was signed with a revoked key", self._serving.version)
             self._serving = None
-            return
+            return False
         if self._serving is not None and self._serving.trusted is trusted:
-            return
+            return False
         try:
             serving = Serving(
                 trusted,
@@ -152,7 +174,7 @@ class Desk:
             )
         except PolicyError as exc:
             logger.error("manifest v%d refused: %s", trusted.policy.version, exc)
-            return
+            return False
         if serving.unserved:
             logger.warning("no provider is configured for: %s", ", ".join(serving.unserved))
         undefined = self.detectors.undefined(trusted.policy.data_classes)
@@ -176,7 +198,7 @@ class Desk:
         self.callers.clear()
         self._know_names()
         logger.info("serving manifest v%d of channel %s", serving.version, self.config.channel)
-        await self._keep_policy(serving)
+        return True
 
     async def refresh(self) -> None:
         """Ask the edge once for a newer manifest; a failure changes nothing but the log."""
@@ -195,17 +217,62 @@ class Desk:
             else:
                 self._told = None
             await self.take_over()
-            await self._refresh_candidate()
+            if self.candidate is not None:
+                await self.candidate.refresh(self._client)
+                await self.take_over()
 
-    async def _refresh_candidate(self) -> None:
-        candidate = self.candidate
-        if candidate is None or not await candidate.refresh(self._client):
-            return
-        serving = candidate.serving
-        if serving is None:
-            return
+    # ── the other workers ──────────────────────────────────────────────────────────────────
+
+    async def share_by(self, share: Callable[[str, bytes], Awaitable[int]]) -> None:
+        """Let the other workers have, by ``share``, what this one has verified and will."""
+        self._share = share
+        await self._tell_others()
+
+    async def _tell_others(self) -> int:
+        pending = 0
+        if self._share is not None:
+            for what, keeper in self._keepers().items():
+                changes = keeper.changes
+                if changes != self._told_changes.get(what, 0):
+                    self._told_changes[what] = changes
+                    pending += await self._share(what, await to_thread.run_sync(keeper.state))
+        return pending
+
+    async def adopt(self, what: str, state: bytes) -> bool:
+        """Serve what another worker verified, once it is verified here; whether it is new.
+
+        What is new is still to be kept, by ``keep_policies``.
+
+        Raises:
+            TrustError: it is refused; it may have revoked what was served all the same.
+        """
+        keeper = self._keepers().get(what)
+        if keeper is None:
+            return False
+        try:
+            await to_thread.run_sync(keeper.adopt, state)
+        finally:
+            is_new = self._swap() if keeper is self.keeper else self._swap_candidate()
+        return is_new
+
+    def _keepers(self) -> dict[str, ManifestKeeper]:
+        keepers = {"manifest": self.keeper}
+        if self.candidate is not None:
+            keepers["candidate"] = self.candidate.keeper
+        return keepers
+
+    def _swap_candidate(self) -> bool:
+        if self.candidate is None or not self.candidate.take_over():
+            return False
         self._know_names()
-        await self._keep_policy(serving)
+        return True
+
+    async def keep_policies(self) -> None:
+        """Keep the manifests beside the records that they decide."""
+        trial = None if self.candidate is None else self.candidate.serving
+        for serving in (self._serving, trial):
+            if serving is not None:
+                await self._keep_policy(serving)
 
     def _know_names(self) -> None:
         trial = None if self.candidate is None else self.candidate.serving
@@ -294,6 +361,14 @@ class Desk:
         self._looked_for_keys_at = now
         await self.refresh()
         return True
+
+    # ── the end ────────────────────────────────────────────────────────────────────────────
+
+    def cut_off(self) -> None:
+        """End all that is under way: each is told, paid for by what came, and recorded."""
+        self.is_cut = True
+        for task in self.under_way:
+            task.cancel()
 
     # ── providers ──────────────────────────────────────────────────────────────────────────
 

@@ -303,7 +303,7 @@ def _health(
             if attempt.model == model.id:
                 outcomes[attempt.outcome] = outcomes.get(attempt.outcome, 0) + 1
     attempts = sum(outcomes.values())
-    innocent = sum(outcomes.pop(name, 0) for name in ("ok", "cancelled", "client_error"))
+    innocent = sum(outcomes.pop(name, 0) for name in ("ok", "cancelled", "stopped", "client_error"))
     row = next((row for row in stats.rows if row.model == model.id), None)
     return Health(model, state, breaker.rests_s(now), attempts, attempts - innocent, outcomes, row)
 

@@ -6,6 +6,7 @@ Each step is a module. A step that cannot go on raises a ``RefusalError``, and t
 with an answer that says why, nothing charged, and a record.
 """
 
+import asyncio
 import logging
 from functools import partial
 
@@ -21,7 +22,7 @@ from waypost.validator.pipeline.reserve import Booking, reserve
 from waypost.validator.pipeline.settle import settle
 from waypost.validator.pipeline.shadow import is_drawn, send_along
 from waypost.validator.pipeline.understand import bound_time, understand
-from waypost.validator.problems import INTERNAL, describe
+from waypost.validator.problems import INTERNAL, describe, stopping
 
 __all__ = ["consider", "refuse", "serve"]
 
@@ -45,6 +46,12 @@ async def serve(desk: Desk, call: Call) -> None:
         await settle(call, considered.facts, delivered)
     except (RefusalError, StoreError) as refusal:
         await refuse(call, refusal)
+    except asyncio.CancelledError:
+        if not desk.is_cut:
+            raise
+        if booking is not None and not booking.is_exposed:
+            await booking.release()
+        await refuse(call, stopping())
     except Exception:
         logger.exception("request %s failed", call.id)
         if booking is not None and not booking.is_exposed:

@@ -7,6 +7,7 @@ ends once: breaker, limiter, keys and record learn of it.
 
 import asyncio
 import random
+from contextlib import suppress
 from time import perf_counter
 
 from msgspec import Struct, structs
@@ -29,11 +30,13 @@ from waypost.validator.upstream import NoAnswerError, Stream
 __all__ = ["Delivered", "Try"]
 
 MAX_ERROR_BYTES = 65_536
+TELL_S = 1.0
 EVENT_STREAM = b"text/event-stream; charset=utf-8"
 # Proxies in front of us would otherwise collect a stream before they pass it on.
 STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 
 CUT_SHORT = "The provider broke off in the middle of the answer; what came so far is charged."
+STOPPED = "The validator stopped in the middle of the answer; what came so far is charged."
 TOO_LATE = "The deadline passed in the middle of the answer; what came so far is charged."
 
 # What the provider found wrong with the request. It served nothing and charges nothing.
@@ -178,7 +181,7 @@ class Try:
         except ValueError:
             self.outcome = "bad_response"
         except BaseException:
-            self._end("cancelled")
+            self._end(self._given_up)
             raise
         if self._stream is None or self.outcome != "ok":
             self._end(self.outcome)
@@ -203,7 +206,7 @@ class Try:
         except (NoAnswerError, ValueError):
             pass
         except BaseException:
-            self._end("cancelled")
+            self._end(self._given_up)
             raise
         self._end(outcome)
         return read_answer(self._events, streamed=True)
@@ -298,6 +301,18 @@ class Try:
             await self.call.answer(problem.status, problem.body, extra=problem.headers)
         return self.delivered()
 
+    async def break_off(self) -> None:
+        """End what the caller has the beginning of, as the validator itself ends."""
+        reader = self._reader
+        if reader is None or reader.is_done or reader.has_failed:
+            return
+        self.call.detail = STOPPED
+        rest = reader.breaking_off(STOPPED, code="stopping")
+        # A caller that does not read cannot be told.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(TELL_S):
+                await self.call.send({"type": "http.response.body", "body": rest})
+
     def delivered(self) -> Delivered:
         """Return what reached the caller so far."""
         usage = self._usage if self._reader is None else self._reader.usage
@@ -327,7 +342,8 @@ class Try:
         if self._reader is not None and self._reader.output_bytes:
             return True
         # Of a stream that is hung up on no more is made.
-        is_stopped = self.call.streamed and self.outcome in ("cancelled", "deadline_exceeded")
+        ends = ("cancelled", "stopped", "deadline_exceeded")
+        is_stopped = self.call.streamed and self.outcome in ends
         return is_stopped or self.outcome == "ok"
 
     @property
@@ -353,7 +369,7 @@ class Try:
             outcome = await self._pass_events_on(reader)
         except BaseException:
             # SDKs hang up as soon as they have read the end: that is an answer like any other.
-            self._end("ok" if reader.is_done else "cancelled")
+            self._end("ok" if reader.is_done else self._given_up)
             raise
         self._end(outcome)
         rest = b""
@@ -411,7 +427,11 @@ class Try:
 
     def abandon(self) -> None:
         """Hang up on the provider, if it is not over yet."""
-        self._end("cancelled")
+        self._end(self._given_up)
+
+    @property
+    def _given_up(self) -> AttemptOutcome:
+        return "stopped" if self._desk.is_cut else "cancelled"
 
     def _elapsed_ms(self) -> float:
         return in_ms(perf_counter() - self._started)
@@ -462,6 +482,8 @@ class Try:
                 breaker.abandoned()
                 keys.limited(self._key, name, now, retry_after_s=self._retry_after_s)
                 limiter.dropped()
+            case "stopped":
+                breaker.abandoned()
             case "cancelled" | "deadline_exceeded" if after_s < breaker.rules.slow_after_s:
                 # Or callers in a hurry could have a provider put to rest for everybody.
                 breaker.abandoned()
