@@ -98,11 +98,11 @@ class Project:
         (folder / "root.json").write_bytes(self.publisher.root)
         self.write()
 
-    def write(self, port: int = 9, manifest: str = "root: root.json", rest: str = "") -> None:
+    def write(self, port: int = 9, manifest: str = "root: root.json", limit_usd: int = 1) -> None:
         self.file.write_text(
             f"audience: {AUDIENCE}\nmanifest: {{{manifest}}}\nproviders:\n"
             f"  acme: {{base_url: 'http://127.0.0.1:{port}/v1', api_key: ACME_KEY}}\n"
-            "budgets: {default: [{window: day, limit_usd: 1}]}\n" + rest
+            f"budgets: {{default: [{{window: day, limit_usd: {limit_usd}}}]}}\n"
         )
 
     def bundle(self, issuers: Issuers | None = None) -> bytes:

@@ -48,7 +48,7 @@ def server_config(app: Any) -> uvicorn.Config:  # noqa: ANN401 - any ASGI applic
 
 
 class DrainingServer(uvicorn.Server):
-    """Serves ``desk`` on ``listener`` until it is told to close.
+    """Serves ``desk`` until it is told to close.
 
     Attributes:
         is_up: set when it takes connections.
@@ -57,19 +57,20 @@ class DrainingServer(uvicorn.Server):
     # Signals are the supervisor's.
     capture_signals = staticmethod(nullcontext)  # type: ignore[assignment]
 
-    def __init__(self, desk: Desk, listener: socket.socket) -> None:
+    def __init__(self, desk: Desk) -> None:
         super().__init__(server_config(create_app(lambda: nullcontext(desk))))
         self._desk = desk
-        self._listener = listener
+        self._listener: socket.socket | None = None
         self._is_closing = asyncio.Event()
         self._is_cut = asyncio.Event()
         self.is_up = asyncio.Event()
         self._linger_s = self._drain_s = 0.0
 
-    async def run_on_port(self) -> None:
-        """Serve until ``close``, and all that follows."""
+    async def run_on(self, listener: socket.socket) -> None:
+        """Serve on ``listener`` until ``close``, and all that follows."""
         # A second handle on the port: the loop closes its own before the queue is empty.
-        await self.serve(sockets=[self._listener.dup()])
+        self._listener = listener
+        await self.serve(sockets=[listener.dup()])
 
     def leave(self, *, takes_more: bool) -> None:
         """Have each connection end with its answer.
@@ -84,8 +85,9 @@ class DrainingServer(uvicorn.Server):
             if cycle is not None and not cycle.response_complete:
                 cycle.keep_alive = False  # it says so itself, if it has not begun to answer
         if not takes_more:
-            self._stop_listening()
-            self._listener.close()  # others read its queue
+            self._stop_listening()  # others read the queue
+            if self._listener is not None:
+                self._listener.close()
 
     def close(self, *, linger_s: float, drain_s: float) -> None:
         """Close the port now, and end when what is under way has.
@@ -134,6 +136,7 @@ class DrainingServer(uvicorn.Server):
     async def _take_queued(self) -> None:
         """Close the port, and serve all that the kernel had accepted by then."""
         queued: list[socket.socket] = []
+        assert self._listener is not None  # noqa: S101 - it has served
         # No other step of the loop comes between the last look and the close.
         with suppress(OSError):
             self._listener.setblocking(False)

@@ -75,19 +75,40 @@ class Stopping(Struct, frozen=True):
 class _Worker:
     """One process, and the way to talk to it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, channel: Channel) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, channel: Channel, port: socket.socket
+    ) -> None:
+        """Args:
+        port: what the worker is given the listening socket by.
+        """
         self.process = process
         self.channel = channel
+        self._port = port
         self.pid: Final = process.pid
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.ended = asyncio.create_task(process.wait())
         self.waits_for: dict[int, asyncio.Event] = {}
+
+    def go(self, listener: socket.socket) -> None:
+        """Have it take connections.
+
+        Only now is it given the port: what holds a port and takes nothing from its queue would
+        keep it open when all others have closed it.
+        """
+        with self._port, suppress(OSError):
+            socket.send_fds(self._port, [b"\0"], [listener.fileno()])
+        self.channel.send(Go())
 
     def adopted(self, number: int) -> None:
         """Note that it uses what it was told under this number, or is not there to do so."""
         event = self.waits_for.pop(number, None)
         if event is not None:
             event.set()
+
+    def close(self) -> None:
+        """Let go of it: without its supervisor it ends."""
+        self._port.close()
+        self.channel.close()
 
     async def gone(self) -> None:
         """Return when its process has ended."""
@@ -161,7 +182,7 @@ class Supervisor:
             for task in (*self._tasks, *self._starting):
                 task.cancel()
             for worker in self._all:
-                worker.channel.close()
+                worker.close()
             await self._ended(END_S)
 
     async def _begin(self) -> bool:
@@ -176,7 +197,7 @@ class Supervisor:
         worker = await first
         begin(self._listener)
         self._slots[0].worker = worker
-        worker.channel.send(Go())
+        worker.go(self._listener)
         self._say_ready()
         for slot in self._slots:
             self._spawn(self._keep(slot), self._starting)
@@ -212,24 +233,25 @@ class Supervisor:
             worker.ready.result()
         except BaseException:
             worker.ready.cancel()
-            worker.channel.close()
+            worker.close()
             raise
         return worker
 
     async def _launch(self) -> _Worker:
         ours, theirs = socket.socketpair()
-        with theirs:
+        our_port, their_port = socket.socketpair()
+        with theirs, their_port:
             process = await asyncio.create_subprocess_exec(
                 *WORKER,
-                f"--listener={self._listener.fileno()}",
                 f"--control={theirs.fileno()}",
+                f"--port={their_port.fileno()}",
                 *self._arguments,
                 stdin=subprocess.DEVNULL,
-                pass_fds=(self._listener.fileno(), theirs.fileno()),
+                pass_fds=(theirs.fileno(), their_port.fileno()),
                 # Ctrl-C reaches a whole process group; what to do about it is decided here.
                 start_new_session=True,
             )
-        worker = _Worker(process, await Channel.over(ours))
+        worker = _Worker(process, await Channel.over(ours), our_port)
         self._all.add(worker)
         worker.channel.send(Start({what: list(states) for what, states in self._known.items()}))
         self._spawn(self._listen_to(worker), self._tasks)
@@ -262,7 +284,7 @@ class Supervisor:
             logger.error("a worker could not start: %s", exc)
             return None
         if not self._is_stopping:
-            worker.channel.send(Go())
+            worker.go(self._listener)
         return worker
 
     async def _replace_all(self) -> None:
@@ -298,7 +320,7 @@ class Supervisor:
             said = f"worker {worker.pid} {worker.how_it_ended()} before it could serve"
             worker.ready.set_exception(StartError(said))
         self._all.discard(worker)
-        worker.channel.close()
+        worker.close()
 
     def _heed(self, worker: _Worker, message: Message) -> None:
         match message:

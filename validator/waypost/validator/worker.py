@@ -51,17 +51,17 @@ def main() -> None:
     """Serve until the supervisor says otherwise, or is gone."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--listener", type=int, required=True)
     parser.add_argument("--control", type=int, required=True)
+    parser.add_argument("--port", type=int, required=True)
     told = parser.parse_args()
     # They are the supervisor's to act upon, even where a whole group is sent them.
     for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(one, signal.SIG_IGN)
     configure_logs()
-    listener, control = socket.socket(fileno=told.listener), socket.socket(fileno=told.control)
+    control, port = socket.socket(fileno=told.control), socket.socket(fileno=told.port)
     loop_factory = server_config(_no_app).get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        is_good = runner.run(_work(told.config, listener, control))
+        is_good = runner.run(_work(told.config, control, port))
     raise SystemExit(0 if is_good else 1)
 
 
@@ -69,7 +69,7 @@ async def _no_app(*_: object) -> None:
     raise AssertionError("only its loop is asked for")
 
 
-async def _work(config_path: Path, listener: socket.socket, control: socket.socket) -> bool:
+async def _work(config_path: Path, control: socket.socket, port: socket.socket) -> bool:
     """Serve; return whether that could be."""
     channel = await Channel.over(control)
     try:
@@ -78,7 +78,7 @@ async def _work(config_path: Path, listener: socket.socket, control: socket.sock
             return True
         config = load_config(config_path)
         async with _open(config) as desk:
-            await _Worker(desk, channel, listener).run(start)
+            await _Worker(desk, channel, port).run(start)
     except WaypostError as exc:
         channel.send(Failed(exc.code, exc.message))
         await channel.flushed()
@@ -102,11 +102,14 @@ async def _open(config: ValidatorConfig) -> AsyncGenerator[Desk]:
 class _Worker:
     """Does as it is told, and tells what it verifies."""
 
-    def __init__(self, desk: Desk, channel: Channel, listener: socket.socket) -> None:
+    def __init__(self, desk: Desk, channel: Channel, port: socket.socket) -> None:
+        """Args:
+        port: what it is given the listening socket by.
+        """
         self._desk = desk
         self._channel = channel
-        self._listener = listener
-        self._server = DrainingServer(desk, listener)
+        self._port = port
+        self._server = DrainingServer(desk)
         self._serving: asyncio.Task[None] | None = None
         self._numbers = count(1)
         self._shared: dict[int, asyncio.Future[int]] = {}
@@ -158,7 +161,10 @@ class _Worker:
     async def _heed(self, message: Message) -> None:
         match message:
             case Go():
-                self._serving = asyncio.create_task(self._server.run_on_port())
+                with self._port:
+                    (handle,) = socket.recv_fds(self._port, 1, 1)[1]
+                listener = socket.socket(fileno=handle)
+                self._serving = asyncio.create_task(self._server.run_on(listener))
                 is_up = asyncio.create_task(self._server.is_up.wait())
                 await asyncio.wait(
                     {self._serving, is_up}, return_when=asyncio.FIRST_COMPLETED
