@@ -159,7 +159,8 @@ class Project:
             finally:
                 process.kill()
                 process.wait()
-                process.stdout.close()
+                if process.stdout is not None:
+                    process.stdout.close()
         assert "Traceback" not in log.read_text()
         assert "sk-acme-secret" not in log.read_text()
 

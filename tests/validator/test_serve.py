@@ -11,6 +11,7 @@ from support.serving import Project
 from support.upstream import running_upstream
 from support.validator import HELLO
 
+
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
     return Project(tmp_path)

@@ -390,9 +390,7 @@ class Supervisor:
         """Wait for a signal; whether one came before the time was over and all had ended."""
         signalled = asyncio.create_task(self._next_end())
         ended = asyncio.create_task(self._all_ended())
-        await asyncio.wait(
-            {signalled, ended}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED
-        )
+        await asyncio.wait({signalled, ended}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
         signalled.cancel()
         ended.cancel()
         return signalled.done() and not signalled.cancelled() and not ended.done()

@@ -166,9 +166,7 @@ class _Worker:
                 listener = socket.socket(fileno=handle)
                 self._serving = asyncio.create_task(self._server.run_on(listener))
                 is_up = asyncio.create_task(self._server.is_up.wait())
-                await asyncio.wait(
-                    {self._serving, is_up}, return_when=asyncio.FIRST_COMPLETED
-                )
+                await asyncio.wait({self._serving, is_up}, return_when=asyncio.FIRST_COMPLETED)
             case Adopt(number, what, state):
                 await self._adopt(what, state)
                 self._channel.send(Adopted(number))
