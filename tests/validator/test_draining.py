@@ -96,8 +96,7 @@ async def test_what_outlasts_the_drain_is_told_so_settled_and_recorded(project: 
                         headers={"Authorization": project.bearer()},
                     )
                 )
-                while len(acme.seen) < 4:
-                    await asyncio.sleep(0.01)
+                await asyncio.to_thread(eventually, lambda: len(acme.seen) == 4, "all are asked")
                 running.signal(signal.SIGTERM)
 
                 for stream in streams:

@@ -48,7 +48,6 @@ def _waypost(
         bool,
         typer.Option(
             "--version",
-            is_flag=True,
             is_eager=True,
             callback=_say_version,
             help="Say which version this is.",
