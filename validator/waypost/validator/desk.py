@@ -9,6 +9,7 @@ import hmac
 import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import httpx
@@ -25,6 +26,7 @@ from waypost.validator.candidate import Candidate
 from waypost.validator.config import ValidatorConfig
 from waypost.validator.detectors import Detectors
 from waypost.validator.dpop import ProofChecker
+from waypost.validator.lane import Lane, is_large
 from waypost.validator.ledger import Ledger
 from waypost.validator.receipts.keys import ReceiptKeys
 from waypost.validator.records import RecordSink, RecordStore
@@ -103,6 +105,7 @@ class Desk:
         self.counts = Counts()
         self.siblings = siblings
         self.metrics_token = metrics_token
+        self.lane = Lane()
         self.is_stopping = self.is_cut = False
         self.under_way: set[asyncio.Task[object]] = set()
         self._share: Callable[[str, bytes], Awaitable[int]] | None = None
@@ -315,14 +318,19 @@ class Desk:
         """Return the candidate where it serves this caller."""
         return None if self.candidate is None else self.candidate.serves(caller.signed.cohort, now)
 
-    def with_shadow(self, record: DecisionRecord, asked: Asked, caller: Caller) -> DecisionRecord:
+    async def with_shadow(
+        self, record: DecisionRecord, asked: Asked, caller: Caller
+    ) -> DecisionRecord:
         """Return the record with what the candidate would have decided, if it is asked."""
         if self.candidate is None or record.facts is None or record.is_canary:
             return record
         serving = self.candidate.shadows(caller.signed.cohort)
         if serving is None:
             return record
-        shadow = self.candidate.shadow(serving, asked, record)
+        work = partial(self.candidate.shadow, serving, asked, record)
+        # What it measures by may take milliseconds for each request.
+        is_slow = serving.compiled.reader.is_slow or is_large(asked.body)
+        shadow = await self.lane.run(work) if is_slow else work()
         return structs.replace(record, shadow=shadow)
 
     async def with_prompt(self, record: DecisionRecord, asked: Asked) -> DecisionRecord:

@@ -61,7 +61,8 @@ async def serve(desk: Desk, call: Call) -> None:
         await booking.free_key()
     record = record_of(call)
     if considered is not None:
-        record = desk.with_shadow(record, considered.asked, considered.caller)
+        if desk.candidate is not None:
+            record = await desk.with_shadow(record, considered.asked, considered.caller)
         record = await desk.with_prompt(record, considered.asked)
         if is_drawn(desk, record):
             desk.count(record)

@@ -8,6 +8,7 @@ ends once: breaker, limiter, keys and record learn of it.
 import asyncio
 import random
 from contextlib import suppress
+from functools import partial
 from time import perf_counter
 
 from msgspec import Struct, structs
@@ -18,6 +19,7 @@ from waypost.shared.tracecontext import traceparent
 from waypost.validator.apis import StreamReader
 from waypost.validator.cascade.answers import Answer, read_answer, with_logprobs
 from waypost.validator.desk import Desk
+from waypost.validator.lane import is_large
 from waypost.validator.pipeline.call import Call, Considered, in_ms
 from waypost.validator.pipeline.reserve import Booking
 from waypost.validator.problems import OK, deadline_exceeded, describe, outcome_of, rejected
@@ -159,15 +161,11 @@ class Try:
 
     async def open(self) -> None:
         """Ask, and wait for an answer, or for the first events of one; see ``outcome``."""
-        outgoing = self._speech.request(
-            self._asked,
-            model=self.target.model.name,
-            output_tokens=self.booking.output_tokens,
-        )
-        # Of what OpenAI's dialect has, chat completions alone take the order as it is given.
-        if self._wants_logprobs and outgoing.path == "/chat/completions":
-            outgoing = structs.replace(outgoing, body=with_logprobs(outgoing.body))
         try:
+            if is_large(self._asked.body):
+                outgoing = await self._desk.lane.run(self._outgoing)
+            else:
+                outgoing = self._outgoing()
             if self.call.streamed:
                 await self._open_stream(outgoing)
             else:
@@ -186,13 +184,25 @@ class Try:
         if self._stream is None or self.outcome != "ok":
             self._end(self.outcome)
 
+    def _outgoing(self) -> Outgoing:
+        """Return what to send."""
+        outgoing = self._speech.request(
+            self._asked,
+            model=self.target.model.name,
+            output_tokens=self.booking.output_tokens,
+        )
+        # Of what OpenAI's dialect has, chat completions alone take the order as it is given.
+        if self._wants_logprobs and outgoing.path == "/chat/completions":
+            outgoing = structs.replace(outgoing, body=with_logprobs(outgoing.body))
+        return outgoing
+
     async def collect(self) -> Answer:
         """Return what the answer says, all of it; nothing of it has reached the caller.
 
         A stream is waited for to its end. If that does not come ``outcome`` is no longer ``ok``.
         """
         if self._reader is None:
-            return read_answer(self._answer, streamed=False)
+            return await self._read(self._answer, streamed=False)
         outcome: AttemptOutcome = "server_error"
         try:
             pieces = [self._events]
@@ -209,7 +219,12 @@ class Try:
             self._end(self._given_up)
             raise
         self._end(outcome)
-        return read_answer(self._events, streamed=True)
+        return await self._read(self._events, streamed=True)
+
+    async def _read(self, answer: bytes, *, streamed: bool) -> Answer:
+        if is_large(answer):
+            return await self._desk.lane.run(partial(read_answer, answer, streamed=streamed))
+        return read_answer(answer, streamed=streamed)
 
     def judged(self, confidence: float | None) -> None:
         """Note how sure the answer is."""
@@ -237,7 +252,11 @@ class Try:
         )
         self._answered(answer.status, answer.retry_after, answer.body)
         if self.outcome == "ok":
-            reply = self._speech.reply(self._asked, answer.body)
+            if is_large(answer.body):
+                work = partial(self._speech.reply, self._asked, answer.body)
+                reply = await self._desk.lane.run(work)
+            else:
+                reply = self._speech.reply(self._asked, answer.body)
             self._answer, self._usage = reply.body, reply.usage
 
     def _traceparent(self) -> bytes | None:
