@@ -23,7 +23,7 @@ from waypost.shared.contracts import SpendLimit
 
 pytestmark = pytest.mark.anyio
 
-DECODE = "waypost.validator.pipeline.understand.decode"
+UNDERSTAND = sys.modules["waypost.validator.pipeline.understand"]  # not the function
 MAX_LINES = 5_000  # of one turn; a plain request takes some hundred
 TEXT = "a" * 70_000  # makes any body a large one
 USER = {"role": "user", "content": "hi"}
@@ -167,7 +167,7 @@ async def test_a_large_body_of_who_has_no_budget_is_not_read(
     def read(*_: object) -> None:
         raise AssertionError("it was read")
 
-    monkeypatch.setattr(DECODE, read)
+    monkeypatch.setattr(UNDERSTAND, "decode", read)
     limits = (SpendLimit(window="day", limit_nusd=0),)
     answer = await ask(validator, shape, account="poor", limits=limits)
 
@@ -191,7 +191,7 @@ async def test_a_large_body_counts_as_one_request_and_asks_the_rate_before_it_is
     ):
         assert [(await ask(validator, "turns")).status_code for _ in range(2)] == [200, 200]
         read = list[object]()
-        monkeypatch.setattr(DECODE, lambda *told: read.append(told))
+        monkeypatch.setattr(UNDERSTAND, "decode", lambda *told: read.append(told))
 
         assert (await ask(validator, "turns")).status_code == 429
         assert read == []
