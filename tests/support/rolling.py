@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from support.upstream import answering, running_upstream
 
 GUIDE = Path(__file__).parents[2] / "docs/deploy-cdn.md"
 AT_ONCE = 6
-PAUSE_S = 0.03
+PAUSE_S = 0.05
 OPTIONS = ("--workers", "2", "--grace-s", "1")
 
 
@@ -68,7 +68,7 @@ def configuration(folder: Path, *, listen: int, validators: list[int]) -> str:
 
 
 @contextmanager
-def nginx(folder: Path, validators: list[int]) -> Iterator[str]:
+def nginx(folder: Path, validators: list[int]) -> Generator[str]:
     """Run nginx in front of ``validators``; gives its URL."""
     port, binary = free_port(), nginx_path()
     assert binary is not None

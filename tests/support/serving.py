@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +54,7 @@ class Running:
         return [int(pid) for pid, state in lines if not state.startswith("Z")]
 
     @contextmanager
-    def only(self, worker: int) -> Iterator[None]:
+    def only(self, worker: int) -> Generator[None]:
         """Have all others stand still, so that this one takes every connection."""
         others = [pid for pid in self.workers() if pid != worker]
         for pid in others:
@@ -139,7 +139,7 @@ class Project:
             )
 
     @contextmanager
-    def running(self, *options: str, port: int = 0) -> Iterator[Running]:
+    def running(self, *options: str, port: int = 0) -> Generator[Running]:
         """Run it until the block ends; it may have ended by then."""
         log = self.folder / "log"
         process = self.start(*options, port=port, log=log)
@@ -165,7 +165,7 @@ class Project:
         assert "sk-acme-secret" not in log.read_text()
 
     @contextmanager
-    def serving(self, *options: str) -> Iterator[str]:
+    def serving(self, *options: str) -> Generator[str]:
         """Run it until the block ends; gives its address."""
         with self.running(*options) as running:
             yield running.url

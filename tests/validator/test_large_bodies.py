@@ -6,7 +6,7 @@ What a turn of the loop does is counted in lines of Python, not in seconds.
 import asyncio
 import json
 import sys
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +77,7 @@ class Work:
 
 
 @contextmanager
-def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Work]:
+def counting(monkeypatch: pytest.MonkeyPatch) -> Generator[Work]:
     """Count what this thread does; other threads are not counted."""
     work, run = Work(), asyncio.Handle._run
 

@@ -4,7 +4,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -121,7 +121,7 @@ def test_a_worker_that_comes_later_knows_it_though_nothing_could_be_written(
 
 
 @contextmanager
-def a_slow_root(project: Project) -> Iterator[threading.Event]:
+def a_slow_root(project: Project) -> Generator[threading.Event]:
     """Have workers read the trusted root from a pipe, which says nothing until the event."""
     root, may = project.folder / "root.json", threading.Event()
     data = root.read_bytes()

@@ -1,7 +1,6 @@
 """Runs the validator: a supervisor, and workers that share a socket and the stores."""
 
 import asyncio
-import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,8 +12,6 @@ from waypost.validator.supervisor import Stopping, Supervisor
 from waypost.validator.telemetry.siblings import forget
 
 __all__ = ["run"]
-
-logger = logging.getLogger(__name__)
 
 
 def run(

@@ -47,6 +47,7 @@ WORKER: Sequence[str] = (sys.executable, "-P", "-m", "waypost.validator.worker")
 LINGER_S = 1.0  # longer than a request takes that was on its way when the port closed
 HASTY_LINGER_S = 0.1
 END_S = 30.0  # after the drain, for errors to be told and records to be written
+LAST_S = 5.0  # then it is killed
 SHARE_S = 5.0  # how long one that shares waits for the others
 SLOW_START_S = 30.0  # after which the log says that it is waited for
 REMEMBERED = 4  # states kept for workers to come: of two that crossed the newer may be the first
@@ -183,7 +184,7 @@ class Supervisor:
                 task.cancel()
             for worker in self._all:
                 worker.close()
-            await self._ended(END_S)
+            await self._ended(LAST_S)
 
     async def _begin(self) -> bool:
         """Start the first worker and open the port; whether no signal came first."""

@@ -40,7 +40,7 @@ from waypost.validator.opening import open_desk
 
 __all__ = ["main"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("waypost.validator.worker")  # it runs as __main__
 
 GC_OBJECTS = 20_000  # some megabytes that may wait to be freed
 ORPHAN_DRAIN_S = 30.0
