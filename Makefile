@@ -15,7 +15,7 @@ help:
 	@echo "make shipping   the SDK frozen, in Pyodide, under gevent and on other Pythons"
 	@echo "make bench      speed, as ratios against baselines of the same run"
 	@echo "make bench-rivals  the same against other gateways, which it installs"
-	@echo "make soak       three minutes of random faults, one provider always down"
+	@echo "make soak       three minutes of random faults, then restarts behind nginx"
 	@echo "make lint, make fmt, make clean"
 
 .venv/pip: constraints.txt
@@ -74,6 +74,7 @@ fmt: .venv/dev
 # Three minutes, pressed ten times: half an hour of outages. SECONDS=… for another length.
 soak: .venv/dev
 	@PYTHONPATH=tests $(BIN)/python -m faults.soak $(SECONDS)
+	@PYTHONPATH=tests $(BIN)/python -m support.rolling 3600
 
 bench: .venv/dev
 	@PYTHONPATH=tests $(BIN)/python -m bench

@@ -91,6 +91,12 @@ def memory_mib(pid: int) -> float:
     return sum(map(int, listed.split())) / 1_024
 
 
+def worker_of(pid: int) -> int:
+    """Return the one worker of the validator ``pid``: the process that serves."""
+    (worker,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(worker)
+
+
 def cpu_s(pid: int, *, thread: int | None = None) -> float:
     """Return the processor time that a process has taken, or one thread of it."""
     stat = f"/proc/{pid}/stat" if thread is None else f"/proc/{pid}/task/{thread}/stat"

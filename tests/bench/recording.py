@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
 
-from bench.processes import LOAD_CORE, cpu_s, free_port, nginx, running, wrk
+from bench.processes import LOAD_CORE, cpu_s, free_port, nginx, running, worker_of, wrk
 from bench.serving import a_validator
 from support.recorded import a_record
 from support.worlds import NOW, a_policy
@@ -78,6 +78,10 @@ def _throughput(folder: Path) -> list[tuple[str, str, str]]:
                 a_validator(folder / f"recorded-{is_recorded}", url, records=is_recorded)
             )
             for is_recorded in (True, False)
+        }
+        servers = {
+            is_recorded: (port, headers, worker_of(pid))
+            for is_recorded, (port, headers, pid) in servers.items()
         }
         for number in range(-1, ROUNDS):
             for is_recorded, (port, headers, pid) in servers.items():

@@ -76,7 +76,7 @@ def a_validator(
     env = {"PYTHONPATH": os.pathsep.join(ours)}
     command: list[str | Path] = [
         *waypost, "validator", "serve",
-        "--config", folder / "validator.yaml", "--port", str(port),
+        "--config", folder / "validator.yaml", "--port", str(port), "--grace-s", "0",
     ]  # fmt: skip
     with running(command, port=port, core=SERVER_CORE, env=env, log=folder / "log") as process:
         put = httpx.put(f"http://127.0.0.1:{port}/admin/bundle", content=bundle)

@@ -2,7 +2,11 @@
 
 import json
 import stat
+import subprocess
+import sys
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -33,6 +37,8 @@ from waypost.shared.errors import PolicyError, StoreError, WaypostError
 from waypost.shared.issuer_keys import public_key
 from waypost.validator.config import load_config
 from waypost.validator.tokens import TokenVerifier
+
+WAYPOST = Path(sys.executable).with_name("waypost")
 
 
 @pytest.fixture
@@ -225,6 +231,50 @@ def test_a_minted_token_is_taken_by_the_projects_validator(project: Path) -> Non
     assert (claims.sub, claims.tier, claims.region, claims.tenant) == ("alice", "pro", "eu", "acme")
     assert (claims.data_classes, claims.models) == (("phi",), ("small",))
     assert claims.exp - claims.iat == 60
+
+
+def inspected(token: str) -> dict[str, Any]:
+    claims: dict[str, Any] = json.loads(run("token", "inspect", token, "--json").output)["claims"]
+    return claims
+
+
+def test_a_minted_token_is_for_the_validator_and_as_short_as_the_issuer_of_its_folder(
+    project: Path,
+) -> None:
+    settings, issuers = project / "validator.yaml", project / "issuers.yaml"
+    settings.write_text(settings.read_text().replace("audience: waypost", "audience: https://llm"))
+    issuers.write_text(issuers.read_text().replace("max_lifetime_s: 3_600", "max_lifetime_s: 90"))
+
+    claims = inspected(mint_in(project))
+
+    assert (claims["aud"], claims["exp"] - claims["iat"]) == ("https://llm", 90)
+    assert inspected(mint_in(project, "--aud", "other"))["aud"] == "other"
+    result = run(
+        "token", "mint", "--sub", "a", "--tier", "b", "--account", "c", "--lifetime", "91",
+        "--key", str(project / "issuer.key.pem"), "--issuers", str(issuers),
+    )  # fmt: skip
+    assert result.exit_code == 2
+    assert "max_lifetime_s, 90" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("text", ["channel: prod", "audience: 7", "audience: ''"])
+def test_settings_without_an_audience_mint_nothing(project: Path, text: str) -> None:
+    (project / "validator.yaml").write_text(text)
+
+    result = run(
+        "token", "mint", "--sub", "a", "--tier", "b", "--account", "c",
+        "--key", str(project / "issuer.key.pem"), "--issuers", str(project / "issuers.yaml"),
+    )  # fmt: skip
+
+    assert isinstance(result.exception, WaypostError)
+    assert "validator.yaml" in result.exception.message
+    assert "--aud" in result.exception.message
+
+
+def test_waypost_says_its_version() -> None:
+    said = subprocess.run([WAYPOST, "--version"], capture_output=True, text=True, check=True)
+
+    assert said.stdout == f"waypost {version('waypost')}\n"
 
 
 @pytest.mark.parametrize("limit", ["day", "day=", "day=-1", "day=1e9", "eon=1", "day=0.0000000001"])

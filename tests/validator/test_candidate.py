@@ -1,6 +1,7 @@
 """A policy on trial: decided along in the shadow, served to a few, and rolled back by itself."""
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -20,7 +21,7 @@ from waypost.shared.headers import parse_decision
 from waypost.shared.records import Shadow
 from waypost.shared.rules import cohort, place
 from waypost.shared.trust import ManifestKeeper
-from waypost.validator.candidate import CANARY, Tally, worse
+from waypost.validator.candidate import CANARY, Tally, shadow_of, worse
 from waypost.validator.config.manifests import CanaryConfig, SendConfig
 from waypost.validator.ledger import scope_of
 from waypost.validator.records import RecordFilter, SqliteRecordStore
@@ -93,6 +94,29 @@ async def test_a_shadow_is_in_the_record_and_nowhere_else(tmp_path: Path, acme: 
     assert record.manifest_digest != record.shadow.manifest_digest
     assert [seen.json["model"] for seen in acme.seen] == ["acme-small"]
     assert answer.headers["waypost-manifest"] == "1"
+
+
+async def test_a_shadow_that_takes_long_to_measure_does_so_off_the_loop(
+    tmp_path: Path, acme: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+
+    def watched(*told: Any) -> Shadow:  # noqa: ANN401
+        threads.append(threading.get_ident())
+        return shadow_of(*told)
+
+    monkeypatch.setattr("waypost.validator.candidate.shadow_of", watched)
+    async with _on_trial(tmp_path, acme, shadow_share=1) as validator:
+        await validator.record(await validator.chat())
+        # As one is that reads meaning: that is an extra, which not everybody installs.
+        assert validator.desk.candidate is not None
+        trial = validator.desk.candidate.serving
+        assert trial is not None
+        monkeypatch.setattr(trial.compiled.reader, "is_slow", True)
+        record = await validator.record(await validator.chat())
+
+    assert record.shadow is not None
+    assert [one == threading.get_ident() for one in threads] == [True, False]
 
 
 async def test_a_candidate_of_another_root_is_no_candidate(tmp_path: Path, acme: Upstream) -> None:

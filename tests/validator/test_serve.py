@@ -1,86 +1,15 @@
 """``waypost validator serve`` as an operator meets it: one line when it is ready, one when not."""
 
-import os
-import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
-from support.publisher import Publisher
-from support.tokens import AUDIENCE, App
+from support.serving import Project
 from support.upstream import running_upstream
 from support.validator import HELLO
-from waypost.shared.trust import ManifestKeeper
-
-WAYPOST = Path(sys.executable).with_name("waypost")
-
-
-class Project:
-    """A folder that a validator can be run in."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.app = App()
-        self.publisher = Publisher()
-        self.file = folder / "validator.yaml"
-        (folder / "root.json").write_bytes(self.publisher.root)
-        self.write()
-
-    def write(self, port: int = 9, manifest: str = "root: root.json") -> None:
-        self.file.write_text(
-            f"audience: {AUDIENCE}\nmanifest: {{{manifest}}}\nproviders:\n"
-            f"  acme: {{base_url: 'http://127.0.0.1:{port}/v1', api_key: ACME_KEY}}\n"
-            "budgets: {default: [{window: day, limit_usd: 1}]}\n"
-        )
-
-    def publish(self) -> None:
-        cache = self.folder / "state/manifest.json"
-        cache.parent.mkdir()
-        bundle = self.publisher.publish(issuers=self.app.issuers())
-        root = self.publisher.root
-        ManifestKeeper(url=None, channel="prod", root=root, cache=cache).accept(bundle, etag=None)
-
-    def start(self, *options: str, port: int = 0) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [
-                *(WAYPOST, "validator", "serve", "--config", self.file),
-                *("--port", str(port), *options),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "ACME_KEY": "sk-acme-secret"},
-        )
-
-    @contextmanager
-    def serving(self, *options: str) -> Generator[str]:
-        process = self.start(*options)
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            assert line.startswith("waypost validator listening on http://127.0.0.1:"), line
-            yield line.split()[-1]
-        finally:
-            process.send_signal(signal.SIGTERM)
-            out, err = process.communicate(timeout=20)
-        assert out == ""
-        assert "Traceback" not in err
-        assert "sk-acme-secret" not in err
-
-    def refused(self, *options: str, port: int = 0) -> str:
-        process = self.start(*options, port=port)
-        out, err = process.communicate(timeout=20)
-        assert process.returncode == 1
-        assert out == ""
-        assert "Traceback" not in err
-        return " ".join(err.split())
 
 
 @pytest.fixture

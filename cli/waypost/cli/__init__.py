@@ -5,9 +5,11 @@ what they need when they run, so one whose extra is missing says so. Exit codes:
 finding, 2 usage.
 """
 
+import sys
 from collections.abc import Callable
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
+from typing import Annotated
 
 import typer
 
@@ -17,6 +19,12 @@ from waypost.shared.errors import WaypostError
 __all__ = ["main"]
 
 GROUP = "waypost.commands"
+
+
+def _say_version(is_asked: bool) -> None:
+    if is_asked:
+        sys.stdout.write(f"waypost {version('waypost')}\n")
+        raise typer.Exit
 
 
 @cache
@@ -29,9 +37,24 @@ def _command() -> Callable[[], object]:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
+    app.callback()(_waypost)
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         entry.load()(app)
     return typer.main.get_command(app)
+
+
+def _waypost(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            is_eager=True,
+            callback=_say_version,
+            help="Say which version this is.",
+        ),
+    ] = False,
+) -> None:
+    """Signed routing for LLM traffic."""
 
 
 def main() -> None:

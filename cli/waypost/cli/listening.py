@@ -7,7 +7,16 @@ import uvicorn
 
 from waypost.shared.errors import WaypostError
 
-__all__ = ["BACKLOG", "KEEP_ALIVE_S", "ListenError", "SayingServer", "listen", "url_of"]
+__all__ = [
+    "BACKLOG",
+    "KEEP_ALIVE_S",
+    "ListenError",
+    "SayingServer",
+    "begin",
+    "bind",
+    "listen",
+    "url_of",
+]
 
 BACKLOG = 2_048
 # Longer than proxies and clients keep idle connections (nginx: 60 s), so that none is closed under
@@ -30,6 +39,20 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         ListenError: the port is taken, or the host is not ours.
     """
+    listener = bind(host, port)
+    begin(listener)
+    return listener
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket that has its port, and refuses whoever connects until ``begin``.
+
+    Args:
+        port: 0 takes a free one.
+
+    Raises:
+        ListenError: the port is taken, or the host is not ours.
+    """
     listener: socket.socket | None = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -40,12 +63,21 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(BACKLOG)
     except OSError as exc:
         if listener is not None:
             listener.close()
         raise ListenError(f"cannot listen on {host} port {port}: {exc.strerror}") from exc
     return listener
+
+
+def begin(listener: socket.socket) -> None:
+    """Let ``listener`` take connections. Raises ListenError when another was faster."""
+    host, port = listener.getsockname()[:2]
+    try:
+        listener.listen(BACKLOG)
+    except OSError as exc:
+        listener.close()
+        raise ListenError(f"cannot listen on {host} port {port}: {exc.strerror}") from exc
 
 
 def url_of(listener: socket.socket) -> str:

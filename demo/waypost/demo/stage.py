@@ -182,6 +182,8 @@ def set_stage(mode: Mode, *, say: Callable[[str], None]) -> Generator[Stage, Non
                     str(folder / "validator.yaml"),
                     "--port",
                     "0",
+                    "--grace-s",
+                    "0",
                 ),
                 announcement="waypost validator listening on",
                 log=folder / "validator.log",

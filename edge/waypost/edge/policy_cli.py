@@ -25,10 +25,11 @@ from waypost.edge.training import calibrate_cli, training_cli
 if TYPE_CHECKING:
     from waypost.edge.issue import SigningKey
     from waypost.shared.compiled import CompiledPolicy
-    from waypost.shared.contracts import Issuers, Measured, SpendLimit, Window
+    from waypost.shared.contracts import Issuer, Issuers, Measured, SpendLimit, Window
 
 __all__ = ["register"]
 
+MAX_LIFETIME_S = 86_400  # no issuer's may be longer
 TIMES = {"exp", "iat", "nbf"}
 
 policy_commands = typer.Typer(no_args_is_help=True, help="Check and understand a policy.")
@@ -175,7 +176,12 @@ def _mint(
     ] = Path("issuers.yaml"),
     iss: Annotated[str | None, typer.Option(help="Instead of the issuers file.")] = None,
     kid: Annotated[str | None, typer.Option(help="Instead of the issuers file.")] = None,
-    aud: Annotated[str, typer.Option(help="The validator's audience.")] = "waypost",
+    aud: Annotated[
+        str | None,
+        typer.Option(
+            help="The validator's audience, if not as in validator.yaml beside the issuers file."
+        ),
+    ] = None,
     limit: Annotated[
         list[str] | None, typer.Option(help="Dollars per window, as day=5.00; may repeat.")
     ] = None,
@@ -189,7 +195,12 @@ def _mint(
     jkt: Annotated[
         str | None, typer.Option(help="Thumbprint of the key that alone may use it (DPoP).")
     ] = None,
-    lifetime: Annotated[int, typer.Option(min=1, max=86_400, help="Seconds.")] = 600,
+    lifetime: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=86_400, help="Seconds; 600, or less where the issuer's max_lifetime_s is."
+        ),
+    ] = None,
 ) -> None:
     """Write an access token to standard output. Whoever has it can spend from the account.
 
@@ -198,18 +209,19 @@ def _mint(
     from waypost.edge.issue import mint, new_claims
 
     signing_key = _signing_key(key)
+    longest_s = MAX_LIFETIME_S
     if iss is None or kid is None:
-        named_iss, named_kid = _named(signing_key, issuers)
-        iss, kid = iss or named_iss, kid or named_kid
+        issuer, named_kid = _named(signing_key, issuers)
+        iss, kid, longest_s = iss or issuer.iss, kid or named_kid, issuer.max_lifetime_s
     claims = new_claims(
         iss=iss,
-        aud=aud,
+        aud=aud or _audience(issuers.with_name("validator.yaml")),
         sub=sub,
         tier=tier,
         account=account,
         now=_now(),
         jti=uuid4().hex,
-        lifetime_s=lifetime,
+        lifetime_s=_lifetime_s(lifetime, longest_s),
         limits=tuple(map(_limit, limit or ())),
         tenant=tenant,
         region=region,
@@ -233,7 +245,35 @@ def _signing_key(path: Path) -> "SigningKey":
         raise StoreError(f"cannot read {path}: {exc.strerror}") from exc
 
 
-def _named(key: "SigningKey", path: Path) -> tuple[str, str]:
+def _audience(path: Path) -> str:
+    """Return the audience of the validator whose settings are at ``path``; else ``init``'s."""
+    from waypost.cli.yamlfile import FileError, read_yaml
+    from waypost.edge.init_project import AUDIENCE
+
+    if not path.exists():
+        return AUDIENCE
+    file = read_yaml(path)
+    audience = file.value.get("audience")
+    if not isinstance(audience, str) or not audience:
+        file.find(("audience",), "there is none; name the validator, or give --aud")
+        raise FileError(file.findings)
+    return audience
+
+
+def _lifetime_s(wanted_s: int | None, longest_s: int) -> int:
+    from waypost.edge.issue import DEFAULT_LIFETIME_S
+
+    if wanted_s is None:
+        return min(DEFAULT_LIFETIME_S, longest_s)
+    if wanted_s > longest_s:
+        raise typer.BadParameter(
+            f"{wanted_s} s is more than the issuer's max_lifetime_s, {longest_s}: every validator"
+            " would refuse the token"
+        )
+    return wanted_s
+
+
+def _named(key: "SigningKey", path: Path) -> "tuple[Issuer, str]":
     """Return issuer and key id by which the issuers file knows ``key``."""
     from waypost.shared.errors import StoreError
     from waypost.shared.issuer_keys import public_key
@@ -242,7 +282,7 @@ def _named(key: "SigningKey", path: Path) -> tuple[str, str]:
     for issuer in _issuers(path).issuers:
         for known in issuer.keys:
             if public_key(known) == ours:
-                return issuer.iss, known.kid
+                return issuer, known.kid
     raise StoreError(
         f"{path} does not list this key; add its public half, or give --iss and --kid",
         code="key_unknown",

@@ -56,6 +56,7 @@ _ATTEMPTS: dict[AttemptOutcome, str] = {
     "bad_response": "answered nonsense",
     "cut_short": "broke off in the middle",
     "cancelled": "was stopped, as the caller hung up",
+    "stopped": "was cut off, as the validator stopped",
     "ok": "answered",
 }
 

@@ -34,6 +34,7 @@ AttemptOutcome = Literal[
     "ok",
     "cut_short",  # the provider broke off after the first byte
     "cancelled",  # the caller hung up
+    "stopped",  # the validator itself ended
     "connect_error",
     "timeout",
     "rate_limited",
@@ -203,7 +204,7 @@ class DecisionRecord(Struct, frozen=True, kw_only=True):
 Fate = Literal["answered", "abandoned", "failed", "rejected", "refused"]
 
 _REJECTIONS = frozenset({"client_error", "content_filter", "context_too_long", "foreign_state"})
-_OUR_FAULTS = frozenset({"internal_error", "ledger_unavailable", "out_of_service"})
+_OUR_FAULTS = frozenset({"internal_error", "ledger_unavailable", "out_of_service", "stopping"})
 
 
 def fate_of(record: DecisionRecord) -> Fate:

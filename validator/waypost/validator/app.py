@@ -263,7 +263,8 @@ async def _bundle(request: Request) -> Response:
     try:
         trusted = await to_thread.run_sync(partial(desk.keeper.accept, body, etag=None))
     finally:
-        await desk.take_over()  # even a bundle that is refused may revoke what is served
+        # Even a bundle that is refused may revoke what is served.
+        pending = await desk.take_over()
     if desk.refused is not None:
         raise PolicyError(
             f"Manifest v{trusted.policy.version} is signed and current, and is not served:"
@@ -276,6 +277,7 @@ async def _bundle(request: Request) -> Response:
             "digest": trusted.policy_digest,
             "expires_at": trusted.expires_at,
             "unserved": desk.unserved,
+            "pending_workers": pending,
         }
     )
 
@@ -307,6 +309,8 @@ async def _readyz(request: Request) -> Response:
     ``updates`` is told for the alarm alone: what was good is served until it expires.
     """
     desk = _desk(request)
+    if desk.is_stopping:
+        return _json({"status": "stopping", "checks": {}}, UNAVAILABLE)
     now = int(desk.clock())
     checks: dict[str, str] = {}
     try:

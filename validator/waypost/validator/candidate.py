@@ -152,6 +152,7 @@ class Candidate:
     """The candidate of one process.
 
     Attributes:
+        keeper: of its manifest.
         serving: what is on trial; ``None`` until it is there.
         rolled_back: why the canary of this very manifest is over; ``None`` while it is not.
         send: how many requests are also sent where it would; ``None``: none.
@@ -171,7 +172,7 @@ class Candidate:
     ) -> None:
         self._config = config
         self._counts = counts
-        self._keeper = keeper
+        self.keeper = keeper
         self._upstreams = upstreams
         self._budgets = budgets
         self._audience = audience
@@ -189,17 +190,20 @@ class Candidate:
             task.cancel()
         await asyncio.gather(*self.sending, return_exceptions=True)
 
-    async def refresh(self, client: httpx.AsyncClient) -> bool:
-        """Return whether there is another candidate than before. Never raises."""
+    async def refresh(self, client: httpx.AsyncClient) -> None:
+        """Ask once for a newer candidate, which ``take_over`` then has. Never raises."""
         try:
             if self._config.url is None:
-                await to_thread.run_sync(self._keeper.load)
+                await to_thread.run_sync(self.keeper.load)
             else:
-                await self._keeper.arefresh(client)
+                await self.keeper.arefresh(client)
         except TrustError as exc:
             if self.serving is None:
                 logger.warning("no candidate: %s: %s", exc.code, exc)
-        trusted = self._keeper.current
+
+    def take_over(self) -> bool:
+        """Have the keeper's manifest on trial; return whether it is another than before."""
+        trusted = self.keeper.current
         if trusted is None or self._considered is trusted:
             return False
         self._considered = trusted

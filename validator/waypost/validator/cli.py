@@ -31,12 +31,38 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65_535, help="0 takes a free one.")] = 8_080,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes to run.")] = 1,
+    grace_s: Annotated[
+        float,
+        typer.Option(
+            "--grace-s",
+            min=0,
+            max=3_600,
+            help="After SIGTERM, how long requests are still taken while /readyz says no.",
+        ),
+    ] = 5,
+    drain_s: Annotated[
+        float,
+        typer.Option(
+            "--drain-s",
+            min=0,
+            max=86_400,
+            help="Then, how long answers under way may take; 0: as long as they do.",
+        ),
+    ] = 30,
 ) -> None:
     """Serve chat completions under the signed manifest."""
     # Server and stores take half a second to import, which `--help` should not.
     from waypost.validator.server import run
+    from waypost.validator.supervisor import Stopping
 
-    run(config, host=host, port=port, workers=workers, ready=_say_ready)
+    run(
+        config,
+        host=host,
+        port=port,
+        workers=workers,
+        stopping=Stopping(grace_s, drain_s),
+        ready=_say_ready,
+    )
 
 
 def _say_ready(address: str) -> None:

@@ -8,7 +8,8 @@ import asyncio
 import hmac
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import httpx
@@ -33,6 +34,7 @@ from waypost.validator.candidate import Candidate
 from waypost.validator.config import ValidatorConfig
 from waypost.validator.detectors import Detectors
 from waypost.validator.dpop import ProofChecker
+from waypost.validator.lane import Lane, is_large
 from waypost.validator.ledger import Ledger
 from waypost.validator.receipts.keys import ReceiptKeys
 from waypost.validator.records import RecordSink, RecordStore
@@ -64,7 +66,13 @@ MAX_CALLERS = 10_000
 
 
 class Desk:
-    """One validator process. Time and luck (0 to 1) come from what it was given."""
+    """One validator process. Time and luck (0 to 1) come from what it was given.
+
+    Attributes:
+        is_stopping: whether the validator will end soon, so that it should be sent no more.
+        is_cut: whether it ends now, and with it all that is under way.
+        under_way: what waits for a provider, or for a caller to read.
+    """
 
     def __init__(
         self,
@@ -107,6 +115,11 @@ class Desk:
         self.counts = Counts()
         self.siblings = siblings
         self.metrics_token = metrics_token
+        self.lane = Lane()
+        self.is_stopping = self.is_cut = False
+        self.under_way: set[asyncio.Task[object]] = set()
+        self._share: Callable[[str, bytes], Awaitable[int]] | None = None
+        self._told_changes: dict[str, int] = {}
         self._hedges: dict[tuple[str, int], ExtraBudget] = {}
         self.tracer = tracer
         self.receipts = receipts
@@ -161,22 +174,34 @@ class Desk:
             code="manifest_missing",
         )
 
-    async def take_over(self) -> None:
-        """Serve what the keeper holds now, if that is something new and can be served."""
+    async def take_over(self) -> int:
+        """Serve what the keepers hold now, if that is something new and can be served.
+
+        Returns:
+            How many of the other workers do not use it yet: they are waited for, a while.
+        """
+        is_new = self._swap() | self._swap_candidate()
+        pending = await self._tell_others()
+        if is_new:
+            await self.keep_policies()
+        return pending
+
+    def _swap(self) -> bool:
+        """Serve what the keeper holds now; return whether that is another manifest."""
         trusted = self.keeper.current
         if trusted is None:
             if self._serving is not None:
                 logger.error("manifest v%d was signed with a revoked key", self._serving.version)
             self._serving = self._considered = self.refused = None
-            return
+            return False
         if self._considered is trusted:
-            return
+            return False
         self._considered = trusted
         try:
             serving = self._ready(trusted)
         except PolicyError as exc:
             self._refuse(trusted, exc)
-            return
+            return False
         self.refused = None
         before = self._serving
         if serving.unserved and (before is None or before.digest != serving.digest):
@@ -207,7 +232,7 @@ class Desk:
         self.callers.clear()
         self._know_names()
         logger.info("serving manifest v%d of channel %s", serving.version, self.config.channel)
-        await self._keep_policy(serving)
+        return True
 
     def _ready(self, trusted: Trusted) -> Serving:
         return Serving(
@@ -252,7 +277,9 @@ class Desk:
             else:
                 self._told = None
             await self.take_over()
-            await self._refresh_candidate()
+            if self.candidate is not None:
+                await self.candidate.refresh(self._client)
+                await self.take_over()
             self._tell_lapses()
 
     def _tell_lapses(self) -> None:
@@ -265,15 +292,58 @@ class Desk:
         newest = self.keeper.current
         return [] if newest is None else lapses(newest.expires, self.clock())
 
-    async def _refresh_candidate(self) -> None:
-        candidate = self.candidate
-        if candidate is None or not await candidate.refresh(self._client):
-            return
-        serving = candidate.serving
-        if serving is None:
-            return
+    # ── the other workers ──────────────────────────────────────────────────────────────────
+
+    async def share_by(self, share: Callable[[str, bytes], Awaitable[int]]) -> None:
+        """Let the other workers have, by ``share``, what this one has verified and will."""
+        self._share = share
+        await self._tell_others()
+
+    async def _tell_others(self) -> int:
+        pending = 0
+        if self._share is not None:
+            for what, keeper in self._keepers().items():
+                changes = keeper.changes
+                if changes != self._told_changes.get(what, 0):
+                    self._told_changes[what] = changes
+                    pending += await self._share(what, await to_thread.run_sync(keeper.state))
+        return pending
+
+    async def adopt(self, what: str, state: bytes) -> bool:
+        """Serve what another worker verified, once it is verified here; whether it is new.
+
+        What is new is still to be kept, by ``keep_policies``.
+
+        Raises:
+            TrustError: it is refused; it may have revoked what was served all the same.
+        """
+        keeper = self._keepers().get(what)
+        if keeper is None:
+            return False
+        try:
+            await to_thread.run_sync(keeper.adopt, state)
+        finally:
+            is_new = self._swap() if keeper is self.keeper else self._swap_candidate()
+        return is_new
+
+    def _keepers(self) -> dict[str, ManifestKeeper]:
+        keepers = {"manifest": self.keeper}
+        if self.candidate is not None:
+            keepers["candidate"] = self.candidate.keeper
+        return keepers
+
+    def _swap_candidate(self) -> bool:
+        if self.candidate is None or not self.candidate.take_over():
+            return False
         self._know_names()
-        await self._keep_policy(serving)
+        return True
+
+    async def keep_policies(self) -> None:
+        """Keep the manifests beside the records that they decide."""
+        trial = None if self.candidate is None else self.candidate.serving
+        for serving in (self._serving, trial):
+            if serving is not None:
+                await self._keep_policy(serving)
 
     def _know_names(self) -> None:
         trial = None if self.candidate is None else self.candidate.serving
@@ -316,14 +386,19 @@ class Desk:
         """Return the candidate where it serves this caller."""
         return None if self.candidate is None else self.candidate.serves(caller.signed.cohort, now)
 
-    def with_shadow(self, record: DecisionRecord, asked: Asked, caller: Caller) -> DecisionRecord:
+    async def with_shadow(
+        self, record: DecisionRecord, asked: Asked, caller: Caller
+    ) -> DecisionRecord:
         """Return the record with what the candidate would have decided, if it is asked."""
         if self.candidate is None or record.facts is None or record.is_canary:
             return record
         serving = self.candidate.shadows(caller.signed.cohort)
         if serving is None:
             return record
-        shadow = self.candidate.shadow(serving, asked, record)
+        work = partial(self.candidate.shadow, serving, asked, record)
+        # What it measures by may take milliseconds for each request.
+        is_slow = serving.compiled.reader.is_slow or is_large(asked.body)
+        shadow = await self.lane.run(work) if is_slow else work()
         return structs.replace(record, shadow=shadow)
 
     async def with_prompt(self, record: DecisionRecord, asked: Asked) -> DecisionRecord:
@@ -362,6 +437,14 @@ class Desk:
         self._looked_for_keys_at = now
         await self.refresh()
         return True
+
+    # ── the end ────────────────────────────────────────────────────────────────────────────
+
+    def cut_off(self) -> None:
+        """End all that is under way: each is told, paid for by what came, and recorded."""
+        self.is_cut = True
+        for task in self.under_way:
+            task.cancel()
 
     # ── providers ──────────────────────────────────────────────────────────────────────────
 

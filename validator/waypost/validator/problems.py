@@ -39,6 +39,7 @@ __all__ = [
     "outcome_of",
     "rejected",
     "reset_text",
+    "stopping",
 ]
 
 OK = 200
@@ -199,6 +200,15 @@ def deadline_exceeded() -> UpstreamError:
     return UpstreamError(
         "No provider answered within the deadline that the request set; allow more time.",
         code="deadline_exceeded",
+    )
+
+
+def stopping() -> RefusalError:
+    """Return what is told to a caller whose request outlasted the validator."""
+    return RefusalError(
+        "This validator is stopping and could not wait for an answer any longer; try again. What"
+        " was asked of a provider by then may be charged.",
+        code="stopping",
     )
 
 

@@ -47,6 +47,7 @@ class ManifestKeeper:
         store_error: why the manifest is not kept on disk, if it is not.
         lagging_since: Unix seconds since when every answer was ``older_than_seen``; ``None``
             while the newest manifest seen is the newest there is.
+        changes: how often a bundle, fetched or handed in, taught it something; see ``state``.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class ManifestKeeper:
         self.last_error: TrustError | None = None
         self.store_error: StoreError | None = None
         self.lagging_since: float | None = None
+        self.changes = 0
         self._url = url
         self._channel = channel
         self._root = root
@@ -126,6 +128,10 @@ class ManifestKeeper:
         except StoreError as exc:
             self.store_error = exc
             raise TrustError(exc.message, code="unavailable") from exc
+        return self._take_up(state)
+
+    def _take_up(self, state: State) -> Trusted | None:
+        """Believe no more of ``state``, ours or another process's, than its signatures prove."""
         if state.channel != self._channel:
             raise TrustError(
                 f"the stored manifest is for channel '{state.channel}', not '{self._channel}'",
@@ -157,6 +163,33 @@ class ManifestKeeper:
         }
         result = self._open(state.files, bundle, roots, None).result
         return None if isinstance(result, TrustError) else result
+
+    # ── between the processes of one validator ─────────────────────────────────────────────────
+
+    def state(self) -> bytes:
+        """Return what was accepted and seen so far, for another process to ``adopt``."""
+        with self._lock:
+            files = {} if self._last is None else self._last.files
+            return encode_state(self._state(files, self._etag))
+
+    def adopt(self, state: bytes) -> Trusted | None:
+        """Return ``current`` after learning what another process's ``state`` proves.
+
+        Its signatures are checked anew. It is not written to disk: who verified it first did so.
+
+        Raises:
+            TrustError: it is refused, as what is older is; a newer root in it may still have
+                revoked what was ``current``.
+        """
+        try:
+            theirs = decode_state(state)
+        except StoreError as exc:
+            raise TrustError(exc.message, code="unavailable") from exc
+        with self._lock:
+            known = {**self._floor, **theirs.floor} == self._floor
+            if known and self._last is not None and self._last.files == theirs.files:
+                return self.current
+            return self._take_up(theirs)
 
     # ── from the network ───────────────────────────────────────────────────────────────────────
 
@@ -248,14 +281,17 @@ class ManifestKeeper:
         self, bundle: bytes, files: dict[str, str], etag: str | None, roots: Mapping[str, str]
     ) -> Trusted:
         with self._lock:
-            before = self._floor
+            before, current = self._floor, self.current
             try:
                 taken = self._judge({**roots, **files}, bundle, etag)
             except TrustError:
                 if self._floor != before:
+                    self.changes += 1
                     kept = self._last.files if self._last is not None else {}
                     self._persist(kept, self._etag)
                 raise
+            if taken is not current:
+                self.changes += 1
             # Not the bundle: it may have held with the help of what was here before.
             self._persist(taken.files, etag)
             return taken
@@ -299,14 +335,7 @@ class ManifestKeeper:
     def _persist(self, files: dict[str, str], etag: str | None) -> None:
         if self._store is None:
             return
-        state = State(
-            channel=self._channel,
-            files=files,
-            floor=self._floor,
-            etag=etag,
-            root=self._last.versions["root"] if self._last is not None else 0,
-        )
-        data = encode_state(state)
+        data = encode_state(self._state(files, etag))
         try:
             with self._store.locked():
                 found = self._store.read()
@@ -318,6 +347,15 @@ class ManifestKeeper:
             return
         self._stored_digest = hashlib.sha256(data).digest()
         self.store_error = None
+
+    def _state(self, files: dict[str, str], etag: str | None) -> State:
+        return State(
+            channel=self._channel,
+            files=files,
+            floor=self._floor,
+            etag=etag,
+            root=self._last.versions["root"] if self._last is not None else 0,
+        )
 
     def _is_ahead(self, found: bytes, files: dict[str, str]) -> bool:
         """Whether another process stored something that ``files`` would take back."""

@@ -96,9 +96,10 @@ class Store:
             return None
         except OSError as exc:
             raise StoreError(f"cannot read {self.path}: {exc.strerror}") from exc
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)  # a directory cannot even be opened as a file
+            raise StoreError(f"{self.path} is not a file", code="store_corrupt")
         with open(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise StoreError(f"{self.path} is not a file", code="store_corrupt")
             data = file.read(MAX_STATE_BYTES + 1)
         if len(data) > MAX_STATE_BYTES:
             raise StoreError(

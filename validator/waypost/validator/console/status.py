@@ -340,7 +340,7 @@ def _health(
             if attempt.model == model.id:
                 outcomes[attempt.outcome] = outcomes.get(attempt.outcome, 0) + 1
     attempts = sum(outcomes.values())
-    innocent = sum(outcomes.pop(name, 0) for name in ("ok", "cancelled", "client_error"))
+    innocent = sum(outcomes.pop(name, 0) for name in ("ok", "cancelled", "stopped", "client_error"))
     decided = [record.facts.measured for record in recent if record.facts is not None]
     return Health(
         model=model,

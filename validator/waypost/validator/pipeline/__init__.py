@@ -6,6 +6,7 @@ Each step is a module. A step that cannot go on raises a ``RefusalError``, and t
 with an answer that says why, nothing charged, and a record.
 """
 
+import asyncio
 import logging
 from functools import partial
 
@@ -21,7 +22,7 @@ from waypost.validator.pipeline.reserve import Booking, reserve
 from waypost.validator.pipeline.settle import let_go, settle
 from waypost.validator.pipeline.shadow import is_drawn, send_along
 from waypost.validator.pipeline.understand import bound_time, understand
-from waypost.validator.problems import INTERNAL, describe
+from waypost.validator.problems import INTERNAL, describe, stopping
 
 __all__ = ["consider", "refuse", "serve"]
 
@@ -45,6 +46,12 @@ async def serve(desk: Desk, call: Call) -> None:
         await settle(call, considered.facts, delivered)
     except (RefusalError, StoreError) as refusal:
         await _refuse_or_log(call, refusal)
+    except asyncio.CancelledError:
+        if not desk.is_cut:
+            raise
+        if booking is not None and not booking.is_exposed:
+            await let_go(call, booking)
+        await _refuse_or_log(call, stopping())
     except Exception:
         logger.exception("request %s failed", call.id)
         if booking is not None and not booking.is_exposed:
@@ -67,7 +74,8 @@ async def _record(desk: Desk, call: Call, considered: Considered | None) -> None
     record = record_of(call)
     if considered is not None:
         try:
-            record = desk.with_shadow(record, considered.asked, considered.caller)
+            if desk.candidate is not None:
+                record = await desk.with_shadow(record, considered.asked, considered.caller)
             record = await desk.with_prompt(record, considered.asked)
             is_sent_along = is_drawn(desk, record)
         except Exception:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import random
 from contextlib import suppress
+from functools import partial
 from time import perf_counter
 
 from msgspec import Struct, structs
@@ -20,6 +21,7 @@ from waypost.validator.apis import StreamReader
 from waypost.validator.cascade.answers import Answer, read_answer, with_logprobs
 from waypost.validator.desk import Desk
 from waypost.validator.dialects.usage import NOTHING
+from waypost.validator.lane import is_large
 from waypost.validator.pipeline.call import Call, Considered, in_ms
 from waypost.validator.pipeline.charge import Evidence
 from waypost.validator.pipeline.reserve import Booking
@@ -37,6 +39,7 @@ __all__ = ["Delivered", "Try"]
 logger = logging.getLogger(__name__)
 
 MAX_ERROR_BYTES = 65_536
+TELL_S = 1.0
 # What comes before an answer, as pings and announcements do, is kept until some of the answer
 # comes, so that another model can still be asked. Not for longer than this: pings keep callers, and
 # proxies in between, from giving up.
@@ -55,6 +58,7 @@ UNREADABLE = (
     "The provider sent something that cannot be read in the middle of the answer; what came so far"
     " is charged."
 )
+STOPPED = "The validator stopped in the middle of the answer; what came so far is charged."
 TOO_LATE = "The deadline passed in the middle of the answer; what came so far is charged."
 
 # What the provider found wrong with the request. It served nothing and charges nothing.
@@ -200,16 +204,11 @@ class Try:
 
     async def open(self) -> None:
         """Ask, and wait for an answer, or for the first events of one; see ``outcome``."""
-        outgoing = self._speech.request(
-            self._asked,
-            model=self.target.model.name,
-            output_tokens=self.booking.output_tokens,
-        )
-        # Of what OpenAI's dialect has, chat completions alone take the order as it is given.
-        if self._wants_logprobs and outgoing.path == "/chat/completions":
-            outgoing = structs.replace(outgoing, body=with_logprobs(outgoing.body))
-        self._path = outgoing.path
         try:
+            if is_large(self._asked.body):
+                outgoing = await self._desk.lane.run(self._outgoing)
+            else:
+                outgoing = self._outgoing()
             if self.call.streamed:
                 await self._open_stream(outgoing)
             else:
@@ -224,10 +223,22 @@ class Try:
             self._cannot_read(str(exc))
             self.outcome = "bad_response"
         except BaseException:
-            self._end("cancelled")
+            self._end(self._given_up)
             raise
         if self._stream is None or self.outcome != "ok":
             self._end(self.outcome)
+
+    def _outgoing(self) -> Outgoing:
+        """Return what to send."""
+        outgoing = self._speech.request(
+            self._asked,
+            model=self.target.model.name,
+            output_tokens=self.booking.output_tokens,
+        )
+        # Of what OpenAI's dialect has, chat completions alone take the order as it is given.
+        if self._wants_logprobs and outgoing.path == "/chat/completions":
+            outgoing = structs.replace(outgoing, body=with_logprobs(outgoing.body))
+        return outgoing
 
     async def collect(self) -> Answer:
         """Return what the answer says, all of it; nothing of it has reached the caller.
@@ -235,7 +246,7 @@ class Try:
         A stream is waited for to its end. If that does not come ``outcome`` is no longer ``ok``.
         """
         if self._reader is None:
-            return _read_answer(self._answer, streamed=False)
+            return await self._read(self._answer, streamed=False)
         outcome: AttemptOutcome = "server_error"
         try:
             pieces = [self._events]
@@ -251,10 +262,15 @@ class Try:
             self._cannot_read(str(exc))
             outcome = "bad_response"
         except BaseException:
-            self._end("cancelled")
+            self._end(self._given_up)
             raise
         self._end(outcome)
-        return _read_answer(self._events, streamed=True)
+        return await self._read(self._events, streamed=True)
+
+    async def _read(self, answer: bytes, *, streamed: bool) -> Answer:
+        if is_large(answer):
+            return await self._desk.lane.run(partial(_read_answer, answer, streamed=streamed))
+        return _read_answer(answer, streamed=streamed)
 
     def judged(self, confidence: float | None) -> None:
         """Note how sure the answer is."""
@@ -282,16 +298,17 @@ class Try:
         )
         self._answered(answer.status, answer.retry_after, answer.body)
         if self.outcome == "ok":
-            self._take(answer.body)
+            await self._take(answer.body)
 
-    def _take(self, body: bytes) -> None:
+    async def _take(self, body: bytes) -> None:
         """Take an answer in one piece.
 
         Raises:
             ValueError: it is none.
         """
         try:
-            reply = heard(self._speech.reply, self._asked, body)
+            work = partial(heard, self._speech.reply, self._asked, body)
+            reply = await self._desk.lane.run(work) if is_large(body) else work()
         except ValueError:
             if self._refuses(body):
                 return
@@ -436,6 +453,18 @@ class Try:
             await self.call.answer(problem.status, problem.body, extra=problem.headers)
         return self.delivered()
 
+    async def break_off(self) -> None:
+        """End what the caller has the beginning of, as the validator itself ends."""
+        reader = self._reader
+        if reader is None or reader.is_done or reader.has_failed:
+            return
+        self.call.detail = STOPPED
+        rest = reader.breaking_off(STOPPED, code="stopping")
+        # A caller that does not read cannot be told.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(TELL_S):
+                await self.call.send({"type": "http.response.body", "body": rest})
+
     def delivered(self) -> Delivered:
         """Return what reached the caller so far."""
         reader, answer_bytes = self._reader, self._answer_bytes
@@ -473,7 +502,8 @@ class Try:
         if self._reader is not None and self._reader.output_bytes:
             return True
         # Of a stream that is hung up on no more is made.
-        is_stopped = self.call.streamed and self.outcome in ("cancelled", "deadline_exceeded")
+        ends = ("cancelled", "stopped", "deadline_exceeded")
+        is_stopped = self.call.streamed and self.outcome in ends
         return is_stopped or self.outcome == "ok"
 
     @property
@@ -503,7 +533,7 @@ class Try:
             outcome = await self._pass_events_on(reader)
         except BaseException:
             # SDKs hang up as soon as they have read the end: that is an answer like any other.
-            self._end("ok" if reader.is_done and not reader.has_failed else "cancelled")
+            self._end("ok" if reader.is_done and not reader.has_failed else self._given_up)
             raise
         self._end(outcome)
         rest = b"" if outcome == "ok" or reader.has_failed else self._told_of_end(reader, outcome)
@@ -586,7 +616,11 @@ class Try:
 
     def abandon(self) -> None:
         """Hang up on the provider, if it is not over yet."""
-        self._end("cancelled")
+        self._end(self._given_up)
+
+    @property
+    def _given_up(self) -> AttemptOutcome:
+        return "stopped" if self._desk.is_cut else "cancelled"
 
     def _elapsed_ms(self) -> float:
         return in_ms(perf_counter() - self._started)
@@ -670,6 +704,8 @@ class Try:
                 breaker.abandoned(who)
                 keys.limited(self._key, name, now, retry_after_s=self._retry_after_s)
                 limiter.dropped()
+            case "stopped":
+                breaker.abandoned(who)
             case "cancelled" | "deadline_exceeded" if not is_slow:
                 # Or callers in a hurry could have a provider put to rest for everybody.
                 breaker.abandoned(who)

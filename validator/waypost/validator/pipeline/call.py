@@ -144,6 +144,8 @@ class Call(Struct, kw_only=True, eq=False):
         has_whole_body: whether ``receive`` returns it at once.
         nonce: for the caller's next proof.
         untranslatable: why a provider cannot be asked this; the first that was found.
+        body_digest: of a large body, for its idempotency key.
+        is_counted: whether it counts as a request already, where the account is limited by them.
         receipt: signs what is decided, when the answer begins; ``None`` where nothing is signed.
         ends_at: by ``perf_counter``; ``is_hurried`` says that it is the caller's wish.
         breaking_off: writes the events that end a stream which has begun and must not go on;
@@ -172,6 +174,8 @@ class Call(Struct, kw_only=True, eq=False):
     untranslatable: UntranslatableError | None = None
     proposal: Proposal | None = None
     repeats: str | None = None
+    body_digest: str | None = None
+    is_counted: bool = False
     is_canary: bool = False
     trace: TraceContext | None = None
     receipt: Callable[[], bytes] | None = None

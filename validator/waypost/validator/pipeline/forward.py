@@ -6,6 +6,8 @@ deadline. Every try that a provider charges for is paid for, whether or not the 
 What a try is, is ``attempt``'s business; where the next one goes, ``walk``'s.
 """
 
+import asyncio
+
 from waypost.shared.engine import Decision
 from waypost.shared.errors import UpstreamError
 from waypost.validator.desk import Desk
@@ -15,7 +17,7 @@ from waypost.validator.pipeline.hang_up import HangUp
 from waypost.validator.pipeline.reserve import Booking
 from waypost.validator.pipeline.settle import let_go, pay
 from waypost.validator.pipeline.walk import Walk
-from waypost.validator.problems import CALLER_GONE
+from waypost.validator.problems import CALLER_GONE, stopping
 
 __all__ = ["forward"]
 
@@ -29,11 +31,15 @@ async def forward(
         decision: what the booking pays for.
 
     Raises:
-        UpstreamError: no model of the chain answered; nothing is held any more.
+        RefusalError: no model of the chain answered, or the validator stopped before one did;
+            nothing is held any more.
     """
     walk = Walk(desk, call, considered, decision, booking)
     told: Try | None = None
     unsettled: Try | None = None
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - a request is served by one
+    desk.under_way.add(task)
     try:
         if not call.streamed:
             # It runs to its end even if the caller hangs up: only the end says what it cost.
@@ -48,10 +54,22 @@ async def forward(
         if told is None:
             raise UpstreamError("The caller hung up.", code="caller_gone")
         return told.delivered()
+    except asyncio.CancelledError:
+        if not desk.is_cut:
+            unsettled, told = told, None  # nobody else will settle it
+            raise
+        task.uncancel()
+        walk.hang_up()
+        if told is None or not call.has_started:
+            told = None
+            raise stopping() from None
+        await told.break_off()
+        return told.delivered()
     except BaseException:
         unsettled, told = told, None  # nobody else will settle it
         raise
     finally:
+        desk.under_way.discard(task)
         walk.hang_up()
         for one in walk.tries:
             if one is not told and not (done := one.delivered()).is_free:

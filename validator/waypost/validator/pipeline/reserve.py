@@ -37,7 +37,7 @@ from waypost.validator.pipeline.call import Call, Considered
 from waypost.validator.problems import reset_text
 from waypost.validator.serving import Caller, Target
 
-__all__ = ["Booking", "Plan", "bound_nusd", "preview", "reserve"]
+__all__ = ["Booking", "Plan", "ask_first", "body_digest", "bound_nusd", "preview", "reserve"]
 
 # Cutting an answer shorter than this to fit a budget would sell a stump as an answer.
 MIN_ANSWER_TOKENS = 64
@@ -113,7 +113,8 @@ class Booking:
             lease_s = LEASE_MARGIN_S + 2 * int(target.upstream.timeout_s)
             measured = self._facts.measured
             # Held anew, a request is still one request.
-            scopes = map(_without_request_rates, self._scopes) if self._holds else self._scopes
+            is_counted = self._holds or call.is_counted
+            scopes = map(_without_request_rates, self._scopes) if is_counted else self._scopes
             held = await self._ledger.reserve(
                 Hold(
                     id=hold_id,
@@ -191,8 +192,15 @@ def _idempotency_key(call: Call, caller: Caller) -> IdempotencyKey | None:
         )
     # Nobody learns which keys of others exist, and the same body at another API is another.
     whose = sha256(f"{caller.subject} {caller.account} ".encode() + key)
-    body = sha256(f"{call.endpoint}\n".encode() + call.body)
-    return IdempotencyKey(digest=whose.hexdigest(), body=body.hexdigest(), request_id=call.id)
+    body = call.body_digest or body_digest(call)
+    return IdempotencyKey(digest=whose.hexdigest(), body=body, request_id=call.id)
+
+
+def body_digest(call: Call) -> str:
+    """Return what stands for the body, at its API, beside an idempotency key."""
+    digest = sha256(f"{call.endpoint}\n".encode())
+    digest.update(call.body)
+    return digest.hexdigest()
 
 
 def bound_nusd(model: Model, facts: Facts, *, output_tokens: int) -> int:
@@ -248,7 +256,7 @@ async def reserve(call: Call, considered: Considered, booking: Booking) -> Decis
         lost_races += not barred
         other = _next_choice(considered, call.proposal, refusal, barred, plan.barred)
         if other is None or lost_races == HOLD_TRIES:
-            raise _refused(considered, refusal)
+            raise _refused(refusal, least_nusd=_bound_nusd(considered))
         plan = other
     _note(call, plan)
     call.crossed = booking.crossed
@@ -317,8 +325,35 @@ async def preview(desk: Desk, call: Call, considered: Considered) -> Plan:
     barred = _barred(considered, least, plan)
     other = _next_choice(considered, call.proposal, least, barred, frozenset())
     if other is None:
-        raise _refused(considered, least)
+        raise _refused(least, least_nusd=_bound_nusd(considered))
     return other
+
+
+async def ask_first(desk: Desk, call: Call, caller: Caller) -> None:
+    """Ask budgets and rates whether this caller may have anything, before much work is done.
+
+    It counts as a request from here on.
+
+    Raises:
+        BudgetError: ``budget_exhausted``, ``budget_undefined``.
+        RateError: too much of late.
+        StoreError: the ledger does not answer.
+    """
+    _require_budget(caller)
+    hold = Hold(
+        id=f"{call.id}~first",
+        amount_nusd=1,
+        scopes=caller.scopes,
+        now=call.now,
+        expires_at=call.now + LEASE_MARGIN_S,
+        tokens=1,
+    )
+    held = await desk.ledger.reserve(hold)
+    if not isinstance(held, Held):
+        assert not isinstance(held, Repeat)  # noqa: S101 - it has no key
+        raise _refused(held, least_nusd=hold.amount_nusd)
+    await desk.ledger.release(hold.id)
+    call.is_counted = True
 
 
 def _require_budget(caller: Caller) -> None:
@@ -402,7 +437,7 @@ _SHARED = {
 }
 
 
-def _refused(considered: Considered, refusal: Shortfall | Throttled) -> RefusalError:
+def _refused(refusal: Shortfall | Throttled, *, least_nusd: int) -> RefusalError:
     kind, _, name = refusal.scope.partition(":")
     if isinstance(refusal, Throttled):
         return _throttled(kind, name, refusal)
@@ -416,7 +451,7 @@ def _refused(considered: Considered, refusal: Shortfall | Throttled) -> RefusalE
         message = (
             f"{who} may spend {format_usd(refusal.limit_nusd)} {window} and has"
             f" {format_usd(refusal.available_nusd)} left, but this request may cost"
-            f" {format_usd(_bound_nusd(considered))}."
+            f" {format_usd(least_nusd)}."
         )
     return BudgetError(f"{message} {reset_text(refusal.resets_at)}", resets_at=refusal.resets_at)
 

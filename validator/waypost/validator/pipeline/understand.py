@@ -4,6 +4,7 @@ Reads what a decision needs and nothing else, and changes nothing.
 """
 
 import re
+from functools import partial
 
 from anyio import to_thread
 from msgspec import structs
@@ -15,7 +16,9 @@ from waypost.shared.contracts import AUTO, Declared, Facts, Measured, Proposal
 from waypost.shared.errors import InvalidRequestError
 from waypost.validator.desk import Desk
 from waypost.validator.detectors import json_text
+from waypost.validator.lane import is_large
 from waypost.validator.pipeline.call import Call, Headers, Receive
+from waypost.validator.pipeline.reserve import ask_first, body_digest
 from waypost.validator.serving import Caller, Serving
 from waypost.validator.speech import Asked, UntranslatableError
 
@@ -25,7 +28,6 @@ NOTHING_DECLARED = Declared()
 JSON = b"application/json"
 MAX_DEADLINE_MS = 86_400_000
 _VERSION = re.compile(rb"[0-9]{4}-[0-9]{2}-[0-9]{2}")
-DETECT_INLINE_BYTES = 64_000  # 25 ms at worst; a longer text would hold up other requests
 
 
 async def understand(
@@ -45,21 +47,16 @@ async def understand(
         timeout_s=limits.body_timeout_s,
         is_here=call.has_whole_body,
     )
-    endpoint = call.endpoint
-    request = decode(endpoint, call.body)
-    measured = await _measured(call, request, serving)
-    asked = Asked(
-        endpoint,
-        request,
-        call.body,
-        id=call.id,
-        now=call.now,
-        version=_version(call.headers),
-        betas=_betas(call.headers),
-    )
-    out = desk.out_of_service(serving, asked, account=caller.account)
-    untranslatable = _untranslatable(call, asked, serving)
-    classes = await _detect(desk, call.body)
+    if is_large(call.body):
+        # Or whoever may have nothing could keep us busy with it.
+        await ask_first(desk, call, caller)
+        read = await desk.lane.run(partial(_read, desk, call, serving))
+    elif serving.compiled.reader.is_slow:
+        read = await to_thread.run_sync(partial(_read, desk, call, serving))
+    else:
+        read = _read(desk, call, serving)
+    asked, measured, untranslatable, classes = read
+    request, out = asked.request, desk.out_of_service(serving, asked, account=caller.account)
     if out or untranslatable or classes:
         measured = structs.replace(
             measured, out_of_service=out, untranslatable=untranslatable, data_classes=classes
@@ -130,22 +127,30 @@ def bound_time(call: Call) -> None:
     call.end_after(deadline_ms, says_caller=True)
 
 
-async def _measured(call: Call, request: Request, serving: Serving) -> Measured:
-    size, reader = len(call.body), serving.compiled.reader
-    if not reader.is_slow:
-        return measure(call.endpoint, request, body_bytes=size, reader=reader)
-    return await to_thread.run_sync(
-        lambda: measure(call.endpoint, request, body_bytes=size, reader=reader)
+def _read(
+    desk: Desk, call: Call, serving: Serving
+) -> tuple[Asked, Measured, tuple[str, ...], tuple[str, ...]]:
+    """Return what the body asks, what is measured of it, who has no words for it, and its classes.
+
+    This is the work that grows with a body. Nothing here waits.
+    """
+    endpoint, body = call.endpoint, call.body
+    request = decode(endpoint, body)
+    measured = measure(endpoint, request, body_bytes=len(body), reader=serving.compiled.reader)
+    asked = Asked(
+        endpoint,
+        request,
+        body,
+        id=call.id,
+        now=call.now,
+        version=_version(call.headers),
+        betas=_betas(call.headers),
     )
-
-
-async def _detect(desk: Desk, body: bytes) -> tuple[str, ...]:
-    """Return the data classes of what the body holds: all of it, not only what is understood."""
-    if not desk.config.detectors:
-        return ()
-    if len(body) <= DETECT_INLINE_BYTES:
-        return desk.detectors.classes((json_text(body),))
-    return await to_thread.run_sync(lambda: desk.detectors.classes((json_text(body),)))
+    if is_large(body) and b"idempotency-key" in call.headers:
+        call.body_digest = body_digest(call)
+    # Of all that the body holds, not only of what is understood.
+    classes = desk.detectors.classes((json_text(body),)) if desk.config.detectors else ()
+    return asked, measured, _untranslatable(call, asked, serving), classes
 
 
 def _proposal(request: Request, headers: Headers, serving: Serving) -> Proposal | None:

@@ -98,7 +98,8 @@ class Walk:
     @property
     def under_way(self) -> Try | None:
         """The try that the caller's hanging up cut off; ``None`` if there was none."""
-        return next((one for one in self.tries if one.outcome in ("cancelled", "ok")), None)
+        ends = ("cancelled", "stopped", "ok")
+        return next((one for one in self.tries if one.outcome in ends), None)
 
     async def first_answer(self) -> Try:
         """Return the first try worth telling the caller of.
