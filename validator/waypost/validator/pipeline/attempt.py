@@ -83,6 +83,7 @@ class Try:
     __slots__ = (
         "_answer",
         "_asked",
+        "_beside",
         "_desk",
         "_events",
         "_has_ended",
@@ -133,6 +134,7 @@ class Try:
         self._key = key
         self._kind: AttemptKind = kind
         self._place = 0
+        self._beside = target.upstream.limiter.in_flight
         self._started = perf_counter()
         self._started_ms = call.elapsed_ms()
         self._span_id = None if call.trace is None else f"{random.getrandbits(64) or 1:016x}"
@@ -262,7 +264,15 @@ class Try:
             # An error as the first event is no answer.
             self.outcome = "server_error" if reader.has_failed else "ok"
             if self.outcome == "ok":
-                self.target.breaker.began(after_s=self._ttft_ms / 1_000)
+                self._began(self._ttft_ms / 1_000)
+
+    def _began(self, after_s: float) -> None:
+        target = self.target
+        target.breaker.began(after_s=after_s)
+        # Now, not at the end: a new process must know before half a minute of streams has ended.
+        target.upstream.limiter.answered(
+            (target.model.name, True), after_s, beside=self._beside, now=self._desk.monotonic()
+        )
 
     async def _rest_of(self, stream: Stream) -> bytes:
         body = b""
@@ -453,7 +463,8 @@ class Try:
             case "ok":
                 breaker.succeeded(now, after_s=after_s)
                 keys.answered(self._key, name)
-                limiter.answered((name, self.call.streamed), after_s)
+                if not self.call.streamed:
+                    limiter.answered((name, False), after_s, beside=self._beside, now=now)
             case "client_error" | "content_filter" | "context_too_long":
                 breaker.succeeded(now, after_s=0.0)
                 keys.answered(self._key, name)
