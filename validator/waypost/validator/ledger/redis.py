@@ -56,7 +56,7 @@ from waypost.validator.ledger.operations import (
     Sweep,
 )
 from waypost.validator.ledger.redis_scripts import CLOSE, FREE, GRANT, RESERVE
-from waypost.validator.ledger.redis_servers import Servers, find_servers
+from waypost.validator.ledger.redis_servers import RISKS, Servers, find_servers, risks_of
 from waypost.validator.ledger.rows import KeyRow
 
 __all__ = ["RedisStore", "open_redis"]
@@ -114,7 +114,7 @@ class RedisStore:
         self._patience_s = patience_s
         self._prefix = f"{{{prefix}}}:"
         self._is_ready = False
-        self._tidied_at = 0
+        self.risks = frozenset[str]()
         self._shas: list[str] = []
 
     def transact(self, batch: Sequence[Operation]) -> Awaitable[list[Any]]:
@@ -152,11 +152,17 @@ class RedisStore:
             zone = str(self.calendar.zone)
             await client.set(f"{self._prefix}zone", zone, nx=True)
             found = cast(str, await client.get(f"{self._prefix}zone"))
+            self._note_risks(await risks_of(client))
         try:
             check_zone(found, zone)
         except StoreError as exc:
             raise UnavailableError(exc.message, may_have_been_made=False) from exc
         self._is_ready = True
+
+    def _note_risks(self, risks: frozenset[str]) -> None:
+        for risk in sorted(risks - self.risks):
+            logger.warning("Redis may forget what was spent: %s", RISKS[risk])
+        self.risks = risks
 
     async def _send(self, batch: Sequence[Operation]) -> list[Any]:
         client = await self._client()

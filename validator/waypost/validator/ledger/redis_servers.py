@@ -18,13 +18,19 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
-from redis.exceptions import MovedError, RedisError
+from redis.exceptions import MovedError, RedisError, ResponseError
 
-__all__ = ["Servers", "find_servers"]
+__all__ = ["RISKS", "Servers", "find_servers", "risks_of"]
 
 CLUSTER = "+cluster"
 LOOK_S = 0.5  # for one node's word on who has what; a dead one must not keep the others waiting
 ANSWER_S = 0.5  # a node that is silent for so long may have been replaced
+
+
+RISKS = {
+    "no_persistence": 'it keeps nothing on a disk (appendonly no, save "")',
+    "evicts_keys": "it drops keys when its memory is full (set maxmemory-policy noeviction)",
+}
 
 
 class Servers(Protocol):
@@ -80,6 +86,24 @@ def find_servers(
         return _Single(cast(Any, Redis).from_url(url, **settings), patience_s)
     except ValueError:
         raise ValueError("not an address of Redis") from None
+
+
+async def risks_of(client: Any) -> frozenset[str]:  # noqa: ANN401
+    """Return the keys of ``RISKS`` that hold for a server; what it does not tell does not."""
+    risks: set[str] = set()
+    # Hosted servers let nobody ask for settings, and say what they do otherwise.
+    with suppress(ResponseError):
+        told = await client.info("persistence")
+        if str(told.get("aof_enabled")) == "0":
+            save = await client.config_get("save")
+            if not _text(next(iter(save.values()), None)):
+                risks.add("no_persistence")
+    with suppress(ResponseError):
+        memory = await client.info("memory")
+        policy = str(memory.get("maxmemory_policy", "noeviction"))
+        if int(memory.get("maxmemory", 0)) and policy != "noeviction":
+            risks.add("evicts_keys")
+    return frozenset(risks)
 
 
 class _Single:

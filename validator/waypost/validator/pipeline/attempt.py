@@ -85,6 +85,7 @@ class Try:
         "_asked",
         "_beside",
         "_desk",
+        "_detail",
         "_events",
         "_has_ended",
         "_key",
@@ -144,6 +145,7 @@ class Try:
         self._reader: StreamReader | None = None
         self._stream: Stream | None = None
         self._retry_after_s: float | None = None
+        self._detail: str | None = None
         self._has_ended = self.is_cut_by_caller = self.is_paid = self.was_sent = False
         self.confidence: float | None = None
         self.outcome: AttemptOutcome = "cancelled"
@@ -172,7 +174,7 @@ class Try:
             else:
                 await self._ask(outgoing)
         except NoAnswerError as failure:
-            self.outcome = failure.outcome
+            self.outcome, self._detail = failure.outcome, failure.detail
             if failure.outcome == "timeout" and self.is_cut_by_caller:
                 self.outcome = "deadline_exceeded"
         except _LateError:
@@ -444,6 +446,7 @@ class Try:
                 provider=self.target.model.provider,
                 kind=self._kind,
                 outcome=outcome,
+                detail=self._detail,
                 http_status=self.status,
                 ttft_ms=self._ttft_ms,
                 duration_ms=duration_ms,

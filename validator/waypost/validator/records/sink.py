@@ -16,13 +16,13 @@ from waypost.shared.records import DecisionRecord, decode_record, encode_record
 from waypost.validator.records.base import Encoded, RecordStore
 from waypost.validator.records.spill import Spill
 
-__all__ = ["Loss", "RecordSink"]
+__all__ = ["LOSSES", "Loss", "RecordSink"]
 
 logger = logging.getLogger(__name__)
 
 GATHER_S = 0.05  # a batch of what arrives in this time: of twice as many, each costs a fifth less
 FIRST_RETRY_S = 0.1
-LAST_RETRY_S = 5.0
+LAST_RETRY_S = 1.0  # a store that is back is found in a second
 MAX_BATCH = 2_000
 CATCH_UP_BYTES = 2 * 2**20
 MAX_RECORD_BYTES = 65_536  # ten times the largest record with every field in use
@@ -30,7 +30,7 @@ MAX_ATTEMPTS_KEPT = 16
 CLOSE_PATIENCE_S = 5.0
 
 Loss = Literal["unreadable", "too_large", "queue_full", "closed", "damaged"]
-_LOSSES: dict[Loss, str] = {
+LOSSES: dict[Loss, str] = {
     "unreadable": "it cannot be encoded",
     "too_large": f"it has more than {MAX_RECORD_BYTES} bytes",
     "queue_full": "the queue is full",
@@ -160,7 +160,7 @@ class RecordSink:
     def _drop(self, why: Loss) -> None:
         if self._untold == 0:
             # Once per gap: a full queue must not fill the log as well.
-            logger.error("a decision record is lost: %s", _LOSSES[why])
+            logger.error("a decision record is lost: %s", LOSSES[why])
         self._untold += 1
         self.lost[why] += 1
 
