@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -115,7 +115,7 @@ class _Load:
 
 
 @asynccontextmanager
-async def _loaded(url: str, prefix: str) -> AsyncIterator[_Load]:
+async def _loaded(url: str, prefix: str) -> AsyncGenerator[_Load]:
     """Ask a ledger until the block ends; then its books must balance."""
     ledger = open_redis(url, prefix=prefix)
     load = _Load(ledger)

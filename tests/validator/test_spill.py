@@ -234,6 +234,7 @@ def test_whatever_a_killed_process_was_told_is_kept_comes_back(tmp_path: Path) -
     draw, told = random.Random(12), list[range]()
     for start in (0, 10**6, 2 * 10**6):
         command = [sys.executable, "-c", _WRITER, str(tmp_path), str(start)]
+        told_last = start
         with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             for _ in range(draw.randrange(1, 30)):

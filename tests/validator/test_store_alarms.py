@@ -3,11 +3,11 @@
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import pytest
@@ -28,6 +28,8 @@ from waypost.validator.records.postgres import PostgresRecordStore
 
 pytestmark = pytest.mark.anyio
 
+NONE: set[str] = set()
+
 
 async def _told(validator: Running) -> dict[str, float]:
     text = (await validator.client.get("/metrics", headers=_bearer(validator))).text
@@ -44,7 +46,7 @@ def _bearer(validator: Running) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def _running(folder: Path, **changes: Any) -> AsyncIterator[Running]:  # noqa: ANN401
+async def _running(folder: Path, **changes: Any) -> AsyncGenerator[Running]:  # noqa: ANN401
     async with (
         running_upstream() as acme,
         running_validator(folder, {"acme": acme, "medcloud": acme}, **changes) as validator,
@@ -90,7 +92,7 @@ async def test_a_spill_that_takes_nothing_and_what_is_lost_then_are_counted(tmp_
     async with _running(tmp_path) as validator:
         sink = validator.desk.records
         down = StoreError("down", code="records_unavailable")
-        sink._max_bytes = 3_000
+        cast(Any, sink)._max_bytes = 3_000
         with (
             patch.object(validator.desk.store, "append", side_effect=down),
             patch("waypost.validator.records.spill.os.fsync", side_effect=OSError(28, "full")),
@@ -122,7 +124,7 @@ async def test_a_postgres_that_was_away_for_long_or_became_read_only_is_found_at
         await asyncio.to_thread(server.start)
         await store.append(batch)
 
-        async with store._transaction("written") as db:
+        async with cast(Any, store)._transaction("written") as db:
             await db.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
         failed = 0
         for _ in range(8):
@@ -161,11 +163,11 @@ async def test_expired_holds_and_unconfirmed_charges_are_counted(
 @pytest.mark.parametrize(
     ("options", "risks"),
     [
-        ((), set()),
-        (("--appendonly", "no", "--save", "3600 1"), set()),
+        ((), NONE),
+        (("--appendonly", "no", "--save", "3600 1"), NONE),
         (("--appendonly", "no"), {"no_persistence"}),
         (("--maxmemory", "1gb", "--maxmemory-policy", "allkeys-lru"), {"evicts_keys"}),
-        (("--appendonly", "no", "--rename-command", "CONFIG", ""), set()),  # as hosted ones do
+        (("--appendonly", "no", "--rename-command", "CONFIG", ""), NONE),  # as hosted ones do
     ],
 )
 async def test_a_redis_that_may_forget_is_told(
@@ -197,7 +199,7 @@ async def test_the_gauge_names_each_risk(tmp_path: Path) -> None:
 
 
 @asynccontextmanager
-async def _tls(path: Path) -> AsyncIterator[str]:
+async def _tls(path: Path) -> AsyncGenerator[str]:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(path)
     server = await asyncio.start_server(
@@ -216,14 +218,16 @@ async def test_a_certificate_is_told_by_its_day(
 ) -> None:
     path = self_signed(tmp_path, lasts_h=lasts_h)
     monkeypatch.setenv("SSL_CERT_FILE", str(path))
+
+    def setting(providers: dict[str, Any]) -> None:
+        providers["acme"]["base_url"] = url
+
     async with (
         _tls(path) as url,
-        _running(
-            tmp_path, change=lambda providers: providers["acme"].update(base_url=url)
-        ) as validator,
+        _running(tmp_path, change=setting) as validator,
     ):
-        for _ in range(2):
-            answer = await validator.chat()
+        await validator.chat()
+        answer = await validator.chat()
         record = await validator.record(answer)
         told = await _told(validator)
         explained = await validator.client.get(

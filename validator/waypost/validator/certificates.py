@@ -30,7 +30,7 @@ async def presented_expiry(host: str, port: int) -> float | None:
     with suppress(OSError, ValueError):
         _, writer = await asyncio.open_connection(host, port, ssl=context, server_hostname=host)
         try:
-            wire = cast(Any, writer.get_extra_info("ssl_object"))
+            wire = writer.get_extra_info("ssl_object")
             certificate = x509.load_der_x509_certificate(wire.getpeercert(binary_form=True))
             return certificate.not_valid_after_utc.timestamp()
         finally:

@@ -173,9 +173,10 @@ class _Cluster:
         return self._client(node)
 
     def lost(self, cause: BaseException) -> None:
-        if isinstance(cause, MovedError) and cause.host:
-            node = _Node(cause.host, int(cause.port))
-            self._moved[int(cause.slot_id)] = node
+        moved: Any = cause if isinstance(cause, MovedError) else None
+        if moved is not None and moved.host:
+            node = _Node(str(moved.host), int(moved.port))
+            self._moved[int(moved.slot_id)] = node
             self._nodes.add(node)
         else:
             self._map = None
