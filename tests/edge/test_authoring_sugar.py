@@ -266,7 +266,7 @@ def test_a_mistake_is_found_in_the_file_and_line_where_it_was_written(write: Wri
         ("/etc/passwd", "policy.yaml:1: extends: should be the name of a file in the same folder"),
         ("[a.yaml, b.yaml]", "policy.yaml:1: extends: should be the name of a file in the same folder"),
         ("link.yaml", "policy.yaml:1: extends: is a link out of this folder; put the file itself here"),
-        ("absent.yaml", "absent.yaml: cannot be read: No such file or directory"),
+        ("absent.yaml", "policy.yaml:1: extends: there is no file 'absent.yaml' in this folder"),
         ("broken.yaml", "broken.yaml:2: is not YAML: "),
     ],
 )  # fmt: skip

@@ -124,7 +124,10 @@ def test_a_caller_stands_where_the_validator_puts_them(tmp_path: Path) -> None:
         ("request: {keywords: proof}, expect: {route: hard}", "there is no keyword in the policy"),
         ("request: {patterns: a}, expect: {route: hard}", "there is no pattern in the policy"),
         ("request: {semantic: a}, expect: {route: hard}", "there is no route with utterances 'a'"),
-        ("request: {text: a, messages: []}, expect: {route: hard}", "has 'text' and 'messages'"),
+        (
+            "request: {text: a, messages: [{role: user, content: b}]}, expect: {route: hard}",
+            "has 'text' and 'messages'",
+        ),
         ("request: {input_tokens: -1}, expect: {route: hard}", "greater than or equal to 0"),
         ("request: {at: tomorrow}, expect: {route: hard}", "should be a time such as 2027-01-31"),
     ],

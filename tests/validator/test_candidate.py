@@ -107,6 +107,27 @@ async def test_a_candidate_of_another_root_is_no_candidate(tmp_path: Path, acme:
     assert record.shadow is None
 
 
+async def test_a_candidate_without_any_provider_here_is_not_on_trial(
+    tmp_path: Path, acme: Upstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    elsewhere = a_policy(
+        channel="next",
+        models=(a_model("far", provider="elsewhere"),),
+        routes=(Route(name="default", models=("far",)),),
+        last_resort=(),
+    )
+    async with _on_trial(tmp_path, acme, elsewhere, **_canary(share=1.0)) as validator:
+        answer = await validator.chat()
+        await validator.desk.refresh()
+        candidate = validator.desk.candidate
+    assert answer.status_code == 200
+    assert candidate is not None
+    assert candidate.serving is None
+    told = [r.message for r in caplog.records if "candidate v2 refused" in r.message]
+    assert len(told) == 1
+    assert "far (of elsewhere)" in told[0]
+
+
 # ── sent in the shadow ─────────────────────────────────────────────────────────────────────────
 
 

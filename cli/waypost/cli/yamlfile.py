@@ -10,12 +10,13 @@ from collections.abc import Iterable
 from decimal import Decimal
 from difflib import get_close_matches
 from pathlib import Path
-from types import GenericAlias, NoneType
-from typing import Any, NamedTuple, TypeVar, cast, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, NamedTuple, TypeGuard, TypeVar, Union, cast, get_args, get_origin
 
 import yaml
 from msgspec import Struct
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from waypost.shared.errors import WaypostError
@@ -34,6 +35,9 @@ Path_ = tuple[str | int, ...]
 M = TypeVar("M", bound=BaseModel)
 
 _TAG = "tag:yaml.org,2002:"
+# What YAML 1.1 reads as these when nobody puts a tag there.
+_NULLS = {"", "~", "null"}
+_BOOLS = {"yes": True, "true": True, "on": True, "no": False, "false": False, "off": False}
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]{0,23})")
 _DECIMAL = re.compile(r"[-+]?[0-9][0-9_]{0,23}\.[0-9_]{0,24}|[-+]?\.[0-9][0-9_]{0,23}")
 
@@ -149,8 +153,7 @@ class YAMLFile:
             return model.model_validate(self.value, context=context)
         except ValidationError as exc:
             for error in exc.errors(include_url=False):
-                # pydantic marks an error in a key of a mapping so; the key itself is the place.
-                path = tuple(part for part in error["loc"] if part != "[key]")
+                path = _written(self.value, error)
                 self.find(path, _mend(model, path, error))
             return None
 
@@ -204,10 +207,10 @@ class YAMLFile:
                     return None
                 case "str" | "timestamp" | "value":
                     return text
-                case "null":
+                case "null" if text.lower() in _NULLS:
                     return None
-                case "bool":
-                    return text.lower() in {"yes", "true", "on"}
+                case "bool" if text.lower() in _BOOLS:
+                    return _BOOLS[text.lower()]
                 case "int" if _INTEGER.fullmatch(text):
                     return int(text.replace("_", ""))
                 case "float" if _DECIMAL.fullmatch(text):
@@ -318,6 +321,8 @@ def _mend(model: type[BaseModel], path: Path_, error: ErrorDetails) -> str:
             return f"'{path[-1]}' is missing; add it"
         case "extra_forbidden":
             return f"there is no such field{did_you_mean(str(path[-1]), _fields(model, path[:-1]))}"
+        case "literal_error" if error.get("ctx", {}).get("expected") == "True":
+            return "should be yes; leave the field out where it is not meant"
         case "literal_error":
             expected = error.get("ctx", {}).get("expected", "")
             mend = did_you_mean(str(error["input"]), re.findall(r"'([^']*)'", expected))
@@ -326,6 +331,8 @@ def _mend(model: type[BaseModel], path: Path_, error: ErrorDetails) -> str:
             return f"should be text, not {found}; put it in quotes"
         case "model_type" | "dict_type" | "model_attributes_type":
             return f"should hold 'name: value' pairs, not {found}"
+        case "string_pattern_mismatch":
+            return f"should be of the form {error.get('ctx', {}).get('pattern', '')}"
         case "too_short":
             return "should not be empty"
         case name:
@@ -334,15 +341,60 @@ def _mend(model: type[BaseModel], path: Path_, error: ErrorDetails) -> str:
             return f"{message}, not {found}" if name.endswith("_type") else message
 
 
-def _fields(kind: Any, path: Path_) -> list[str]:  # noqa: ANN401 - annotations
-    """Return the fields that the model at ``path`` below ``kind`` has."""
-    for part in path:
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            kind = kind.model_fields[str(part)].annotation
+# The key of a mapping, and the tags of unions, which our models spell so.
+_NOT_WRITTEN = ("[key]", "(count)", "(each)")
+
+
+def _written(value: object, error: ErrorDetails) -> Path_:
+    """Return the place of a mistake in terms of the file.
+
+    pydantic also names what nobody wrote: the key of a mapping as such, and which of several
+    kinds a value was taken for.
+    """
+    path: list[str | int] = []
+    for part in error["loc"]:
+        if isinstance(value, dict) and part in value:
+            value = cast("dict[str | int, object]", value)[part]
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = cast("list[object]", value)[part]
+        elif part in _NOT_WRITTEN:
+            continue
         else:
-            # Of list[X] and dict[str, X] it is X that comes next.
-            kind = get_args(kind)[-1]
-        while get_args(kind) and not isinstance(kind, GenericAlias):
-            # Annotated[X, …] and X | None both mean X.
-            kind = next(arg for arg in get_args(kind) if arg is not NoneType)
-    return list(kind.model_fields)
+            value = None
+        path.append(part)
+    return tuple(path)
+
+
+def _fields(model: type[BaseModel], path: Path_) -> set[str]:
+    """Return the fields, as they are written, that there can be at ``path`` below ``model``."""
+    kinds: list[object] = [model]
+    for part in path:
+        kinds = [below for kind in kinds for below in _below(kind, part)]
+    return {name for kind in kinds if _is_model(kind) for name in _by_name(kind)}
+
+
+def _below(kind: object, part: str | int) -> list[object]:
+    """Return what ``part`` of a ``kind`` may be."""
+    if _is_model(kind):
+        field = _by_name(kind).get(str(part))
+        return [] if field is None else _kinds(field.annotation)
+    # Of list[X] and dict[str, X] it is X that comes next.
+    return _kinds(get_args(kind)[-1]) if get_args(kind) else []
+
+
+def _kinds(annotation: object) -> list[object]:
+    """Return the kinds that an annotation stands for: of X | None and Annotated[X, …] it is X."""
+    if get_origin(annotation) is Annotated:
+        return _kinds(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [kind for each in get_args(annotation) for kind in _kinds(each)]
+    return [annotation]
+
+
+def _is_model(kind: object) -> TypeGuard[type[BaseModel]]:
+    return isinstance(kind, type) and not get_args(kind) and issubclass(kind, BaseModel)
+
+
+def _by_name(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Return the fields by the names that people write."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}

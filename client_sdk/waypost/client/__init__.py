@@ -14,7 +14,14 @@ the rest may change.
 from waypost.client._choose import Choice, Freshness
 from waypost.client._client import AsyncWaypost, Waypost
 from waypost.client._core import Manifest, ManifestSource
-from waypost.client._events import Answered, Event, EventHook, FailedOver, Refreshed
+from waypost.client._events import (
+    Answered,
+    Event,
+    EventHook,
+    FactsElsewhere,
+    FailedOver,
+    Refreshed,
+)
 from waypost.client._feedback import Rating, decision_id
 from waypost.client._options import Options
 from waypost.client._token import AsyncTokenSource, TokenSource
@@ -38,6 +45,7 @@ __all__ = [
     "EventHook",
     "Exclusion",
     "Explanation",
+    "FactsElsewhere",
     "FailedOver",
     "Freshness",
     "InvalidRequestError",

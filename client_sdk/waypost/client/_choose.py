@@ -34,7 +34,8 @@ MEMO_ENTRIES = 1_024
 
 _NO_CHOICE = {
     "no_manifest": "There is no manifest yet, so the validator chooses.",
-    "manifest_expired": "The manifest has expired and no newer one came, so the validator chooses.",
+    "manifest_expired": "The manifest has expired and no newer one came, so the validator chooses."
+    " Publish again: waypost publish; last_error says more.",
     "no_token": "There is no access token yet to say whose request this is.",
     "token_unreadable": "The access token's claims cannot be read, so the validator chooses.",
 }

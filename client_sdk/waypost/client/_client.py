@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Self, TypeVar, Unpack
 
@@ -9,10 +10,11 @@ import msgspec
 
 from waypost.client._choose import Choice, Freshness
 from waypost.client._core import Core
-from waypost.client._facts import Names, said, saying
+from waypost.client._facts import Names, names, said, saying
 from waypost.client._feedback import Rating, check_heard, feedback, unheard
+from waypost.client._named import named
 from waypost.client._network import Network
-from waypost.client._options import Options, source_of
+from waypost.client._options import Options, check_options, source_of
 from waypost.client._token import (
     AsyncTokens,
     AsyncTokenSource,
@@ -48,12 +50,13 @@ class _Client(Generic[TokensT]):
     _tokens: TokensT
 
     def __init__(self, **options: Unpack[Options]) -> None:
+        check_options(options)
         self._core = Core(
             source_of(options),
             base_url=options.get("base_url"),
             declared=said(
                 interactive=options.get("interactive"),
-                data=options.get("data", ()),
+                data=(*names(options.get("data", ())), *names(options.get("default_data", ()))),
                 task=options.get("task"),
                 tags=options.get("tags", ()),
             ),
@@ -89,10 +92,20 @@ class _Client(Generic[TokensT]):
         return self._core.manifest_version
 
     @property
+    def manifest_expires_in_s(self) -> dict[str, float]:
+        """Signing role → for how long its signature still holds, in seconds; below 0 it has ended.
+
+        ``root`` and ``targets`` are signed by people, who should be told a week ahead; the rest an
+        edge signs anew every few minutes. Empty while there is no manifest.
+        """
+        return self._core.expires_in_s()
+
+    @property
     def last_error(self) -> TrustError | None:
         """Why the last refresh failed; ``None`` if it did not."""
         return self._core.last_error
 
+    @named
     def measure(
         self,
         messages: str | Sequence[object],
@@ -132,6 +145,7 @@ class _Client(Generic[TokensT]):
         data = msgspec.json.encode(body, enc_hook=_plain)
         return self._core.measure(decode_chat(data), len(data))
 
+    @named
     def choose(
         self,
         messages: str | Sequence[object] | Measured,
@@ -203,10 +217,12 @@ class _Client(Generic[TokensT]):
         """
         self._core.network_changed()
 
+    @named
     def explain(self, choice: Choice) -> Explanation:
         """Return why ``choice`` came out as it did: sentence, trace, exclusions."""
         return choice.explain()
 
+    @named
     @contextmanager
     def facts(
         self,
@@ -230,7 +246,40 @@ class _Client(Generic[TokensT]):
         Raises:
             InvalidRequestError: a name is not printable ASCII.
         """
-        with saying(
+        more = said(
+            interactive=interactive,
+            data=data,
+            task=task,
+            tags=tags,
+            expected_output_tokens=expected_output_tokens,
+        )
+        with self._core.open_block(more.data_classes), saying(more, session=session):
+            yield
+
+    @named
+    def bound(
+        self,
+        *,
+        interactive: bool | None = None,
+        data: Names = (),
+        task: str | None = None,
+        tags: Names = (),
+        expected_output_tokens: int | None = None,
+        session: str | None = None,
+    ) -> Self:
+        """Return a client whose every request declares this, in whatever thread, task or loop.
+
+        It shares manifest, token and all that is learned with this one, which is the one to
+        close. Blocks and headers may add to it; no block takes a class of data away.
+
+        Args:
+            session: the conversation that all its requests belong to; see ``choose``.
+
+        Raises:
+            InvalidRequestError: a name is not printable ASCII.
+        """
+        made = copy(self)
+        made._core = self._core.bound(
             said(
                 interactive=interactive,
                 data=data,
@@ -238,9 +287,9 @@ class _Client(Generic[TokensT]):
                 tags=tags,
                 expected_output_tokens=expected_output_tokens,
             ),
-            session=session,
-        ):
-            yield
+            session,
+        )
+        return made
 
 
 class Waypost(_Client[Tokens]):
@@ -265,6 +314,7 @@ class Waypost(_Client[Tokens]):
             return self._tokens.get()
         return None
 
+    @named
     def http_client(
         self,
         *,
@@ -288,6 +338,7 @@ class Waypost(_Client[Tokens]):
             timeout=_httpx.timeout(timeout),
         )
 
+    @named
     def httpx2_client(
         self,
         *,
@@ -304,6 +355,7 @@ class Waypost(_Client[Tokens]):
             timeout=_httpx2.timeout(timeout),
         )
 
+    @named
     def feedback(self, decision_id: str, rating: Rating, *, cause: str | None = None) -> None:
         """Tell the validator what an answer was worth; the newest word counts.
 
@@ -370,6 +422,7 @@ class AsyncWaypost(_Client[AsyncTokens]):
     def _token_at_hand(self) -> str | None:
         return self._tokens.token
 
+    @named
     def http_client(
         self,
         *,
@@ -386,6 +439,7 @@ class AsyncWaypost(_Client[AsyncTokens]):
             timeout=_httpx.timeout(timeout),
         )
 
+    @named
     def httpx2_client(
         self,
         *,
@@ -402,6 +456,7 @@ class AsyncWaypost(_Client[AsyncTokens]):
             timeout=_httpx2.timeout(timeout),
         )
 
+    @named
     async def feedback(self, decision_id: str, rating: Rating, *, cause: str | None = None) -> None:
         """Tell the validator what an answer was worth; see ``Waypost.feedback``."""
         import httpx

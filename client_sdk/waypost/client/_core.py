@@ -6,14 +6,15 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
 from msgspec import structs
 
 from waypost.client._choose import Choice, Chooser, Freshness, base_of, endpoint_order
-from waypost.client._events import Event, EventHook, Refreshed
+from waypost.client._events import Event, EventHook, FactsElsewhere, Refreshed
 from waypost.client._facts import Said, current_facts, current_session, merge
 from waypost.client._latency import Book
 from waypost.client._network import Network, RetryBudget
@@ -29,6 +30,8 @@ from waypost.shared.unverified import UnverifiedClaims
 
 if TYPE_CHECKING:
     import httpx
+
+    from waypost.shared.trust import LapseTeller
 
 __all__ = ["Core", "Manifest", "ManifestSource"]
 
@@ -121,6 +124,9 @@ class Core:
             tau_s=ENDPOINT_TAU_S,
             gross=float("inf"),  # a first answer's time has handshakes in it
         )
+        self._lapse_teller: LapseTeller | None = None
+        self._blocks: dict[object, tuple[int, tuple[str, ...]]] = {}
+        self._warned: set[tuple[str, ...]] = set()
         self.retries = RetryBudget()
         self.network = network or Network()
         self._on_event = on_event
@@ -184,8 +190,42 @@ class Core:
             except TrustError as exc:
                 error = exc.code
             self._swap("fresh" if error is None else "stale")
-        self.tell(Refreshed(manifest_version=self.manifest_version, error=error))
+        self._tell_refreshed(error)
         return error is None
+
+    def _tell_refreshed(self, error: str | None) -> None:
+        left = self.expires_in_s()
+        role = min(left, key=lambda role: left[role], default=None)
+        self.tell(
+            Refreshed(
+                manifest_version=self.manifest_version,
+                error=error,
+                expires_in_s=None if role is None else left[role],
+                expires_role=role,
+            )
+        )
+        if not left:
+            return
+        from waypost.shared.trust import LapseTeller, lapses
+
+        self._lapse_teller = self._lapse_teller or LapseTeller()
+        urgent = [each for each in lapses(self._expires(), self.now()) if each.is_urgent]
+        for lapse in self._lapse_teller.news(urgent):
+            _log.warning("of the manifest, %s", lapse)
+
+    def _expires(self) -> Mapping[str, int]:
+        """Return role → Unix seconds; of a source that knows no roles, one for all."""
+        snapshot = self._snapshot
+        if snapshot is None:
+            return {}
+        manifest = snapshot.manifest
+        expires: Mapping[str, int] | None = getattr(manifest, "expires", None)
+        return {"manifest": manifest.expires_at} if expires is None else expires
+
+    def expires_in_s(self) -> dict[str, float]:
+        """Return for how long the signature of each role still holds."""
+        now = self.now()
+        return {role: at - now for role, at in self._expires().items()}
 
     def tell(self, event: Event) -> None:
         """Let the app's hook know."""
@@ -356,10 +396,51 @@ class Core:
         reader = NOTHING_ASKED if snapshot is None else snapshot.chooser.policy.reader
         return measure(endpoint, request, body_bytes=body_bytes, reader=reader)
 
+    @contextmanager
+    def open_block(self, data: tuple[str, ...]) -> Generator[None]:
+        """Know of a block in this thread that declares ``data``, for as long as it is open."""
+        if not data:
+            yield
+            return
+        block = object()
+        self._blocks[block] = (threading.get_ident(), data)
+        try:
+            yield
+        finally:
+            self._blocks.pop(block, None)
+
+    def miss_blocks(self, declared: Declared) -> None:
+        """Tell of a request that lacks what a block of another thread declares."""
+        if not self._blocks:
+            return
+        here = threading.get_ident()
+        elsewhere = {
+            name for thread, data in tuple(self._blocks.values()) if thread != here for name in data
+        }
+        missing = tuple(sorted(elsewhere.difference(declared.data_classes)))
+        if not missing:
+            return
+        if missing not in self._warned:
+            self._warned.add(missing)
+            _log.warning(
+                "a request goes out without the data classes %s, which a facts block in another"
+                " thread declares: threads do not inherit blocks; use Waypost.bound",
+                ", ".join(missing),
+            )
+        self.tell(FactsElsewhere(data=missing))
+
+    def bound(self, more: Said, session: str | None) -> "BoundCore":
+        """Return this very core, whose every request also declares ``more``."""
+        return BoundCore(self, more, session)
+
+    def session(self) -> str | None:
+        """Return the conversation that a request made here belongs to."""
+        return current_session()
+
     def declared(self, more: Said | None = None, *, session: str | None = None) -> Declared:
         here = current_facts(self._declared)
         declared = here if more is None else merge(here, more)
-        session = session or current_session()
+        session = session or self.session()
         if session is None:
             return declared
         return structs.replace(declared, session=self.sessions.get(session, now_s=self.monotonic()))
@@ -471,6 +552,26 @@ class Core:
     def _first_endpoint(self, region: str | None) -> str | None:
         first = next(iter(self.targets(region)), None)
         return None if first is None else first + "/v1"
+
+
+class BoundCore(Core):
+    """A core that declares more with each request, wherever that is made.
+
+    All else, and all that either learns or replaces, is shared: they have one ``__dict__``.
+    """
+
+    __slots__ = ("_declared", "_session")  # looked up before what is shared
+
+    def __init__(self, outer: Core, more: Said, session: str | None) -> None:
+        self.__dict__ = outer.__dict__
+        self._declared = merge(outer._declared, more)
+        self._session = session or outer.session()
+
+    def session(self) -> str | None:
+        return current_session() or self._session
+
+    def close(self) -> None:
+        """Leave closing to the client that this was made of."""
 
 
 OWN_RANK = 2  # the configured validator, as the last resort

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-__all__ = ["Answered", "Event", "EventHook", "FailedOver", "Refreshed"]
+__all__ = ["Answered", "Event", "EventHook", "FactsElsewhere", "FailedOver", "Refreshed"]
 
 
 class Answered(Struct, frozen=True, kw_only=True):
@@ -40,13 +40,32 @@ class FailedOver(Struct, frozen=True, kw_only=True):
 
 
 class Refreshed(Struct, frozen=True, kw_only=True):
-    """The manifest was asked for. ``error`` is the ``TrustError``'s code, if one came of it."""
+    """The manifest was asked for.
+
+    Attributes:
+        error: the ``TrustError``'s code, if one came of it.
+        expires_in_s: until the first signature behind the manifest in use lapses; below 0 it has.
+        expires_role: whose that is: ``root`` and ``targets`` are signed by people, the rest by an
+            edge every few minutes.
+    """
 
     manifest_version: int | None
     error: str | None = None
+    expires_in_s: float | None = None
+    expires_role: str | None = None
 
 
-Event = Answered | FailedOver | Refreshed
+class FactsElsewhere(Struct, frozen=True, kw_only=True):
+    """A request goes out without classes of data that a ``facts`` block of another thread declares.
+
+    Threads do not inherit blocks, so the request may lack a duty. ``Waypost.bound`` carries them
+    everywhere.
+    """
+
+    data: tuple[str, ...]
+
+
+Event = Answered | FactsElsewhere | FailedOver | Refreshed
 
 
 class EventHook(Protocol):

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from waypost.client._core import Core
 from waypost.client._events import Answered, FailedOver
-from waypost.client._facts import current_session, from_header
+from waypost.client._facts import from_header
 from waypost.client._token import AsyncTokens, Tokens
 from waypost.shared.apis import ENDPOINT_BY_PATH, decode
 from waypost.shared.contracts import AUTO, Measured, Proposal
@@ -120,10 +120,7 @@ def exchange(
         core.raced(found)
         targets = core.targets(region)
     prepared, proposed, prompt = _prepare(core, path, headers, body, claims)
-    failure: Exception = UpstreamError(
-        "No validator is known yet: the manifest could not be fetched, and no base_url is set.",
-        code="no_endpoint",
-    )
+    failure: Exception = _nobody(core)
     for left, base in zip(range(len(targets) - 1, -1, -1), targets, strict=True):
         watch = Watch(core, base, proposed, region=region, prompt=prompt)
         try:
@@ -157,6 +154,14 @@ def exchange(
             watch.end()
             yield Discard(answer)
     raise failure
+
+
+def _nobody(core: Core) -> UpstreamError:
+    why = core.last_error
+    told = "the manifest could not be fetched" if why is None else f"{why.code}: {why.message}"
+    return UpstreamError(
+        f"No validator is known yet, and no base_url is set: {told}.", code="no_endpoint"
+    )
 
 
 def _bearer(headers: Headers) -> str | None:
@@ -215,6 +220,7 @@ def _prepare(
     except InvalidRequestError:
         # It may hold a duty, so it goes out as it is, for the validator to refuse.
         return [*prepared, (FACTS, said or "")], None, None
+    core.miss_blocks(declared)
     facts = format_facts(declared)
     if facts:
         prepared.append((FACTS, facts))
@@ -222,7 +228,7 @@ def _prepare(
     endpoint = ENDPOINT_BY_PATH.get(path.partition("?")[0])
     if endpoint is None or written is not None:
         return prepared, None, None
-    session = current_session()
+    session = core.session()
     measured = Measured()
     try:
         request = decode(endpoint, body)

@@ -6,9 +6,10 @@ never taken back. Of the rest, what was said nearest to the request counts.
 """
 
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import lru_cache
+from typing import cast
 
 from msgspec import Struct
 
@@ -22,6 +23,7 @@ __all__ = [
     "current_session",
     "from_header",
     "merge",
+    "names",
     "said",
     "saying",
 ]
@@ -57,20 +59,39 @@ def said(
 
     Raises:
         InvalidRequestError: ``header_malformed``, a name that no header can carry.
+        TypeError: an argument is of another kind.
     """
+    _check("interactive", interactive, bool)
+    _check("task", task, str)
+    _check("expected_output_tokens", expected_output_tokens, int)
     made = Said(
         interactive=interactive,
         task=task,
-        tags=_names(tags),
-        data_classes=_names(data),
+        tags=names(tags),
+        data_classes=names(data),
         expected_output_tokens=expected_output_tokens,
     )
     format_facts(merge(Declared(), made))
     return made
 
 
-def _names(names: Names) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
+def names(given: Names) -> tuple[str, ...]:
+    """Return one name, or several, as several; raises TypeError if they are none."""
+    if isinstance(given, str):
+        return (given,)
+    # Bytes are numbers to whoever goes through them.
+    listed: list[object] = [] if isinstance(given, bytes) else list(cast("Iterable[object]", given))
+    made = tuple(name for name in listed if isinstance(name, str))
+    if isinstance(given, bytes) or len(made) < len(listed):
+        raise TypeError(f"names should be text, or several texts, not {given!r}")
+    return made
+
+
+def _check(name: str, value: object, kind: type) -> None:
+    if value is None:
+        return
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise TypeError(f"{name} should be {kind.__name__}, not {type(value).__name__}")
 
 
 @lru_cache(maxsize=1_024)
@@ -130,5 +151,9 @@ def saying(more: Said, *, session: str | None = None) -> Generator[None]:
     try:
         yield
     finally:
-        _session.reset(reset_session)
-        _current.reset(reset)
+        # A generator that nobody reads to its end is closed wherever that is noticed, as in
+        # another task. Nothing was declared there, so there is nothing to take back.
+        with suppress(ValueError):
+            _session.reset(reset_session)
+        with suppress(ValueError):
+            _current.reset(reset)

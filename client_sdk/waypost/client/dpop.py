@@ -34,6 +34,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from waypost.client._named import named
 from waypost.client._paths import user_data_dir
 from waypost.shared.contracts import Confirmation, SpendLimit
 from waypost.shared.errors import StoreError
@@ -60,6 +61,7 @@ class KeyStore(Protocol):
 class FileKeyStore:
     """A file that its owner alone may read; by default in the user's data directory."""
 
+    @named
     def __init__(self, path: Path | None = None) -> None:
         self._path = path or (
             user_data_dir(platform=sys.platform, env=os.environ, home=Path.home()) / "dpop.pem"
@@ -98,6 +100,7 @@ class KeychainKeyStore:
     that run: keychains cannot put what is not there yet.
     """
 
+    @named
     def __init__(self, name: str = NAME) -> None:
         """Args:
         name: of the entry; apps that must not share a key have names of their own.
@@ -147,6 +150,7 @@ class DPoPKey:
         return cls(generate_private_key(SECP256R1()))
 
     @classmethod
+    @named
     def kept(cls, store: KeyStore | None = None) -> Self:
         """Return the key kept in ``store``, made if there is none.
 
@@ -183,6 +187,7 @@ class DPoPKey:
         """Return the private key, for a process that is to act as this one."""
         return self._private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
+    @named
     def proof(
         self, method: str, url: str, *, token: str, now: int, jti: str, nonce: str | None = None
     ) -> str:
@@ -206,6 +211,7 @@ class DPoPKey:
             claims["nonce"] = nonce
         return self._signed(self._header, claims)
 
+    @named
     def narrow(
         self,
         token: str,

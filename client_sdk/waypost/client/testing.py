@@ -22,6 +22,7 @@ from msgspec import Struct
 
 from waypost.client._client import AsyncWaypost, Waypost
 from waypost.client._fake_answers import error_of, events_of, whole_of
+from waypost.client._named import check_names, named
 from waypost.client._options import Options
 from waypost.shared.apis import ENDPOINT_BY_PATH, decode, measure
 from waypost.shared.compiled import CompiledPolicy, compile_policy
@@ -65,6 +66,7 @@ class StaticManifest:
         last_error: set it to have refreshes fail with it.
     """
 
+    @named
     def __init__(
         self, policy: Policy, *, hints: Hints | None = None, expires_at: int = NEVER
     ) -> None:
@@ -80,6 +82,7 @@ class StaticManifest:
         compiled: CompiledPolicy
         expires_at: int
 
+    @named
     def publish(
         self, policy: Policy, *, hints: Hints | None = None, expires_at: int = NEVER
     ) -> "StaticManifest.Held":
@@ -115,6 +118,7 @@ class TokenFacts(TypedDict):
 
 def unsigned_token(*, lifetime_s: int = 600, **facts: Unpack[TokenFacts]) -> str:
     """Return a token that says ``facts`` and that no real validator accepts."""
+    check_names("unsigned_token()", facts, TokenFacts.__annotations__)
     now = int(time.time())
     claims = {"tier": "free", "iat": now, "exp": now + lifetime_s, **facts}
     parts = (b'{"alg":"none"}', msgspec.json.encode(claims))
@@ -136,6 +140,8 @@ def static_async_waypost(
 
 
 def _static(policy: Policy | StaticManifest, options: Options) -> Options:
+    if "manifest" in options:
+        raise TypeError("give the manifest first, instead of a policy")
     manifest = policy if isinstance(policy, StaticManifest) else StaticManifest(policy)
     defaults: Options = {"base_url": BASE_URL, "refresh_interval_s": None}
     return {**defaults, **options, "manifest": manifest}
@@ -160,6 +166,7 @@ class FakeValidator:
         status: set it to answer everything with this HTTP status, as in an outage.
     """
 
+    @named
     def __init__(self, policy: Policy, *, reply: str = "This is {model}.") -> None:
         """Args:
         reply: text of every answer; ``{model}`` stands for the model that was decided on.

@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import logging
 import re
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +28,7 @@ from starlette.types import Receive, Scope, Send
 
 from waypost.edge.deciding import Decider
 from waypost.edge.names import CACHE_NO_ROOT_YET, CACHE_SHORT, CHANNEL, cache_control
+from waypost.edge.watching import Expiry
 from waypost.shared.errors import (
     ForbiddenError,
     InvalidRequestError,
@@ -60,6 +61,7 @@ def create_app(
     private_token: str | None = None,
     resign: Callable[[], None] | None = None,
     resign_every_s: float = 300,
+    expiry: Expiry | None = None,
 ) -> Starlette:
     """Return the edge as an ASGI application.
 
@@ -70,22 +72,25 @@ def create_app(
             reads it.
         resign: signs anew what lapses; called at start and then every ``resign_every_s``, in a
             thread. Its errors are logged and the tree stays as it is.
+        expiry: what is logged as often of what lapses, and told at ``/metrics``.
     """
+    works = [work for work in (resign, None if expiry is None else expiry.tell) if work is not None]
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncGenerator[None]:
-        if resign is None:
+        if not works:
             yield
             return
-        await _resign(resign)
+        await _upkeep(works)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_resign_for_ever, resign, resign_every_s)
+            tasks.start_soon(_keep_up, works, resign_every_s)
             yield
             tasks.cancel_scope.cancel()
 
     return Starlette(
         routes=[
             Route("/livez", _live),
+            *([] if expiry is None else [Route("/metrics", expiry.metrics)]),
             Route("/v1/probe", _probe),
             Route("/v1/decide", Decider(public).answer, methods=["POST"]),
             Route("/{path:path}", _Tree(public, private, private_token)),
@@ -95,10 +100,15 @@ def create_app(
     )
 
 
-async def _resign_for_ever(resign: Callable[[], None], every_s: float) -> None:
+async def _keep_up(works: Iterable[Callable[[], None]], every_s: float) -> None:
     while True:
         await anyio.sleep(every_s)
-        await _resign(resign)
+        await _upkeep(works)
+
+
+async def _upkeep(works: Iterable[Callable[[], None]]) -> None:
+    for work in works:
+        await _resign(work)
 
 
 async def _resign(resign: Callable[[], None]) -> None:

@@ -72,7 +72,6 @@ def load_policy(path: Path, *, channel: str, version: int, issued_at: int) -> Au
 
     Raises:
         FileError: all that is wrong with the file, each with line, path and mend.
-        PolicyError: it reads well, but the engine finds a contradiction in it.
     """
     file = read_layers(path)
     models = file.names("models")
@@ -83,7 +82,9 @@ def load_policy(path: Path, *, channel: str, version: int, issued_at: int) -> Au
         "model": models,
         "model or group": models | file.names("groups"),
         "route with utterances": {
-            str(row.get("name")) for _, row in file.rows("routes") if "utterances" in row
+            name
+            for _, row in file.rows("routes")
+            if "utterances" in row and isinstance(name := row.get("name"), str)
         },
     }
     for name in sorted(models & file.names("groups")):
@@ -114,9 +115,20 @@ def load_policy(path: Path, *, channel: str, version: int, issued_at: int) -> Au
         {row.name: at for at, route in enumerate(written.routes) for row in route.rows()},
     )
     for policy in (authored.full, authored.client):
-        # Through the reader's own eyes: what is published can be decoded and compiled.
-        compile_policy(decode_policy(msgspec.json.encode(policy)))
+        try:
+            # Through the reader's own eyes: what is published can be decoded and compiled.
+            compile_policy(decode_policy(msgspec.json.encode(policy)))
+        except PolicyError as exc:
+            file.find(_place_of(exc, authored), exc.message)
+            raise FileError(file.findings) from None
     return authored
+
+
+def _place_of(exc: PolicyError, authored: Authored) -> tuple[str | int, ...]:
+    """Return the place of the first route that a contradiction is about; the file's, if of none."""
+    named = (name for name in authored.places if f"route '{name}'" in exc.message)
+    first = min(named, key=lambda name: exc.message.index(f"'{name}'"), default=None)
+    return () if first is None else ("routes", authored.places[first])
 
 
 # ── from the file to what is signed ──────────────────────────────────────────────────────────────
@@ -289,7 +301,7 @@ def _trained(file: YAMLFile, folder: Path, field: str, kind: type[T], *, by: str
         return msgspec.json.decode(data, type=kind)
     except OSError as exc:
         problem = f"cannot read '{name}': {exc.strerror}"
-    except msgspec.MsgspecError as exc:
+    except (msgspec.MsgspecError, RecursionError) as exc:
         problem = f"is not what 'waypost policy {by} --out' writes: {exc}"
     except ValueError as exc:
         problem = str(exc)

@@ -362,7 +362,7 @@ def _document(files: Mapping[str, str], place: str, info: Any) -> dict[str, Any]
     try:
         info.verify_length_and_hashes(data)
         return msgspec.json.decode(data, type=dict[str, Any])
-    except (RepositoryError, msgspec.DecodeError) as exc:
+    except (RepositoryError, msgspec.DecodeError, UnicodeError, RecursionError) as exc:
         raise TrustError(f"the draft does not show {place}: {exc}", code="integrity") from exc
 
 

@@ -23,29 +23,41 @@ def load_issuers(path: Path, *, channel: str, version: int, issued_at: int) -> I
 
     Raises:
         FileError: all that is wrong with the file, each with line, path and mend.
-        JWKSError: a key set that it names cannot be used.
     """
-    document = read_issuers(path).document(
-        path.parent, channel=channel, version=version, issued_at=issued_at
-    )
-    kids = [key.kid for issuer in document.issuers for key in issuer.keys]
-    for kid in kids:
-        if kids.count(kid) > 1:
-            # Those of the file itself were found with their lines; these come from key sets.
-            raise JWKSError(f"two issuers of {path} have a key '{kid}'; a token names just one")
-    return document
+    file, written = _read(path)
+    found: list[Issuer] = []
+    owners: dict[str, str] = {}
+    for place, issuer in enumerate(written.issuers):
+        try:
+            found.append(issuer.document(path.parent))
+        except JWKSError as exc:
+            file.find(("issuers", place, "jwks"), exc.message)
+            continue
+        for key in found[-1].keys:
+            # Those of the file itself were found before; these come from key sets.
+            owner = owners.setdefault(key.kid, issuer.iss)
+            if owner != issuer.iss:
+                message = f"this and '{owner}' have a key '{key.kid}'; a token names just one"
+                file.find(("issuers", place), message)
+    if file.findings:
+        raise FileError(file.findings)
+    return written.document(tuple(found), channel=channel, version=version, issued_at=issued_at)
 
 
 def read_issuers(path: Path) -> "IssuersFile":
-    """Return ``path`` as written; raises FileError as ``load_issuers`` does."""
+    """Return ``path`` as written; raises FileError as ``load_issuers`` does, but for key sets."""
+    return _read(path)[1]
+
+
+def _read(path: Path) -> "tuple[YAMLFile, IssuersFile]":
     file = read_yaml(path)
-    named = {str(issuer.get("iss")) for _, issuer in file.rows("issuers")}
+    named = {iss for _, row in file.rows("issuers") if isinstance(iss := row.get("iss"), str)}
     written = file.read(IssuersFile, context={"issuer": named})
     if written is not None:
         _check(file, written)
     if written is None or file.findings:
         raise FileError(file.findings)
-    return written
+    return file, written
 
 
 IssuerRef = Annotated[str, known("issuer")]
@@ -155,12 +167,14 @@ class IssuersFile(FileModel):
     subjects: list[_Subject] = []
     tenants: list[_Tenant] = []
 
-    def document(self, folder: Path, *, channel: str, version: int, issued_at: int) -> Issuers:
+    def document(
+        self, issuers: tuple[Issuer, ...], *, channel: str, version: int, issued_at: int
+    ) -> Issuers:
         return Issuers(
             channel=channel,
             version=version,
             issued_at=issued_at,
-            issuers=tuple(issuer.document(folder) for issuer in self.issuers),
+            issuers=issuers,
             revoked_jtis=tuple(f"{token.iss} {token.jti}" for token in self.revoked_tokens),
             min_iat_by_subject={
                 f"{entry.iss} {entry.sub}": entry.min_iat

@@ -317,7 +317,7 @@ def load_keyring(directory: Path) -> Keyring:
             f"{directory} has no keyring.json; make keys with: waypost keys new",
             code="keys_missing",
         ) from None
-    except (OSError, msgspec.DecodeError) as exc:
+    except (OSError, msgspec.DecodeError, UnicodeError, RecursionError) as exc:
         raise StoreError(f"cannot read {path}: {exc}", code="keys_missing") from exc
 
 

@@ -52,6 +52,8 @@ def _read(path: Path, above: tuple[Path, ...]) -> YAMLFile:
         if below in above:
             names = " → ".join(each.name for each in (*above, below))
             raise ValueError(f"goes round in a circle ({names}); take one of them out")
+        if not below.is_file():
+            raise ValueError(f"there is no file '{below.name}' in this folder; correct the name")
         if len(above) == MAX_LAYERS:
             raise ValueError(f"is more than {MAX_LAYERS} files deep")
     except ValueError as exc:

@@ -24,11 +24,13 @@ def check_rows(file: YAMLFile) -> None:
     rows = file.rows("routes")
     for place, route in rows:
         path = ("routes", place)
-        name = str(route.get("name"))
+        named = route.get("name")
+        name = named if isinstance(named, str) else f"routes[{place}]"
         if seen.setdefault(name, place) != place:
             file.find((*path, "name"), f"routes[{seen[name]}] is named '{name}' too; rename one")
         when = route.get("when")
-        fields = set(cast("dict[str, object]", when)) if isinstance(when, dict) else set[str]()
+        said = cast("dict[str, object]", when) if isinstance(when, dict) else {}
+        fields = {field for field, value in said.items() if value is not None}
         fields |= {"utterances"} & route.keys()
         declared = sorted(fields & DECLARED_FIELDS)
         if route.get("enforce") is True and (declared or steered):

@@ -147,7 +147,7 @@ def _demands(text: str) -> dict[str, object]:
 
     try:
         said = msgspec.json.decode(text, type=dict[str, object])
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
         said = {}
     if not said or not said.keys() <= {"models", "provider"}:
         fail("--demand takes a JSON object with models, provider or both", exit_code=2)

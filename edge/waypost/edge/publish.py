@@ -46,6 +46,7 @@ __all__ = [
     "draft_key_changes",
     "draft_publication",
     "draft_root",
+    "expires",
     "publish",
     "publish_hints",
     "publish_issuer_keys",
@@ -509,6 +510,17 @@ class RoleKeys(Struct, frozen=True, kw_only=True):
     keyids: tuple[str, ...]
     threshold: int
     expires_at: int | None
+
+
+def expires(project: Project) -> dict[str, int]:
+    """Return role → when its newest signature lapses, Unix seconds; nothing before the first.
+
+    Raises:
+        StoreError: the tree cannot be read.
+    """
+    repository = _repository(project, {}, now=0)
+    roles = (*ROLES, "full")
+    return {role: repository.expires_at(role) for role in roles if repository.has(role)}
 
 
 def role_keys(project: Project) -> list[RoleKeys]:

@@ -177,7 +177,7 @@ def _hints_publish(
     project = Project(directory)
     try:
         models = msgspec.json.decode(_read(file), type=tuple[Hint, ...])
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise StoreError(f"{file}: {exc}", code="hints_invalid") from None
     signers = signers_at_hand(project, ONLINE_ROLES)
     now = int(time.time())

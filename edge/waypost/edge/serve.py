@@ -7,6 +7,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -16,8 +17,9 @@ from starlette.types import ASGIApp
 from waypost.cli.listening import SayingServer, url_of
 from waypost.edge.app import create_app
 from waypost.edge.project import Project
-from waypost.edge.publish import RESIGN_EVERY_S, resign
+from waypost.edge.publish import RESIGN_EVERY_S, expires, resign
 from waypost.edge.tracing import Traced
+from waypost.edge.watching import Expiry
 
 if TYPE_CHECKING:
     from waypost.cli.spans import Spans
@@ -53,6 +55,7 @@ def run(
         private_token=private_token,
         resign=sign_anew,
         resign_every_s=RESIGN_EVERY_S,
+        expiry=Expiry(partial(expires, project)),
     )
     if spans is not None:
         app = Traced(app, spans, share=trace_share)

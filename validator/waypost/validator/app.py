@@ -19,7 +19,13 @@ from waypost.shared.apis import ENDPOINT_BY_PATH
 from waypost.shared.contracts import AUTO, ENDPOINTS, Facts, Measured, SpendLimit
 from waypost.shared.costs import cost_estimate_nusd
 from waypost.shared.engine import exclusion
-from waypost.shared.errors import InvalidRequestError, RefusalError, StoreError, WaypostError
+from waypost.shared.errors import (
+    InvalidRequestError,
+    PolicyError,
+    RefusalError,
+    StoreError,
+    WaypostError,
+)
 from waypost.shared.explain import explain, explain_record
 from waypost.validator import watching
 from waypost.validator.asgi import ValidatorApp, new_call
@@ -259,17 +265,41 @@ async def _bundle(request: Request) -> Response:
         trusted = await to_thread.run_sync(partial(desk.keeper.accept, body, etag=None))
     finally:
         await desk.take_over()  # even a bundle that is refused may revoke what is served
+    if desk.refused is not None:
+        raise PolicyError(
+            f"Manifest v{trusted.policy.version} is signed and current, and is not served:"
+            f" {desk.refused.message}.",
+            code=desk.refused.code,
+        )
     return _json(
         {
             "version": trusted.policy.version,
             "digest": trusted.policy_digest,
             "expires_at": trusted.expires_at,
+            "unserved": desk.unserved,
         }
     )
 
 
 async def _livez(_: Request) -> Response:
     return _json({"status": "ok"})
+
+
+def _updates(desk: Desk, now: int) -> str:
+    if desk.refused is not None:
+        return "refused"
+    if desk.keeper.is_held_back(now):
+        return "held_back"
+    soon = desk.lapses()
+    if not soon:
+        return "ok"
+    return "expired" if soon[0].left_s <= 0 else "expires_soon"
+
+
+def _expires_in_s(desk: Desk, now: int) -> dict[str, int]:
+    """Role → how long its signature behind the newest manifest still holds."""
+    newest = desk.keeper.current
+    return {} if newest is None else {role: at - now for role, at in newest.expires.items()}
 
 
 async def _readyz(request: Request) -> Response:
@@ -285,7 +315,7 @@ async def _readyz(request: Request) -> Response:
         checks["manifest"] = f"v{desk.serving(now).version}"
     except RefusalError as refusal:
         checks["manifest"] = refusal.code
-    checks["updates"] = "held_back" if desk.keeper.is_held_back(now) else "ok"
+    checks["updates"] = _updates(desk, now)
     try:
         await desk.ledger.balances((READY,), now=now)
         checks["ledger"] = "ok"
@@ -302,7 +332,11 @@ async def _readyz(request: Request) -> Response:
         checks["replay"],
     }
     return _json(
-        {"status": "ok" if is_ready else "unavailable", "checks": checks},
+        {
+            "status": "ok" if is_ready else "unavailable",
+            "checks": checks,
+            "expires_in_s": _expires_in_s(desk, now),
+        },
         OK if is_ready else UNAVAILABLE,
     )
 

@@ -27,7 +27,7 @@ from waypost.shared.errors import PolicyError, TrustError
 from waypost.shared.money import bill
 from waypost.shared.records import DecisionRecord, Feedback, Shadow, fate_of
 from waypost.shared.rules import place
-from waypost.shared.trust import ManifestKeeper
+from waypost.shared.trust import ManifestKeeper, Trusted
 from waypost.validator.config.budgets import Budgets
 from waypost.validator.config.manifests import CanaryConfig, CandidateConfig
 from waypost.validator.records.compare import CONFIDENCE, share_difference
@@ -176,6 +176,8 @@ class Candidate:
         self._audience = audience
         self._grace_s = grace_s
         self.serving: Serving | None = None
+        self._considered: Trusted | None = None
+        self._refused: str | None = None  # digest of the last that could not be served
         self.rolled_back: str | None = None
         self.send = config.send
         self.sending: set[asyncio.Task[None]] = set()
@@ -197,11 +199,12 @@ class Candidate:
             if self.serving is None:
                 logger.warning("no candidate: %s: %s", exc.code, exc)
         trusted = self._keeper.current
-        if trusted is None or (self.serving is not None and self.serving.trusted is trusted):
+        if trusted is None or self._considered is trusted:
             return False
+        self._considered = trusted
         is_new = self.serving is None or self.serving.digest != trusted.policy_digest
         try:
-            self.serving = Serving(
+            serving = Serving(
                 trusted,
                 self._upstreams,
                 budgets=self._budgets,
@@ -209,10 +212,20 @@ class Candidate:
                 grace_s=self._grace_s,
             )
         except PolicyError as exc:
-            logger.error("candidate v%d refused: %s", trusted.policy.version, exc)
+            if self._refused != trusted.policy_digest:
+                logger.error("candidate v%d refused: %s", trusted.policy.version, exc)
+            self._refused = trusted.policy_digest
             return False
+        self.serving = serving
         if is_new:
             self.rolled_back = None
+            if serving.unserved:
+                logger.warning(
+                    "candidate v%d has models whose provider is not in validator.yaml, which it"
+                    " never chooses: %s",
+                    serving.version,
+                    serving.lacking,
+                )
             logger.info("manifest v%d of channel %s is on trial", self.serving.version,
                         self._config.channel)  # fmt: skip
         return is_new

@@ -19,7 +19,15 @@ from waypost.shared.compiled import CompiledPolicy
 from waypost.shared.errors import PolicyError, RefusalError, StoreError, TrustError
 from waypost.shared.records import DecisionRecord
 from waypost.shared.tracecontext import TraceContext, begin
-from waypost.shared.trust import ManifestKeeper
+from waypost.shared.trust import (
+    Lapse,
+    LapseTeller,
+    ManifestKeeper,
+    Trusted,
+    lapses,
+    with_policy_of,
+)
+from waypost.shared.trust.expiry import mend_of
 from waypost.validator.budget_webhook import BudgetWebhook
 from waypost.validator.candidate import Candidate
 from waypost.validator.config import ValidatorConfig
@@ -105,7 +113,10 @@ class Desk:
         self.webhook: BudgetWebhook | None = None
         self._redactor = redactor(config.detectors) if config.records.prompts else None
         self._client = client
+        self.refused: PolicyError | None = None  # why the newest manifest is not served
         self._serving: Serving | None = None
+        self._considered: Trusted | None = None
+        self._lapse_teller = LapseTeller()
         self._refreshing = asyncio.Lock()
         self._looked_for_keys_at = -KEY_REFRESH_S
         self._told: str | None = None
@@ -117,21 +128,36 @@ class Desk:
         """Return the manifest to serve ``now``.
 
         Raises:
-            RefusalError: ``manifest_missing``, or ``manifest_expired`` beyond its grace.
+            RefusalError: ``manifest_missing``, ``manifest_refused``, or ``manifest_expired``
+                beyond its grace.
         """
         serving = self._serving
         if serving is None:
-            raise RefusalError(
-                "This validator has no manifest yet, so it can serve nothing; try again shortly.",
-                code="manifest_missing",
-            )
+            raise self._nothing_to_serve()
         if now >= serving.refuse_from:
             raise RefusalError(
-                f"Manifest v{serving.version} has expired and no newer one could be had;"
-                " nothing is served on it any more.",
+                f"Manifest v{serving.version} has expired, and no newer one came, so nothing is"
+                f" served: {mend_of(_first_to_lapse(serving.trusted))}.",
                 code="manifest_expired",
             )
         return serving
+
+    def _nothing_to_serve(self) -> RefusalError:
+        if self.refused is not None:
+            return RefusalError(
+                "This validator has no manifest that it can serve; its log and /readyz say why.",
+                code="manifest_refused",
+            )
+        why = self.keeper.last_error
+        if why is not None and why.code == "expired":
+            return RefusalError(
+                f"This validator has only a manifest that expired: {mend_of(why.role)}.",
+                code="manifest_expired",
+            )
+        return RefusalError(
+            "This validator has no manifest yet, so it can serve nothing; try again shortly.",
+            code="manifest_missing",
+        )
 
     async def take_over(self) -> None:
         """Serve what the keeper holds now, if that is something new and can be served."""
@@ -139,23 +165,25 @@ class Desk:
         if trusted is None:
             if self._serving is not None:
                 logger.error("manifest v%d was signed with a revoked key", self._serving.version)
-            self._serving = None
+            self._serving = self._considered = self.refused = None
             return
-        if self._serving is not None and self._serving.trusted is trusted:
+        if self._considered is trusted:
             return
+        self._considered = trusted
         try:
-            serving = Serving(
-                trusted,
-                self.upstreams,
-                budgets=self.config.budgets,
-                audience=self.config.audience,
-                grace_s=self.config.manifest.grace_s,
-            )
+            serving = self._ready(trusted)
         except PolicyError as exc:
-            logger.error("manifest v%d refused: %s", trusted.policy.version, exc)
+            self._refuse(trusted, exc)
             return
-        if serving.unserved:
-            logger.warning("no provider is configured for: %s", ", ".join(serving.unserved))
+        self.refused = None
+        before = self._serving
+        if serving.unserved and (before is None or before.digest != serving.digest):
+            logger.warning(
+                "manifest v%d has models whose provider is not in validator.yaml, which nobody is"
+                " served by: %s",
+                serving.version,
+                serving.lacking,
+            )
         undefined = self.detectors.undefined(trusted.policy.data_classes)
         if undefined:
             logger.error(
@@ -179,6 +207,32 @@ class Desk:
         logger.info("serving manifest v%d of channel %s", serving.version, self.config.channel)
         await self._keep_policy(serving)
 
+    def _ready(self, trusted: Trusted) -> Serving:
+        return Serving(
+            trusted,
+            self.upstreams,
+            budgets=self.config.budgets,
+            audience=self.config.audience,
+            grace_s=self.config.manifest.grace_s,
+        )
+
+    def _refuse(self, trusted: Trusted, why: PolicyError) -> None:
+        """Keep what is served, as far as it can be: ``trusted`` cannot be."""
+        if self.refused is None or self.refused.message != why.message:
+            logger.error("manifest v%d refused: %s", trusted.policy.version, why)
+        self.refused = why
+        kept = self._serving
+        if kept is None or why.code != "providers_missing":
+            return
+        if not kept.trusted.authors <= trusted.authors:
+            # Whose key was taken away may have signed it.
+            logger.error("manifest v%d is served no more: its signers changed", kept.version)
+            self._serving = None
+            return
+        # Its policy alone cannot be served: who may ask, and until when, is as it says.
+        self._serving = self._ready(with_policy_of(trusted, kept.trusted))
+        self.callers.clear()
+
     async def refresh(self) -> None:
         """Ask the edge once for a newer manifest; a failure changes nothing but the log."""
         async with self._refreshing:
@@ -197,6 +251,17 @@ class Desk:
                 self._told = None
             await self.take_over()
             await self._refresh_candidate()
+            self._tell_lapses()
+
+    def _tell_lapses(self) -> None:
+        """Log what has to be signed anew."""
+        for lapse in self._lapse_teller.news(self.lapses()):
+            logger.log(logging.ERROR if lapse.is_urgent else logging.WARNING, "%s", lapse)
+
+    def lapses(self) -> list[Lapse]:
+        """Return the roles behind the newest manifest whose signature lapses soon."""
+        newest = self.keeper.current
+        return [] if newest is None else lapses(newest.expires, self.clock())
 
     async def _refresh_candidate(self) -> None:
         candidate = self.candidate
@@ -298,6 +363,16 @@ class Desk:
 
     # ── providers ──────────────────────────────────────────────────────────────────────────
 
+    @property
+    def trusted(self) -> Trusted | None:
+        """The manifest being served; ``None`` while there is none that can be."""
+        return None if self._serving is None else self._serving.trusted
+
+    @property
+    def unserved(self) -> tuple[str, ...]:
+        """The models of the manifest being served whose provider is not configured here."""
+        return () if self._serving is None else self._serving.unserved
+
     def targets(self) -> Mapping[str, Target]:
         """Return the models being served, by id."""
         return {} if self._serving is None else self._serving.targets
@@ -374,6 +449,10 @@ class Desk:
                 await self.seen.sweep(now=int(self.clock()))
             except StoreError as exc:
                 logger.error("proofs that are over not forgotten: %s", exc)
+
+
+def _first_to_lapse(trusted: Trusted) -> str:
+    return min(trusted.expires, key=lambda role: trusted.expires[role], default="targets")
 
 
 def _proof_checker(config: ValidatorConfig, pseudonym_key: bytes) -> ProofChecker | None:

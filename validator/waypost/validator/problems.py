@@ -14,6 +14,7 @@ from waypost.shared.errors import (
     BudgetError,
     ForbiddenError,
     InvalidRequestError,
+    PolicyError,
     RateError,
     RefusalError,
     StoreError,
@@ -61,6 +62,8 @@ _STATUS_BY_CODE = {
     "console_busy": 503,
     "manifest_missing": 503,
     "manifest_expired": 503,
+    "manifest_refused": 503,
+    "providers_missing": 409,
     "out_of_service": 503,
     "upstream_timeout": 504,
     "upstream_rate_limited": 503,
@@ -81,6 +84,7 @@ _BY_CLASS: tuple[tuple[type[WaypostError], int, str], ...] = (
     (UpstreamError, 502, "server_error"),
     (StoreError, 503, "server_error"),
     (TrustError, 400, "invalid_request_error"),
+    (PolicyError, 400, "invalid_request_error"),
     (RefusalError, 503, "server_error"),
 )
 

@@ -101,3 +101,8 @@ async def _check(config: ValidatorConfig) -> None:
                 f" {config.manifest.cache}{why}",
                 code="manifest_missing",
             )
+        if desk.refused is not None and desk.trusted is None and not config.manifest.admin:
+            raise StoreError(
+                f"there is a manifest, and it cannot be served here: {desk.refused.message}",
+                code="manifest_refused",
+            )

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from waypost.shared.compiled import CompiledPolicy
 from waypost.shared.contracts import Claims, Facts, Model, Proposal, Signed
+from waypost.shared.errors import PolicyError
 from waypost.shared.money import Price
 from waypost.shared.trust import Trusted
 from waypost.validator.config.budgets import Budgets
@@ -23,6 +24,8 @@ from waypost.validator.tokens import TokenVerifier
 from waypost.validator.upstream import Upstream
 
 __all__ = ["Caller", "Serving", "Speaking", "Target"]
+
+MOST_NAMED = 12  # models, in a sentence
 
 
 class Caller(Struct, frozen=True):
@@ -99,7 +102,11 @@ class Serving:
         audience: str,
         grace_s: int,
     ) -> None:
-        """Raises PolicyError (``issuers_invalid``) when no token could be checked with it."""
+        """Raises PolicyError.
+
+        ``issuers_invalid``: no token could be checked with it; ``providers_missing``: it has
+        models, and none of their providers is configured here.
+        """
         self.trusted = trusted
         self.compiled: CompiledPolicy = trusted.compiled
         self.version = trusted.policy.version
@@ -120,6 +127,12 @@ class Serving:
         self.unserved = tuple(
             model.id for model in trusted.policy.models if model.id not in self.targets
         )
+        if self.unserved and not self.targets:
+            raise PolicyError(
+                f"no provider of its models is configured here: {self.lacking}; add one of them"
+                " to providers in validator.yaml, or publish a policy for those that are there",
+                code="providers_missing",
+            )
         self.proposals = {model.id: Proposal(model=model.id) for model in trusted.policy.models}
         self.hints_bytes = None if trusted.hints is None else msgspec.json.encode(trusted.hints)
         self.hints_digest = (
@@ -128,6 +141,14 @@ class Serving:
         self.header = (b"waypost-manifest", b"%d" % self.version)
         self._best: dict[int, Price] = {}
         self._speaking: dict[str, Speaking] = {}
+
+    @property
+    def lacking(self) -> str:
+        """The models whose providers are not configured here, each with its provider."""
+        lacking = [m for m in self.trusted.policy.models if m.id not in self.targets]
+        named = [f"{model.id} (of {model.provider})" for model in lacking[:MOST_NAMED]]
+        more = len(lacking) - len(named)
+        return ", ".join(named) + (f" and {more} more" if more else "")
 
     def speaking(self, endpoint: str) -> Speaking:
         """Return how the models can be asked by the API ``endpoint``."""

@@ -1,6 +1,7 @@
 """Reads outcomes: how well a weak and a strong model did on the same prompts."""
 
 import gzip
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -87,7 +88,9 @@ def _read(path: Path, decode: Callable[[bytes], T], wanted: str) -> list[T]:
                     findings.append(wrong(number, f"{exc}; want {wanted}"))
                 except UnicodeDecodeError:
                     findings.append(wrong(number, "is not UTF-8"))
-    except (OSError, EOFError) as exc:
+                except RecursionError:
+                    findings.append(wrong(number, f"is nested too deep; want {wanted}"))
+    except (OSError, EOFError, zlib.error) as exc:
         raise FileError([wrong(0, f"cannot be read: {exc}")]) from exc
     if not findings and len(labels) < MIN_LABELS:
         findings.append(wrong(0, f"has {len(labels)} labels; at least {MIN_LABELS} are needed"))

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Struct, structs
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from waypost.cli.yamlfile import FileError, FileModel, YAMLFile, read_yaml
 from waypost.edge.conditions import EndpointName
@@ -60,6 +60,14 @@ class _Message(FileModel):
     content: str
 
 
+# By what was written, so that a mistake in one message is not also "no number".
+Messages = Annotated[
+    Annotated[Whole, Tag("(count)")]
+    | Annotated[list[_Message], Field(min_length=1), Tag("(each)")],
+    Discriminator(lambda value: "(each)" if isinstance(value, list) else "(count)"),
+]
+
+
 class _Demand(FileModel):
     """What the request's body demands of whoever serves it, as the body says it."""
 
@@ -90,7 +98,7 @@ class _Request(FileModel):
     data: Words = []
     demand: _Demand = _Demand()
     text: str | None = None
-    messages: Whole | list[_Message] | None = None
+    messages: Messages | None = None
     input_tokens: Whole | None = None
     input_bytes: Whole | None = None
     output_tokens: Whole | None = None
@@ -262,8 +270,8 @@ def load_cases(path: Path, policy: Policy) -> tuple[YAMLFile, tuple[Case, ...]]:
     written = file.read(_CasesFile, context=context)
     seen: dict[str, int] = {}
     for place, row in file.rows("cases"):
-        name = str(row.get("name"))
-        if seen.setdefault(name, place) != place:
+        name = row.get("name")
+        if isinstance(name, str) and seen.setdefault(name, place) != place:
             file.find(("cases", place, "name"), f"cases[{seen[name]}] is named so too; rename one")
     if written is None or file.findings:
         raise FileError(file.findings)

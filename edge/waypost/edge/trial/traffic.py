@@ -58,7 +58,7 @@ class Traffic:
                 }
         except OSError as exc:
             raise _unavailable(path, exc.strerror) from exc
-        except (sqlite3.Error, msgspec.MsgspecError) as exc:
+        except (sqlite3.Error, msgspec.MsgspecError, UnicodeError, RecursionError) as exc:
             raise _unavailable(path, str(exc)) from exc
 
     def bodies(self) -> Iterator[bytes | str | Raw]:

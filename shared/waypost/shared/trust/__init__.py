@@ -6,7 +6,18 @@ this package loads neither tuf nor an HTTP client: those come with the first bun
 """
 
 from waypost.shared.trust.bundle import Projection
+from waypost.shared.trust.expiry import NOTICE_S, Lapse, LapseTeller, lapses
 from waypost.shared.trust.keeper import ManifestKeeper
-from waypost.shared.trust.manifest import Trusted, open_bundle
+from waypost.shared.trust.manifest import Trusted, open_bundle, with_policy_of
 
-__all__ = ["ManifestKeeper", "Projection", "Trusted", "open_bundle"]
+__all__ = [
+    "NOTICE_S",
+    "Lapse",
+    "LapseTeller",
+    "ManifestKeeper",
+    "Projection",
+    "Trusted",
+    "lapses",
+    "open_bundle",
+    "with_policy_of",
+]

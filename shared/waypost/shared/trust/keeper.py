@@ -20,6 +20,7 @@ from waypost.shared.trust.bundle import (
     pack_bundle,
     unpack_bundle,
 )
+from waypost.shared.trust.expiry import lapses, mend_of
 from waypost.shared.trust.fetch import Chain, Fetched, aget, aget_roots, get, get_roots
 from waypost.shared.trust.manifest import Opened, Trusted, open_files
 from waypost.shared.trust.store import State, Store, decode_state, encode_state
@@ -210,7 +211,7 @@ class ManifestKeeper:
     def _settle(self, fetched: Fetched | None, files: dict[str, str] | None, chain: Chain) -> bool:
         if fetched is None or files is None:
             if not self.is_fresh(self._now()):
-                raise TrustError("the manifest has expired and there is no newer", code="expired")
+                raise self._expired()
             if fetched is not None:
                 self._etag = fetched.etag
             return False
@@ -222,6 +223,15 @@ class ManifestKeeper:
                 raise
             # Without the roots in between, nothing newer can hold: name the cause.
             raise chain.error from refusal
+
+    def _expired(self) -> TrustError:
+        over = lapses(self.current.expires, self._now()) if self.current is not None else []
+        role = over[0].role if over else ""
+        return TrustError(
+            f"the manifest has expired and there is no newer: {mend_of(role or 'targets')}",
+            code="expired",
+            role=role,
+        )
 
     # ── handed in ──────────────────────────────────────────────────────────────────────────────
 

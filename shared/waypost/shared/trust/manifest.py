@@ -7,7 +7,7 @@ temporary directory and its clock.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -24,7 +24,7 @@ from waypost.shared.contracts import (
 from waypost.shared.errors import PolicyError, TrustError
 from waypost.shared.trust.bundle import Projection, target_path, unpack_bundle
 
-__all__ = ["Opened", "Trusted", "open_bundle", "open_files"]
+__all__ = ["Opened", "Trusted", "open_bundle", "open_files", "with_policy_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +39,7 @@ class Trusted:
         versions: of each TUF role.
         authors: ids of the keys that may sign policies.
         expires_at: Unix seconds at which the first of the signatures behind the policy lapses.
+        expires: the same of each TUF role behind it, and of the hints' if they are fresh.
         files: what proves it, by repository path; the roots apart.
         bundle: what was handed in, as it came.
     """
@@ -52,6 +53,7 @@ class Trusted:
     versions: dict[str, int]
     authors: frozenset[str]
     expires_at: int
+    expires: dict[str, int]
     files: dict[str, str]
     bundle: bytes
 
@@ -67,6 +69,21 @@ class Opened:
 
     result: Trusted | TrustError
     floor: dict[str, str]
+
+
+def with_policy_of(newer: Trusted, kept: Trusted) -> Trusted:
+    """Return ``newer`` with the policy of ``kept``, where its own cannot be acted upon.
+
+    Both were verified. Issuers, revocations and expiry are the newer one's.
+    """
+    return replace(
+        newer,
+        policy=kept.policy,
+        policy_bytes=kept.policy_bytes,
+        policy_digest=kept.policy_digest,
+        compiled=kept.compiled,
+        hints=kept.hints,
+    )
 
 
 def open_bundle(
@@ -154,6 +171,7 @@ def open_files(
             versions=verified.versions,
             authors=verified.authors,
             expires_at=verified.expires_at,
+            expires=verified.expires,
             files=verified.files,
             bundle=bundle,
         )
@@ -184,13 +202,14 @@ def _trusted(
     versions: dict[str, int],
     authors: frozenset[str],
     expires_at: int,
+    expires: dict[str, int],
     files: dict[str, str],
     bundle: bytes,
 ) -> Trusted:
     try:
         policy, issuers = decode_policy(policy_bytes), decode_issuers(issuers_bytes)
         hints = decode_hints(hints_bytes) if hints_bytes is not None else None
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise TrustError(f"signed, but not a manifest: {exc}", code="semantic") from exc
     for document in (policy, issuers, hints):
         if document is not None:
@@ -221,6 +240,7 @@ def _trusted(
         versions=versions,
         authors=authors,
         expires_at=expires_at,
+        expires=expires,
         files=files,
         bundle=bundle,
     )

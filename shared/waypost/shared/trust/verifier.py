@@ -34,6 +34,7 @@ from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from waypost.shared.errors import TrustCode, TrustError
 from waypost.shared.trust.bundle import MAX_ROOT_BYTES, MAX_ROOTS
+from waypost.shared.trust.expiry import mend_of
 
 __all__ = ["Verified", "verify"]
 
@@ -63,6 +64,7 @@ class Verified:
         versions: of each role, ``root`` included.
         authors: ids of the keys that the root lets sign ``targets``.
         expires_at: the earliest expiry among the roles behind the required targets.
+        expires: of each role behind the targets, Unix seconds.
         floor: metadata that verified, by file name without ``.json``.
     """
 
@@ -72,6 +74,7 @@ class Verified:
     versions: dict[str, int]
     authors: frozenset[str]
     expires_at: int
+    expires: dict[str, int]
     floor: dict[str, str]
 
 
@@ -97,7 +100,7 @@ def verify(
             return _run(Path(directory), files, root, floor, required, optional)
     except OSError as exc:
         error = TrustError(f"no temporary directory to verify in: {exc}", code="unavailable")
-        return Verified(error, {}, {}, {}, frozenset(), 0, dict(floor))
+        return Verified(error, {}, {}, {}, frozenset(), 0, {}, dict(floor))
 
 
 def _run(
@@ -114,6 +117,7 @@ def _run(
     error: TrustError | None = None
     expires_at = 0
     versions: dict[str, int] = {}
+    expires: dict[str, int] = {}
     authors: frozenset[str] = frozenset()
     try:
         updater = Updater(
@@ -130,7 +134,9 @@ def _run(
             with suppress(DownloadHTTPError, ExpiredMetadataError):
                 targets[path] = _target(updater, fetcher, path)
                 used[fetcher.asked] = targets[path].decode()
-        versions = {name: role.version for name, role in _trusted_roles(directory, targets).items()}
+        roles = _trusted_roles(directory, targets)
+        versions = {name: role.version for name, role in roles.items()}
+        expires = {name: int(role.expires.timestamp()) for name, role in roles.items()}
     except (RepositoryError, DownloadError) as exc:
         error = _refusal(exc, fetcher.asked)
     except Exception as exc:  # hostile input must not find a way around refusal
@@ -152,6 +158,7 @@ def _run(
         versions,
         authors,
         expires_at,
+        expires,
         {**floor, **learned},
     )
 
@@ -257,7 +264,10 @@ def _refusal(exc: Exception, asked: str) -> TrustError:
             code = "unavailable"
         case _:
             code = "format"
-    return TrustError(f"{role or 'bundle'}: {exc}", code=code, role=role)
+    message = f"{role or 'bundle'}: {exc}"
+    if code == "expired":
+        message = f"{role} has expired: {mend_of(role)}"
+    return TrustError(message, code=code, role=role)
 
 
 def _role_of(path: str) -> str:

@@ -5,11 +5,11 @@ file. What may be served to whom is not here either: that is the signed manifest
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 from pydantic import Field
 
-from waypost.cli.yamlfile import FileError, FileModel, read_yaml
+from waypost.cli.yamlfile import FileError, FileModel, YAMLFile, did_you_mean, read_yaml
 from waypost.validator.config.budgets import Budgets
 from waypost.validator.config.callers import DPoPConfig, PseudonymConfig
 from waypost.validator.config.fields import Channel, ConfigError, NameText, Seconds
@@ -123,6 +123,18 @@ def load_config(path: Path) -> ValidatorConfig:
             raise ConfigError(f"{path} does not exist; `waypost init` writes one") from None
         raise ConfigError(exc.message) from None
     config = file.read(ValidatorConfig)
+    _check_detectors(file)
     if config is None or file.findings:
         raise ConfigError(FileError(file.findings).message)
     return config.below(path.parent.absolute())
+
+
+def _check_detectors(file: YAMLFile) -> None:
+    found = file.value.get("detectors")
+    if not isinstance(found, dict) or not found:
+        return
+    # Late: what detects takes errors from here.
+    from waypost.validator.detectors import undetected
+
+    for kind, known in undetected(cast("dict[str, object]", found)).items():
+        file.find(("detectors", kind), f"nothing detects '{kind}'{did_you_mean(kind, known)}")

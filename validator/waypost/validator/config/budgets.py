@@ -105,7 +105,7 @@ class Budgets(FileModel):
         try:
             if name != "UTC":
                 ZoneInfo(name)
-        except (ValueError, OSError):
+        except (KeyError, ValueError, OSError):  # ZoneInfoNotFoundError is a KeyError
             raise wrong("should be a time zone, as in Europe/Berlin") from None
         return name
 

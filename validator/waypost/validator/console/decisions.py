@@ -111,7 +111,7 @@ async def listing(request: Request) -> Response:
         else tuple[DecisionRecord, ...]()
     )
     last = records[PAGE - 1] if len(records) > PAGE else None
-    trusted = desk.keeper.current
+    trusted = desk.trusted
     return await page(
         request,
         "decisions.html",

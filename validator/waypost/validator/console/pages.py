@@ -128,7 +128,7 @@ async def page(
     """Return a page in its frame."""
     desk = desk_of(request)
     is_operator: bool = request.scope["is_operator"]
-    trusted = desk.keeper.current if is_operator else None
+    trusted = desk.trusted if is_operator else None
     body = await render(
         template,
         path=request.scope["path"],

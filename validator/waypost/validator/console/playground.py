@@ -120,7 +120,7 @@ async def _answer(
     refusal: RefusalError | None = None,
     **status: int,
 ) -> Response:
-    trusted = desk_of(request).keeper.current
+    trusted = desk_of(request).trusted
     return await page(
         request,
         "playground.html",

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from waypost.shared.contracts import Model, Policy, SpendLimit
 from waypost.shared.records import DecisionRecord
 from waypost.shared.rules import describe
+from waypost.shared.trust import NOTICE_S
 from waypost.validator.config.budgets import Budgets
 from waypost.validator.console.charts import Chart, lines
 from waypost.validator.console.pages import WINDOWS, Window, desk_of, page, window_of
@@ -65,7 +66,7 @@ async def routes(request: Request) -> Response:
     )
     names = {row.route for row in sums.rows}
     compared = [_compared(name, sums, times) for name in names]
-    trusted = desk.keeper.current
+    trusted = desk.trusted
     known = {} if trusted is None else {route.name: route for route in trusted.policy.routes}
     return await page(
         request,
@@ -240,7 +241,7 @@ async def providers(request: Request) -> Response:
         desk.store.list(filters, limit=RECENT),
         desk.store.stats(filters, by=("model",), times=("ttft",)),
     )
-    trusted = desk.keeper.current
+    trusted = desk.trusted
     models = () if trusted is None else trusted.policy.models
     served = [
         Served(
@@ -383,7 +384,7 @@ async def manifest(request: Request) -> Response:
     """The manifest in use, what proves it and until when; who may issue tokens."""
     desk = desk_of(request)
     now = desk.clock()
-    trusted = desk.keeper.current
+    trusted = desk.trusted
     policy: Policy | None = None if trusted is None else trusted.policy
     return await page(
         request,
@@ -393,6 +394,9 @@ async def manifest(request: Request) -> Response:
         refuse_from=None if trusted is None else trusted.expires_at + desk.config.manifest.grace_s,
         is_held_back=desk.keeper.is_held_back(now),
         last_error=desk.keeper.last_error,
+        refused=desk.refused,
+        lapses=desk.lapses(),
+        notice_s=NOTICE_S,
         url=desk.config.manifest.url,
         roles=_roles(desk.keeper.metadata()),
         describe=describe,

@@ -17,7 +17,7 @@ from waypost.validator.config import ConfigError
 from waypost.validator.detectors.patterns import BUILT_IN, Patterns
 from waypost.validator.detectors.text import fold, json_text
 
-__all__ = ["GROUP", "Detector", "Detectors", "json_text", "load_detectors"]
+__all__ = ["GROUP", "Detector", "Detectors", "json_text", "load_detectors", "undetected"]
 
 GROUP = "waypost.detectors"
 
@@ -76,6 +76,15 @@ class Detectors:
         A request in which one of them is found is refused, as any with an unknown class.
         """
         return tuple(sorted({*self._classes.values()} - {*data_classes}))
+
+
+def undetected(kinds: Iterable[str]) -> dict[str, set[str]]:
+    """Return those of ``kinds`` that nothing here detects, each with all that can be."""
+    foreign = [kind for kind in kinds if kind not in BUILT_IN]
+    known = (
+        {*BUILT_IN, *(each.name for each in entry_points(group=GROUP))} if foreign else set[str]()
+    )
+    return {kind: known for kind in foreign if kind not in known}
 
 
 def load_detectors(config: Mapping[str, str]) -> Detectors:

@@ -29,24 +29,35 @@ async def gauges(desk: Desk, *, shows_budgets: bool) -> list[Gauge]:
 
 
 def _manifest(desk: Desk) -> list[Gauge]:
-    trusted = desk.keeper.current
-    if trusted is None:
-        return []
-    now = desk.clock()
-    told = (
-        ("waypost_manifest_version", "Version being served.", float(trusted.policy.version)),
+    now, newest, trusted = desk.clock(), desk.keeper.current, desk.trusted
+    told = [
         (
-            "waypost_manifest_age_seconds",
-            "Since it was published.",
-            now - trusted.policy.issued_at,
-        ),
-        (
+            "waypost_manifest_refused",
+            "1 while the newest manifest cannot be served here.",
+            float(desk.refused is not None),
+        )
+    ]
+    if trusted is not None:
+        policy = trusted.policy
+        told += [
+            ("waypost_manifest_version", "Version being served.", float(policy.version)),
+            ("waypost_manifest_age_seconds", "Since it was published.", now - policy.issued_at),
+            (
+                "waypost_models_unserved",
+                "Models of it whose provider is not configured here.",
+                float(len(desk.unserved)),
+            ),
+        ]
+    expires = {} if newest is None else newest.expires
+    return [
+        *(Gauge(name, text, (), [((), value)]) for name, text, value in told),
+        Gauge(
             "waypost_manifest_expires_in_seconds",
-            "Until its first signature lapses.",
-            trusted.expires_at - now,
+            "Until the signature of a role lapses.",
+            ("role",),
+            [((role,), at - now) for role, at in expires.items()],
         ),
-    )
-    return [Gauge(name, text, (), [((), value)]) for name, text, value in told]
+    ]
 
 
 def _candidate(desk: Desk) -> list[Gauge]:
