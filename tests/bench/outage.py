@@ -58,7 +58,7 @@ def rows(folder: Path) -> list[tuple[str, str, str]]:
             time.sleep(0.5)
         took_s = time.monotonic() - began_s
         answered = _told(port, "requests_total")
-        dropped = _told(port, "records_dropped_total")
+        dropped = _told(port, "records_lost_total")
         with psycopg.connect(server.dsn) as db:
             (kept,) = db.execute("SELECT count(DISTINCT id) FROM records").fetchone() or (0,)
     return [

@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from waypost.validator.telemetry.exposition import expose
 
 pytestmark = pytest.mark.anyio
 
+PROMETHEUS = "# prometheus.yml"
 DOCS = Path(__file__).parents[2] / "docs"
 SETTINGS: dict[str, Any] = {
     "audience": "waypost",
@@ -40,7 +42,20 @@ def _blocks(page: str, language: str) -> list[str]:
 @pytest.mark.parametrize("page", ["observability", "receipts"])
 def test_every_setting_on_the_page_is_one(page: str) -> None:
     for text in _blocks(page, "yaml"):
+        if text.startswith(PROMETHEUS):
+            continue
         ValidatorConfig.model_validate({**SETTINGS, **yaml.safe_load(text)})
+
+
+def test_prometheus_takes_the_settings_on_the_page(tmp_path: Path) -> None:
+    if shutil.which("promtool") is None:
+        pytest.skip("promtool is not installed (Debian package prometheus)")
+    (text,) = [text for text in _blocks("observability", "yaml") if text.startswith(PROMETHEUS)]
+    path = tmp_path / "prometheus.yml"
+    path.write_text(text)
+    command = ["promtool", "check", "config", "--syntax-only", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_defaults_on_the_page_are_the_defaults() -> None:

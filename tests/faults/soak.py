@@ -21,6 +21,7 @@ from typing import Any
 
 import httpx
 
+from faults.apart import apart
 from support.upstream import (
     USAGE,
     Behaviour,
@@ -48,6 +49,10 @@ STALL_S, AFTERMATH_S = 0.1, 2.0
 # Caches fill, and the allocator keeps what it once had; a leak of 1 kB a request would be 20 MiB.
 MOST_GROWN_KIB = 8_192
 ANSWER = "Two and two are four, as far as anybody knows."
+# Around and above the 64 KiB after which a connection stops reading for a while.
+LARGE = tuple("x" * size + " as far as anybody knows." for size in (65_500, 70_000, 300_000))
+ANSWERS = (*[ANSWER] * 40, *LARGE)
+ROUND_S = 15.0  # of a soak, for each 200 requests at once
 
 
 async def closing(exchange: Exchange) -> None:
@@ -175,7 +180,10 @@ class Weather:
     async def _fair(self, exchange: Exchange) -> None:
         await asyncio.sleep(self._draw.expovariate(1 / 0.005))
         blip = self._draw.random() < 0.01
-        await (failing(503) if blip else self._draw.choice(WHOLE))(exchange)
+        behave = self._draw.choice(WHOLE)
+        if self._draw.random() < 0.5:
+            behave = answering(self._draw.choice(ANSWERS))
+        await (failing(503) if blip else behave)(exchange)
 
 
 async def _caller(
@@ -321,12 +329,19 @@ def main() -> int:
     seed = int(time.time())
     with tempfile.TemporaryDirectory() as folder:
         report = asyncio.run(soak(Path(folder), seconds=seconds, seed=seed))
+    with tempfile.TemporaryDirectory() as folder:
+        rounds = max(1, int(seconds / ROUND_S))
+        tenants = asyncio.run(apart(Path(folder), rounds=rounds, seed=seed))
     print(f"{seconds:.0f} s, pressed {PRESSED} times, seed {seed}: {dict(report.ended)}")
     print(f"answered {report.success:.3%}; of failures the first: {report.failures[:5]}")
     print(f"leaked {report.leaked or 'nothing'}; still held {report.held_nusd} nusd")
     print(f"memory after the first third: {report.grown_kib:+} KiB")
+    print(f"{rounds} times 200 tenants at once: {dict(tenants.ended)}; mixed {tenants.mixed[:5]}")
     good = (
-        report.success >= 0.999
+        not tenants.mixed
+        and not tenants.held_nusd
+        and tenants.ended["answered"] > tenants.ended.total() / 2
+        and report.success >= 0.999
         and not report.leaked
         and not report.held_nusd
         and report.grown_kib <= MOST_GROWN_KIB

@@ -10,8 +10,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 
-def self_signed(folder: Path) -> Path:
-    """Return a file with certificate and key for 127.0.0.1."""
+def self_signed(folder: Path, *, lasts_h: float = 1) -> Path:
+    """Return a file with certificate and key for 127.0.0.1.
+
+    Args:
+        lasts_h: hours from now until it expires; it began two hours before that.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.now(UTC)
@@ -21,8 +25,8 @@ def self_signed(folder: Path) -> Path:
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
+        .not_valid_before(now + timedelta(hours=lasts_h - 2))
+        .not_valid_after(now + timedelta(hours=lasts_h))
         .add_extension(
             x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False
         )

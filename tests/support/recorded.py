@@ -1,14 +1,16 @@
 """Decision records to fill a store with."""
 
 import hashlib
+from collections.abc import Sequence
 
 import msgspec
 
 from support.worlds import NOW, a_policy, some_facts
 from waypost.shared.contracts import Proposal
+from waypost.shared.errors import StoreError
 from waypost.shared.money import Usage
 from waypost.shared.records import Attempt, DecisionRecord, encode_record
-from waypost.validator.records import RecordStore
+from waypost.validator.records import Encoded, RecordStore, SqliteRecordStore
 
 POLICY = msgspec.json.encode(a_policy())
 DIGEST = hashlib.sha256(POLICY).hexdigest()
@@ -47,3 +49,14 @@ def a_record(number: int = 0, **changes: object) -> DecisionRecord:
 
 async def fill(store: RecordStore, *records: DecisionRecord, dropped: int = 0) -> None:
     await store.append([(record, encode_record(record)) for record in records], dropped=dropped)
+
+
+class Fickle(SqliteRecordStore):
+    """A store that is down while ``is_down``."""
+
+    is_down = False
+
+    async def append(self, records: Sequence[Encoded], *, dropped: int = 0) -> None:
+        if self.is_down:
+            raise StoreError("down", code="records_unavailable")
+        await super().append(records, dropped=dropped)

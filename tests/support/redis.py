@@ -1,16 +1,19 @@
 """A Redis of the tests' own, on a free port, that can be killed and started again."""
 
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, cast
 
 import redis
+from redis.crc import key_slot
 
 __all__ = ["RedisCluster", "RedisServer", "find_redis", "running_cluster", "running_redis"]
 
@@ -18,6 +21,9 @@ __all__ = ["RedisCluster", "RedisServer", "find_redis", "running_cluster", "runn
 def find_redis() -> str | None:
     """Return the server's program; ``None`` where none is installed."""
     return shutil.which("redis-server") or shutil.which("valkey-server")
+
+
+ENDS = (5_461, 10_923, 16_384)  # of the slots of each of three nodes
 
 
 class RedisServer:
@@ -47,6 +53,11 @@ class RedisServer:
             raise AssertionError("no Redis answers")
         client.close()
 
+    def hang(self) -> None:
+        """Let it answer nothing any more, though its connections stay."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGSTOP)
+
     def kill(self) -> None:
         """End it as a crash does."""
         if self._process is not None:
@@ -63,32 +74,86 @@ def _free_port() -> int:
 
 
 class RedisCluster:
-    """Three nodes that share the slots; none has a replica."""
+    """Three nodes that share the slots, and one that has what the first of them has."""
 
     def __init__(self, servers: list[RedisServer]) -> None:
+        self.servers = servers
         self.nodes = [redis.Redis.from_url(server.url, decode_responses=True) for server in servers]
         self.urls = [server.url.replace("redis", "redis+cluster", 1) for server in servers]
-        bounds = [0, 5_461, 10_923, 16_384]
-        for node, first, end in zip(self.nodes, bounds, bounds[1:], strict=False):
+        bounds = [0, *ENDS]
+        for node, first, end in zip(self.nodes, bounds, ENDS, strict=False):
             _command(node, "CLUSTER ADDSLOTSRANGE", first, end - 1)
         for node, server in zip(self.nodes, servers, strict=True):
             bus = cast(Any, node.config_get("cluster-port"))["cluster-port"]
             port = server.url.rpartition(":")[2]
             _command(self.nodes[0], "CLUSTER MEET", "127.0.0.1", port, bus)
         _until(lambda: all("state:ok" in str(_raw(node, "CLUSTER INFO")) for node in self.nodes))
+        first_id = str(_raw(self.nodes[0], "CLUSTER MYID"))
+        _until(lambda: first_id in str(_raw(self.nodes[3], "CLUSTER NODES")))
+        _command(self.nodes[3], "CLUSTER REPLICATE", first_id)
+        self.until_whole()
 
-    def move(self, slot: int) -> None:
-        """Give the slot, with all its keys, to the next node."""
-        place = next(n for n in range(3) if slot < (5_461, 10_923, 16_384)[n])
+    def prefix_at(self, place: int) -> str:
+        """Return a new ledger's prefix whose keys are at the node ``place`` to begin with."""
+        while True:
+            prefix = token_hex(4)
+            if self.place_of(prefix) == place:
+                return prefix
+
+    @staticmethod
+    def place_of(prefix: str) -> int:
+        """Return the node that has a ledger's keys to begin with."""
+        slot = key_slot(f"{{{prefix}}}:zone".encode())
+        return next(n for n in range(3) if slot < ENDS[n])
+
+    def move(self, slot: int, *, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Give the slot, with all its keys, to the next node, one by one; windows first."""
+        place = next(n for n in range(3) if slot < ENDS[n])
         source, target = self.nodes[place], self.nodes[(place + 1) % 3]
         ids = [str(_raw(node, "CLUSTER MYID")) for node in (source, target)]
         _command(target, "CLUSTER SETSLOT", slot, "IMPORTING", ids[0])
         _command(source, "CLUSTER SETSLOT", slot, "MIGRATING", ids[1])
         port = target.get_connection_kwargs()["port"]
-        while keys := _raw(source, "CLUSTER GETKEYSINSLOT", slot, 100):
-            _command(source, "MIGRATE", "127.0.0.1", port, "", 0, 5_000, "KEYS", *keys)
+        while keys := _raw(source, "CLUSTER GETKEYSINSLOT", slot, 1_000):
+            for key in sorted(keys, key=lambda key: (":w:" in str(key), key), reverse=True):
+                # Others may delete or move it meanwhile.
+                with suppress(AssertionError):
+                    _command(source, "MIGRATE", "127.0.0.1", port, key, 0, 5_000)
+                meanwhile()
         for node in (target, source):
             _command(node, "CLUSTER SETSLOT", slot, "NODE", ids[1])
+
+    def take_over(self) -> None:
+        """Let the replica take its master's place, as for an update of its machine."""
+
+        # It is given up after five seconds if the master's last words did not come through.
+        def is_master() -> bool:
+            if "role:master" in str(_raw(self.nodes[3], "INFO replication")):
+                return True
+            _command(self.nodes[3], "CLUSTER FAILOVER")
+            time.sleep(1)
+            return False
+
+        _until(is_master)
+
+    def until_taken_over(self) -> None:
+        """Return when all nodes that run know that the replica has its master's place."""
+        wanted = str(_raw(self.nodes[3], "CLUSTER MYID"))
+
+        def is_known(node: "redis.Redis") -> bool:
+            told = _raw(node, "CLUSTER NODES")
+            lines = [line.split() for line in told.splitlines()]
+            return any(line[0] == wanted and "master" in line[2] and line[8:] for line in lines)
+
+        _until(lambda: all(is_known(node) for node in self.nodes[1:]))
+        _until(
+            lambda: all("state:ok" in str(_raw(node, "CLUSTER INFO")) for node in self.nodes[1:])
+        )
+
+    def until_whole(self) -> None:
+        """Return when all nodes are there and the replica has all of its master's keys."""
+        _until(lambda: all("state:ok" in str(_raw(node, "CLUSTER INFO")) for node in self.nodes))
+        _until(lambda: "master_link_status:up" in str(_raw(self.nodes[3], "INFO replication")))
 
     def close(self) -> None:
         for node in self.nodes:
@@ -101,9 +166,13 @@ def _raw(node: "redis.Redis", command: str, *arguments: object) -> Any:  # noqa:
     connection = pool.get_connection()
     try:
         connection.send_command(*command.split(), *arguments)
-        return connection.read_response()
+        told = connection.read_response()
+    except BaseException:
+        connection.disconnect()
+        raise
     finally:
         pool.release(connection)
+    return told.decode() if isinstance(told, bytes) else told
 
 
 def _command(node: "redis.Redis", command: str, *arguments: object) -> None:
@@ -111,22 +180,26 @@ def _command(node: "redis.Redis", command: str, *arguments: object) -> None:
 
 
 def _until(is_so: Callable[[], bool]) -> None:
-    for _ in range(1_000):
-        if is_so():
-            return
+    for _ in range(2_000):
+        with suppress(redis.RedisError):
+            if is_so():
+                return
         time.sleep(0.01)
     raise AssertionError("the cluster did not come together")
 
 
 @contextmanager
 def running_cluster() -> Iterator[RedisCluster]:
-    """Run three nodes until the block ends."""
+    """Run four nodes until the block ends."""
+    options = (
+        "--cluster-enabled", "yes", "--appendonly", "no", "--cluster-node-timeout", "1000",
+        "--cluster-replica-validity-factor", "0", "--repl-diskless-sync-delay", "0",
+    )  # fmt: skip
     with ExitStack() as stack:
-        options = ("--cluster-enabled", "yes", "--appendonly", "no")
         cluster = RedisCluster(
             [
                 stack.enter_context(running_redis(*options, "--cluster-port", str(_free_port())))
-                for _ in range(3)
+                for _ in range(4)
             ]
         )
         stack.callback(cluster.close)

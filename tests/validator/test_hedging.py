@@ -256,12 +256,12 @@ async def test_of_two_streams_that_begin_at_the_same_moment_one_is_let_go_of(
 def test_late_is_later_than_95_of_100() -> None:
     limiter = Limiter(100)
     for took_s in range(ENOUGH - 1):
-        limiter.answered("m", float(took_s))
+        limiter.answered("m", float(took_s), beside=1, now=0.0)
     assert limiter.late_s("m") is None
     assert limiter.late_s("unknown") is None
 
     for took_s in range(200):
-        limiter.answered("m", float(took_s % 100))
+        limiter.answered("m", float(took_s % 100), beside=1, now=0.0)
     late_s = limiter.late_s("m")
     assert late_s is not None
     assert 90 <= late_s <= 99

@@ -1,9 +1,17 @@
 """A ledger in a cluster of Redis: real nodes, of which one has it, now this and now that."""
 
-from collections.abc import Iterator
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Coroutine, Iterator
+from contextlib import ExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
 from secrets import token_hex
+from typing import Any, cast
 
 import pytest
+from anyio import to_thread
 from redis.crc import key_slot
 
 from support.ledgers import (
@@ -14,11 +22,16 @@ from support.ledgers import (
     journal,
     limit,
     spent_and_reserved,
+    until,
 )
 from support.redis import RedisCluster, find_redis, running_cluster
+from support.upstream import running_upstream
+from support.validator import ENVIRONMENT, running_validator
 from waypost.shared.errors import StoreError
 from waypost.validator.ledger import Held, IdempotencyKey, RateLimit, Repeat, Shortfall, scope_of
+from waypost.validator.ledger.grouped import GroupedLedger
 from waypost.validator.ledger.redis import open_redis
+from waypost.validator.replay_redis import RedisSeen
 
 pytestmark = pytest.mark.anyio
 
@@ -74,6 +87,177 @@ async def test_a_ledger_that_moves_to_another_node_is_followed(cluster: RedisClu
     assert await spent_and_reserved(ledger) == (30, 10)
     await assert_accounts_balance(ledger)
     await ledger.close()
+
+
+class _Load:
+    """About a hundred requests a second that are held and settled, counted by how they ended."""
+
+    def __init__(self, ledger: GroupedLedger) -> None:
+        self._ledger = ledger
+        self._number = 0
+        self.ended: Counter[str] = Counter()
+
+    async def call_for_ever(self) -> None:
+        while True:
+            await self.call()
+            await asyncio.sleep(0.07)
+
+    async def call(self) -> str:
+        self._number += 1
+        name, ending = f"h{self._number}", "held"
+        try:
+            await self._ledger.reserve(a_hold(name, 10, limit("day", 10**12)))
+            await self._ledger.settle(name, 7, tokens=3)
+        except StoreError as exc:
+            ending = exc.code
+        self.ended[ending] += 1
+        return ending
+
+
+@asynccontextmanager
+async def _loaded(url: str, prefix: str) -> AsyncGenerator[_Load]:
+    """Ask a ledger until the block ends; then its books must balance."""
+    ledger = open_redis(url, prefix=prefix)
+    load = _Load(ledger)
+    callers = [asyncio.create_task(load.call_for_ever()) for _ in range(8)]
+    try:
+        await until(lambda: load.ended["held"] > 20, pause_s=0.01)
+        yield load
+        # A second after the cluster is whole again everything goes through.
+        assert [await load.call() for _ in range(20)] == ["held"] * 20
+    finally:
+        for caller in callers:
+            caller.cancel()
+        await asyncio.gather(*callers, return_exceptions=True)
+    await ledger.sweep(now=NOON + LEASE_S)
+    await assert_accounts_balance(ledger)
+    await ledger.close()
+
+
+async def test_a_slot_that_moves_under_load_is_followed_and_the_books_balance(
+    cluster: RedisCluster,
+) -> None:
+    for place in (1, 2):
+        prefix = cluster.prefix_at(place)
+        move = partial(
+            cluster.move,
+            key_slot(f"{{{prefix}}}:zone".encode()),
+            meanwhile=lambda: time.sleep(0.002),
+        )
+        async with _loaded(cluster.urls[1], prefix) as load:
+            await to_thread.run_sync(move)
+        assert set(load.ended) <= {"held", "ledger_unavailable"}
+
+
+async def test_a_settlement_in_the_middle_of_a_move_is_made_once(cluster: RedisCluster) -> None:
+    prefix = cluster.prefix_at(2)
+    ledger = open_redis(cluster.urls[0], prefix=prefix)
+    for number in range(30):
+        await ledger.reserve(a_hold(f"h{number}", 40, limit("day", 10**9)))
+    settling: list[asyncio.Task[None]] = []
+    loop = asyncio.get_running_loop()
+
+    def settle() -> None:
+        # One hold for each step of the move, so that some have lost some of their windows.
+        number = len(settling)
+        if number < 30:
+            task = asyncio.run_coroutine_threadsafe(_task(ledger.settle(f"h{number}", 30)), loop)
+            settling.append(task.result())
+            time.sleep(0.02)
+
+    await to_thread.run_sync(
+        lambda: cluster.move(key_slot(f"{{{prefix}}}:zone".encode()), meanwhile=settle)
+    )
+    await asyncio.gather(*settling)
+    assert settling
+    await assert_accounts_balance(ledger)
+    assert await spent_and_reserved(ledger) == (
+        30 * len(settling),
+        40 * (30 - len(settling)),
+    )
+    await ledger.close()
+
+
+async def _task(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    return asyncio.create_task(work)
+
+
+@pytest.mark.parametrize("how", ["is killed", "hangs", "is replaced", "is restarted"])
+async def test_a_node_that_fails_under_load_is_followed(how: str) -> None:
+    if find_redis() is None:
+        pytest.skip("no redis-server here")
+    with ExitStack() as stack:
+        cluster = await to_thread.run_sync(lambda: stack.enter_context(running_cluster()))
+        first = cluster.servers[0]
+        async with _loaded(cluster.urls[1], cluster.prefix_at(0)) as load:
+            match how:
+                case "is killed":
+                    await to_thread.run_sync(first.kill)
+                    await to_thread.run_sync(cluster.until_taken_over)
+                case "hangs":
+                    await to_thread.run_sync(first.hang)
+                    await to_thread.run_sync(cluster.until_taken_over)
+                case "is replaced":
+                    await to_thread.run_sync(cluster.take_over)
+                    await to_thread.run_sync(cluster.until_taken_over)
+                case _:
+                    await to_thread.run_sync(first.kill)
+                    await to_thread.run_sync(first.start)
+                    await to_thread.run_sync(cluster.until_whole)
+        # What a node had not told its replica is unknown afterwards; nothing else may happen.
+        assert set(load.ended) <= {"held", "ledger_unavailable", "hold_unknown"}
+
+
+async def test_a_node_that_tells_what_is_no_longer_so_is_not_believed_twice(
+    cluster: RedisCluster,
+) -> None:
+    # A node of another cluster stands for one that has heard of nothing yet.
+    prefix = cluster.prefix_at(0)
+    ledger = open_redis(cluster.urls[0], prefix=prefix)
+    servers = cast(Any, ledger.store)._servers
+    await ledger.reserve(a_hold("one", 40))
+    found = servers._map
+    wrong = servers._map.ranges[1].node
+    servers._map = found._replace(
+        ranges=[one._replace(node=wrong, replicas=[]) for one in found.ranges]
+    )
+    cast(Any, ledger.store)._is_ready = False
+    assert isinstance(await ledger.reserve(a_hold("two", 40)), Held)
+    await ledger.close()
+
+
+async def test_peers_and_replay_live_in_a_cluster(cluster: RedisCluster, tmp_path: Path) -> None:
+    seen = [RedisSeen(url, prefix=tmp_path.name) for url in cluster.urls]
+    marks = [bytes([number]) * 8 for number in range(12)]  # in slots of all nodes
+    for number, mark in enumerate(marks):
+        assert await seen[number % 4].is_first(mark, until=2**32)
+        assert not await seen[(number + 1) % 4].is_first(mark, until=2**32)
+        await seen[number % 4].end(mark, until=2**32)
+        assert await seen[(number + 2) % 4].ended_until(mark) == 2**32
+    key = f"{tmp_path.name}:seen:{marks[0].hex()}"
+    await to_thread.run_sync(cluster.move, key_slot(key.encode()))
+    assert not await seen[0].is_first(marks[0], until=2**32)
+    for one in seen:
+        await one.close()
+
+
+async def test_a_validator_whose_ledger_is_in_a_cluster_starts_and_serves(
+    cluster: RedisCluster, tmp_path: Path
+) -> None:
+    environment = {**ENVIRONMENT, "REDIS": cluster.urls[0]}
+    async with (
+        running_upstream() as acme,
+        running_validator(
+            tmp_path,
+            {"acme": acme, "medcloud": acme},
+            environment=environment,
+            ledger={"store": "redis", "dsn": "REDIS", "prefix": token_hex(4)},
+            replay={"store": "redis", "dsn": "REDIS", "prefix": token_hex(4)},
+        ) as validator,
+    ):
+        assert (await validator.chat()).status_code == 200
+        ready = await validator.client.get("/readyz")
+        assert (ready.status_code, ready.json()["checks"]["ledger"]) == (200, "ok")
 
 
 async def test_a_cluster_that_is_not_there_is_unavailable() -> None:

@@ -153,13 +153,15 @@ def test_a_scrape_of_one_worker_tells_the_counts_of_all(tmp_path: Path) -> None:
 
 def test_records_that_any_worker_lost_are_told_as_one_number(tmp_path: Path) -> None:
     mine, theirs = _counted(), _counted()
-    mine.lost(2)
-    theirs.lost(3)
-    theirs.lost(4)  # of which one is new
+    mine.lost({"queue_full": 2})
+    theirs.lost({"queue_full": 3})
+    theirs.lost({"queue_full": 3, "damaged": 1})  # of which one is new
     Siblings(tmp_path).publish(encode(theirs.families))
     total = Siblings(tmp_path).total(mine.families)
     text = expose(total, mine, (), accept="")[0].decode()
-    assert _samples(text)["waypost_records_dropped_total", ()] == 6
+    told = _samples(text)
+    assert told["waypost_records_lost_total", (("reason", "queue_full"),)] == 5
+    assert told["waypost_records_lost_total", (("reason", "damaged"),)] == 1
 
 
 def test_exemplars_lead_from_a_slow_bucket_to_its_trace() -> None:
@@ -245,7 +247,7 @@ def _promtool(*arguments: str | Path) -> str:
 
 
 def test_the_alerts_fire_on_what_they_are_for() -> None:
-    assert "SUCCESS: 13 rules found" in _promtool("check", "rules", MONITORING / "alerts.yml")
+    assert "SUCCESS: 19 rules found" in _promtool("check", "rules", MONITORING / "alerts.yml")
     assert "SUCCESS" in _promtool("test", "rules", MONITORING / "alerts.test.yml")
 
 

@@ -2,19 +2,19 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from support.ledgers import until
-from support.recorded import DIGEST, POLICY, a_record, fill
+from support.recorded import DIGEST, POLICY, Fickle, a_record, fill
 from support.worlds import NOW
 from waypost.shared.contracts import Proposal
 from waypost.shared.errors import StoreError
 from waypost.shared.records import DecisionRecord, encode_record
-from waypost.validator.records import Encoded, RecordFilter, RecordSink, SqliteRecordStore
+from waypost.validator.records import RecordFilter, RecordSink, SqliteRecordStore
 from waypost.validator.records.repeats import Repeats
 from waypost.validator.records.spill import Spill
 
@@ -309,17 +309,6 @@ async def test_a_record_that_a_caller_made_too_large_keeps_what_was_done(
 
 
 # ── the spill ──────────────────────────────────────────────────────────────────────────────────
-
-
-class Fickle(SqliteRecordStore):
-    """A store that is down while ``is_down``."""
-
-    is_down = False
-
-    async def append(self, records: Sequence[Encoded], *, dropped: int = 0) -> None:
-        if self.is_down:
-            raise StoreError("down", code="records_unavailable")
-        await super().append(records, dropped=dropped)
 
 
 @pytest.fixture

@@ -65,6 +65,7 @@ class Attempt(Struct, frozen=True, kw_only=True):
     """One try at one provider. ``ttft_ms`` is ``None`` when nothing arrived.
 
     Attributes:
+        detail: what was wrong with the provider's certificate; ``None`` for all else.
         started_ms: after the request's arrival.
         confidence: 0 to 1, where a cascade judged the answer; ``None`` where nobody did.
         cost_nusd: what was charged for it; those of all attempts add up to the record's.
@@ -77,6 +78,7 @@ class Attempt(Struct, frozen=True, kw_only=True):
     provider: str
     outcome: AttemptOutcome
     kind: AttemptKind = "first"
+    detail: str | None = None
     http_status: int | None = None
     ttft_ms: float | None = None
     duration_ms: float = 0.0

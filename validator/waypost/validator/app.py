@@ -1,5 +1,6 @@
 """The validator over HTTP: routes, their order, and how errors look."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
@@ -41,6 +42,7 @@ from waypost.validator.serving import Caller, Serving
 
 __all__ = ["create_app"]
 
+READY_PATIENCE_S = 0.5  # kubelet gives up after a second
 READY = scope_of("account:readyz", (SpendLimit(window="total", limit_nusd=0),))
 MAX_BUNDLE_BYTES = 4 * 1_048_576  # the trust layer has its own, smaller limits
 BUNDLE_TIMEOUT_S = 30.0
@@ -306,7 +308,8 @@ def _expires_in_s(desk: Desk, now: int) -> dict[str, int]:
 async def _readyz(request: Request) -> Response:
     """Whether requests can be served: a manifest to serve, and stores that answer.
 
-    ``updates`` is told for the alarm alone: what was good is served until it expires.
+    ``updates`` and ``records`` are told for the alarm alone: what was good is served until it
+    expires, and records wait on the disk while their store is down.
     """
     desk = _desk(request)
     if desk.is_stopping:
@@ -323,11 +326,7 @@ async def _readyz(request: Request) -> Response:
         checks["ledger"] = "ok"
     except StoreError as error:
         checks["ledger"] = error.code
-    try:
-        await desk.store.get("readyz")
-        checks["records"] = "ok"
-    except StoreError as error:
-        checks["records"] = error.code
+    checks["records"] = await _records_state(desk)
     try:
         await desk.seen.is_first(b"readyz", until=now)
         checks["replay"] = "ok"
@@ -335,7 +334,6 @@ async def _readyz(request: Request) -> Response:
         checks["replay"] = error.code
     is_ready = checks["manifest"].startswith("v") and {"ok"} == {
         checks["ledger"],
-        checks["records"],
         checks["replay"],
     }
     return _json(
@@ -346,3 +344,17 @@ async def _readyz(request: Request) -> Response:
         },
         OK if is_ready else UNAVAILABLE,
     )
+
+
+async def _records_state(desk: Desk) -> str:
+    sink = desk.records
+    if sink.spill_fault:
+        return "spill_full"
+    if sink.is_store_down:
+        return "spilling"
+    try:
+        async with asyncio.timeout(READY_PATIENCE_S):
+            await desk.store.get("readyz")
+    except (StoreError, TimeoutError):
+        return "spilling"
+    return "ok"

@@ -10,8 +10,6 @@ file, which also outlives a restart.
 
 import asyncio
 import logging
-import os
-import tempfile
 from collections.abc import Mapping
 from math import sqrt
 from pathlib import Path
@@ -37,6 +35,7 @@ from waypost.validator.serving import Serving
 from waypost.validator.speech import Asked
 from waypost.validator.telemetry.counts import Counts, Families
 from waypost.validator.upstream import Upstream
+from waypost.validator.whole_files import replace_file
 
 __all__ = ["Candidate", "Tally", "shadow_of", "tallied", "worse"]
 
@@ -308,9 +307,6 @@ def _told(path: Path, digest: str) -> str | None:
 
 def _tell(path: Path, outcome: _RolledBack) -> None:
     try:
-        handle, draft = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(msgspec.json.encode(outcome))
-        os.replace(draft, path)
+        replace_file(path, msgspec.json.encode(outcome))
     except OSError as exc:
         logger.error("the roll-back cannot be told to other workers: %s", exc)

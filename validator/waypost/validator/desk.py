@@ -113,6 +113,7 @@ class Desk:
         self.callers: dict[int, Caller] = {}
         self.repeats = Repeats()
         self.counts = Counts()
+        self.counts.expired(0)
         self.siblings = siblings
         self.metrics_token = metrics_token
         self.lane = Lane()
@@ -512,7 +513,7 @@ class Desk:
         """Let the other workers see what this one counted, for ever."""
         while True:
             await asyncio.sleep(TELL_S)
-            self.counts.lost(self.records.dropped)
+            self.counts.lost(self.records.lost)
             try:
                 await to_thread.run_sync(self.siblings.publish, encode(self.counts.families))
             except OSError as exc:
@@ -520,7 +521,7 @@ class Desk:
 
     async def all_counts(self) -> Families:
         """Return what all workers counted; a copy, since this loop goes on counting."""
-        self.counts.lost(self.records.dropped)
+        self.counts.lost(self.records.lost)
         mine = added([self.counts.families])
         return await to_thread.run_sync(self.siblings.total, mine)
 
@@ -536,7 +537,12 @@ class Desk:
                 logger.error("expired holds not charged: %s", exc)
             else:
                 if swept:
-                    logger.warning("charged %d holds that nobody settled", swept)
+                    self.counts.expired(swept)
+                    logger.warning(
+                        "charged %d holds in full that nobody settled: a process ended, or the"
+                        " ledger was away",
+                        swept,
+                    )
             try:
                 await self.seen.sweep(now=int(self.clock()))
             except StoreError as exc:

@@ -8,12 +8,17 @@ one ``ExchangeError`` that says at which stage.
 
 import asyncio
 import ssl
+from contextlib import suppress
 from typing import Literal, Protocol, Self, cast
 from urllib.parse import urlsplit
 
 import httptools
 
+from waypost.validator.certificates import day, expires_at, presented_expiry
+
 __all__ = ["ExchangeError", "Origin", "Progress", "Response", "Stage"]
+
+CERT_HAS_EXPIRED = 10  # X509_V_ERR_CERT_HAS_EXPIRED, OpenSSL's x509_vfy.h
 
 # Where an exchange failed: before a connection stood, by silence, by the connection's end, or
 # by bytes that are not HTTP or too many of them.
@@ -44,6 +49,7 @@ class ExchangeError(Exception):
     def __init__(self, stage: Stage, detail: str) -> None:
         super().__init__(f"{stage}: {detail}")
         self.stage: Stage = stage
+        self.detail = detail
 
 
 class Response(asyncio.Protocol):
@@ -288,6 +294,7 @@ class Origin:
         )
         self._idle: list[Response] = []
         self._open: set[Response] = set()
+        self.certificate_expires_at: float | None = None
 
     async def send(
         self,
@@ -367,17 +374,31 @@ class Origin:
         connected_by = loop.time() + self._connect_timeout_s
         try:
             async with asyncio.timeout_at(min(until, connected_by)):
-                _, response = await loop.create_connection(
+                transport, response = await loop.create_connection(
                     lambda: Response(loop, self), self._host, self._port, ssl=self._tls
                 )
         except TimeoutError:
             # Whoever is in a hurry has no word on whether the provider can be reached.
             stage: Stage = "connect" if connected_by <= until else "timeout"
             raise ExchangeError(stage, "no connection in time") from None
+        except ssl.SSLCertVerificationError as exc:
+            raise ExchangeError("connect", await self._fault(exc, connected_by)) from exc
         except (OSError, ssl.SSLError) as exc:
             raise ExchangeError("connect", str(exc)) from exc
+        if self._tls is not None:
+            self.certificate_expires_at = expires_at(transport)
         self._open.add(response)
         return response
+
+    async def _fault(self, exc: ssl.SSLCertVerificationError, until: float) -> str:
+        """Return what is wrong with the server's certificate, in words for people."""
+        if exc.verify_code != CERT_HAS_EXPIRED:
+            return f"certificate not trusted: {exc.verify_message}"
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                self.certificate_expires_at = await presented_expiry(self._host, self._port)
+        at = self.certificate_expires_at
+        return "certificate expired" if at is None else f"certificate expired on {day(at)}"
 
     async def close(self) -> None:
         """Close all connections."""

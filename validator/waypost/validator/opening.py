@@ -5,6 +5,7 @@ What cannot be opened stops the start with an error that names it and never quot
 
 import asyncio
 import random
+import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -21,6 +22,7 @@ from waypost.validator.candidate import Candidate
 from waypost.validator.config import ConfigError, ValidatorConfig
 from waypost.validator.config.callers import load_pseudonym_key
 from waypost.validator.config.manifests import CandidateConfig
+from waypost.validator.config.oversight import MetricsConfig
 from waypost.validator.config.stores import PeersConfig, ReplayConfig
 from waypost.validator.desk import Desk
 from waypost.validator.detectors import load_detectors
@@ -36,6 +38,7 @@ from waypost.validator.scrubbing import Scrubber
 from waypost.validator.telemetry.counts import Counts
 from waypost.validator.telemetry.siblings import Siblings
 from waypost.validator.upstream import Upstream
+from waypost.validator.whole_files import make_once
 
 if TYPE_CHECKING:
     from waypost.validator.peers import Peers
@@ -109,7 +112,7 @@ async def open_desk(
             monotonic=monotonic,
             luck=luck,
             siblings=siblings,
-            metrics_token=_metrics_token(config.metrics.token, environment),
+            metrics_token=_metrics_token(config.metrics, environment),
             tracer=tracer,
             receipts=receipts if config.receipts and config.receipts.header else None,
             console_token=_console_token(config.console.token, environment),
@@ -281,8 +284,22 @@ def _open_tracer(config: ValidatorConfig, environment: Mapping[str, str]) -> "Tr
     return Tracer.to(config.tracing.endpoint, headers=headers, version=version("waypost"))
 
 
-def _metrics_token(variable: str | None, environment: Mapping[str, str]) -> str | None:
-    return None if variable is None else _secret("metrics", variable, environment)
+def _metrics_token(config: MetricsConfig, environment: Mapping[str, str]) -> str | None:
+    if config.token is not None:
+        return _secret("metrics", config.token, environment)
+    if config.token_file is None:
+        return None
+    try:
+        token = make_once(config.token_file, secrets.token_hex(32).encode() + b"\n")
+    except OSError as exc:
+        raise StoreError(f"{config.token_file} cannot be used: {exc}") from exc
+    text = token.decode("ascii", "replace").strip()
+    if len(text) < MIN_CONSOLE_TOKEN_CHARS or not text.isascii():
+        raise ConfigError(
+            f"the metrics' token in {config.token_file} needs {MIN_CONSOLE_TOKEN_CHARS} characters"
+            " of ASCII or more; delete the file to have one made"
+        )
+    return text
 
 
 def _console_token(variable: str | None, environment: Mapping[str, str]) -> str | None:

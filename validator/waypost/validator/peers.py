@@ -12,14 +12,14 @@ import logging
 import os
 import random
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from waypost.validator.config import ConfigError
+from waypost.validator.ledger.redis_servers import find_servers
 from waypost.validator.upstream import Upstream
 
 __all__ = ["Peers"]
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 PATIENCE_S = 2.0
 LISTEN_S = 30.0  # so long a silence of Redis is asked about: the connection may be dead
 FIRST_PAUSE_S = 0.2
-LAST_PAUSE_S = 30.0
+LAST_PAUSE_S = 1.0  # one connection a second to a Redis that is down
 MOST_ACCOUNTS = 8  # two are enough to believe it
 MOST_UNTOLD = 256  # while Redis is slow; what is dropped the others find out
 
@@ -64,7 +64,7 @@ class Peers:
         monotonic: Callable[[], float],
     ) -> None:
         """Args:
-        address: as ``redis://host:6379/0``; nothing is sent yet.
+        address: as ``find_servers`` takes it; nothing is sent yet.
         prefix: tells several deployments in one Redis apart.
 
         Raises:
@@ -76,16 +76,15 @@ class Peers:
         self._channel = f"{prefix}:rests"
         self._untold: asyncio.Queue[_Rest] = asyncio.Queue(MOST_UNTOLD)
         self._is_down = False
-        library: Any = Redis  # its own types are partly unknown
         try:
-            self._redis = library.from_url(
+            # Whichever node of a cluster it is told to, all nodes tell what is published.
+            self._servers = find_servers(
                 address,
-                socket_timeout=PATIENCE_S,
-                socket_connect_timeout=PATIENCE_S,
+                patience_s=PATIENCE_S,
+                decode_responses=False,
                 health_check_interval=LISTEN_S,
             )
         except ValueError:
-            # The client's own words quote the address, which may hold a password.
             raise ConfigError("the address for peers is no redis:// URL") from None
         for upstream in upstreams.values():
             upstream.on_rest = self._note
@@ -102,16 +101,25 @@ class Peers:
         while True:
             rest = await self._untold.get()
             try:
-                await self._redis.publish(self._channel, msgspec.json.encode(rest))
+                await self._publish(msgspec.json.encode(rest))
             except (RedisError, OSError) as exc:
                 self._log_down(exc)
+
+    async def _publish(self, data: bytes) -> None:
+        try:
+            await (await self._servers.of(self._channel)).publish(self._channel, data)
+        except (RedisError, OSError) as exc:
+            # Once more, for a server that was restarted or replaced since the last time.
+            self._servers.lost(exc)
+            await (await self._servers.of(self._channel)).publish(self._channel, data)
 
     async def keep_listening(self) -> None:
         """Heed what the others tell, for ever."""
         pause_s = FIRST_PAUSE_S
         while True:
             try:
-                async with self._redis.pubsub(ignore_subscribe_messages=True) as told:
+                server = await self._servers.of(self._channel)
+                async with server.pubsub(ignore_subscribe_messages=True) as told:
                     await told.subscribe(self._channel)
                     self._is_down, pause_s = False, FIRST_PAUSE_S
                     while True:
@@ -119,6 +127,7 @@ class Peers:
                         if message is not None:
                             self._heed(message["data"])
             except (RedisError, OSError) as exc:
+                self._servers.lost(exc)
                 self._log_down(exc)
             await asyncio.sleep(pause_s * random.uniform(0.5, 1))
             pause_s = min(pause_s * 2, LAST_PAUSE_S)
@@ -140,4 +149,4 @@ class Peers:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._redis.aclose()
+        await self._servers.close()

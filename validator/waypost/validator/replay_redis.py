@@ -3,20 +3,19 @@
 One round trip per proof or one-time token. Keys hold hashes alone and expire by themselves.
 """
 
-from collections.abc import Generator
-from contextlib import contextmanager
+import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from waypost.shared.errors import StoreError
+from waypost.validator.ledger.redis_servers import find_servers
 from waypost.validator.replay import PATIENCE_S
 
 __all__ = ["RedisSeen"]
 
+TRIES = 3  # a connection that was closed while idle, and a slot that another node has now
 CLOCKS_APART_S = 60  # the server's clock ends what the validators' clocks began
 
 
@@ -25,24 +24,16 @@ class RedisSeen:
 
     def __init__(self, address: str, *, prefix: str) -> None:
         """Args:
-        address: as ``redis://host:6379/0``; nothing is sent yet.
+        address: as ``find_servers`` takes it; nothing is sent yet.
         prefix: tells several deployments in one Redis apart.
 
         Raises:
             StoreError: ``replay_unavailable``: the address makes no sense.
         """
         self._prefix = prefix
-        library: Any = Redis  # its own types are partly unknown
         try:
-            self._redis: Redis = library.from_url(
-                address,
-                socket_timeout=PATIENCE_S,
-                socket_connect_timeout=PATIENCE_S,
-                # Once, for a connection that the server closed while it was idle.
-                retry=Retry(NoBackoff(), 1),
-            )
+            self._servers = find_servers(address, patience_s=PATIENCE_S, decode_responses=False)
         except ValueError:
-            # The client's own words quote the address, which may hold a password.
             raise StoreError(
                 "the address for replay is no redis:// URL", code="replay_unavailable"
             ) from None
@@ -53,19 +44,34 @@ class RedisSeen:
         If an answer is lost the retry finds its own mark, and a good proof is refused: the client
         makes another, where letting it in could let in two.
         """
-        ends_at = until + CLOCKS_APART_S
-        with _told():
-            return bool(await self._redis.set(self._key(mark), b"", nx=True, exat=ends_at))
+        key, ends_at = self._key(mark), until + CLOCKS_APART_S
+        return bool(await self._ask(key, lambda redis: redis.set(key, b"", nx=True, exat=ends_at)))
 
     async def end(self, mark: bytes, *, until: int) -> None:
         """See ``SeenOnce``; of two at once the later to come counts."""
-        with _told():
-            await self._redis.set(self._key(mark), str(until), exat=until + CLOCKS_APART_S)
+        key, ends_at = self._key(mark), until + CLOCKS_APART_S
+        await self._ask(key, lambda redis: redis.set(key, str(until), exat=ends_at))
 
     async def ended_until(self, mark: bytes) -> int:
         """See ``SeenOnce``."""
-        with _told():
-            return int(await self._redis.get(self._key(mark)) or 0)
+        key = self._key(mark)
+        return int(await self._ask(key, lambda redis: redis.get(key)) or 0)
+
+    async def _ask(self, key: str, ask: Callable[[Any], Awaitable[Any]]) -> Any:  # noqa: ANN401
+        failure: Exception | None = None
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                for _ in range(TRIES):
+                    try:
+                        return await ask(await self._servers.of(key))
+                    except (RedisError, OSError) as exc:
+                        failure = exc
+                        self._servers.lost(exc)
+        except TimeoutError as exc:
+            self._servers.lost(exc)
+            failure = failure or exc
+        why = str(failure) or "it takes too long"
+        raise StoreError(f"Redis cannot remember proofs: {why}", code="replay_unavailable")
 
     def _key(self, mark: bytes) -> str:
         return f"{self._prefix}:seen:{mark.hex()}"
@@ -75,12 +81,4 @@ class RedisSeen:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._redis.aclose()
-
-
-@contextmanager
-def _told() -> Generator[None]:
-    try:
-        yield
-    except (RedisError, OSError) as exc:
-        raise StoreError(f"Redis cannot remember proofs: {exc}", code="replay_unavailable") from exc
+        await self._servers.close()

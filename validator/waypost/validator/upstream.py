@@ -1,6 +1,7 @@
 """One provider: its address, keys and connections, what it is spared, what its failures mean."""
 
 import asyncio
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -20,6 +21,8 @@ from waypost.validator.resilience.unspoken import Unspoken
 from waypost.validator.speech import Asked, Outgoing, Speech, UntranslatableError
 
 __all__ = ["Answer", "NoAnswerError", "Stream", "Upstream"]
+
+logger = logging.getLogger(__name__)
 
 MAX_ANSWER_BYTES = 64 * 1_048_576  # pictures and sounds come as base64 inside the JSON
 
@@ -41,9 +44,10 @@ _OUTCOMES: dict[Stage, AttemptOutcome] = {
 class NoAnswerError(Exception):
     """A provider could not be asked, or did not answer, or not to the end."""
 
-    def __init__(self, outcome: AttemptOutcome) -> None:
+    def __init__(self, outcome: AttemptOutcome, detail: str | None = None) -> None:
         super().__init__(outcome)
         self.outcome: AttemptOutcome = outcome
+        self.detail = detail
 
 
 class Answer(Struct, frozen=True):
@@ -67,6 +71,7 @@ class Upstream:
         opened: the breakers of its models that are not closed.
         on_rest: is told the provider, model and region that is given a rest, and the
             fingerprints of the accounts that met it.
+        certificate_fault: what is wrong with its certificate; empty if nothing is known.
     """
 
     def __init__(self, name: str, config: ProviderConfig, *, api_keys: Sequence[str]) -> None:
@@ -91,6 +96,7 @@ class Upstream:
         self.retries = ExtraBudget(config.retry_percent)
         self.opened: set[Breaker] = set()
         self.on_rest: Callable[[str, str, str, frozenset[str]], None] | None = None
+        self.certificate_fault = ""
         self._rules = config.breaker.rules
         self._breakers: dict[tuple[str, str], Breaker] = {}
         self._credentials = [_lines(dialect.headers(key)) for key in api_keys or (None,)]
@@ -189,9 +195,10 @@ class Upstream:
                 asked.body, path=asked.path, headers=headers, until=until, progress=progress
             ) as response:
                 answer = await response.read_all(until=until, at_most=MAX_ANSWER_BYTES)
+                self._sent()
                 return Answer(response.status, answer, response.retry_after)
         except ExchangeError as failure:
-            raise NoAnswerError(_OUTCOMES[failure.stage]) from failure
+            raise self._no_answer(failure) from failure
 
     async def open(
         self,
@@ -213,8 +220,28 @@ class Upstream:
                 asked.body, path=asked.path, headers=headers, until=until, progress=progress
             )
         except ExchangeError as failure:
-            raise NoAnswerError(_OUTCOMES[failure.stage]) from failure
+            raise self._no_answer(failure) from failure
+        self._sent()
         return Stream(self._origin, response, self._draining)
+
+    @property
+    def certificate_expires_at(self) -> float | None:
+        """When its certificate expires, Unix seconds; ``None`` until it has been seen."""
+        return self._origin.certificate_expires_at
+
+    def _sent(self) -> None:
+        if self.certificate_fault:
+            self.certificate_fault = ""
+            logger.info("provider %s: the certificate is good again", self.name)
+
+    def _no_answer(self, failure: ExchangeError) -> NoAnswerError:
+        fault = failure.detail
+        if failure.stage != "connect" or not fault.startswith("certificate "):
+            return NoAnswerError(_OUTCOMES[failure.stage])
+        if fault != self.certificate_fault:  # once, not for each request
+            self.certificate_fault = fault
+            logger.error("provider %s: %s; nothing is sent to it", self.name, fault)
+        return NoAnswerError(_OUTCOMES[failure.stage], fault)
 
     async def close(self) -> None:
         """Close all connections."""

@@ -79,7 +79,14 @@ class ValidatorConfig(FileModel):
                 ),
                 "ledger": self.ledger.model_copy(update={"path": folder / self.ledger.path}),
                 "replay": self.replay.model_copy(update={"path": folder / self.replay.path}),
-                "metrics": self.metrics.model_copy(update={"path": folder / self.metrics.path}),
+                "metrics": self.metrics.model_copy(
+                    update={
+                        "path": folder / self.metrics.path,
+                        "token_file": None
+                        if self.metrics.token_file is None
+                        else folder / self.metrics.token_file,
+                    }
+                ),
                 "candidate": self.candidate
                 and self.candidate.model_copy(
                     update={

@@ -1,12 +1,8 @@
 """How callers are known: by the key of their token, and in records by a pseudonym."""
 
-import contextlib
-import os
 import re
 import secrets
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -14,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from waypost.cli.yamlfile import FileModel
 from waypost.shared.errors import StoreError
 from waypost.validator.config.fields import ConfigError, EnvName, FilePath, plain_http, wrong
+from waypost.validator.whole_files import make_once
 
 __all__ = ["CORSConfig", "DPoPConfig", "PseudonymConfig", "load_pseudonym_key"]
 
@@ -95,24 +92,10 @@ def load_pseudonym_key(config: PseudonymConfig, environment: Mapping[str, str]) 
         assert config.path is not None  # noqa: S101 - the model holds exactly one of the two
         where = str(config.path)
         try:
-            key = _made_once(config.path)
+            new = secrets.token_hex(PSEUDONYM_KEY_BYTES).encode()
+            key = make_once(config.path, new).strip()
         except OSError as exc:
             raise StoreError(f"{where} cannot be used as the pseudonym key: {exc}") from exc
     if len(key) < PSEUDONYM_KEY_BYTES:
         raise ConfigError(f"the pseudonym key in {where} needs {PSEUDONYM_KEY_BYTES} bytes or more")
     return key
-
-
-def _made_once(path: Path) -> bytes:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=path.name)  # mode 0600
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(secrets.token_hex(PSEUDONYM_KEY_BYTES).encode())
-            # Of several workers starting at once one link holds, and all read the same key.
-            with contextlib.suppress(FileExistsError):
-                os.link(draft, path)
-        finally:
-            os.unlink(draft)
-    return path.read_bytes().strip()

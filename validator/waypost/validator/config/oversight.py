@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from waypost.cli.yamlfile import FileModel
-from waypost.validator.config.fields import EnvName, FilePath, Fraction, http_url, matching
+from waypost.validator.config.fields import EnvName, FilePath, Fraction, http_url, matching, wrong
 
 __all__ = ["ConsoleConfig", "MetricsConfig", "ReceiptsConfig", "TracingConfig"]
 
@@ -17,12 +17,20 @@ class MetricsConfig(FileModel):
     Attributes:
         token: name of the environment variable that holds what a scraper sends as bearer.
             Without one anybody may read the counts; what accounts have left is told only with it.
+        token_file: file with that token instead, made with a random one if it is not there.
         path: folder in which workers that share a port tell each other their counts.
     """
 
     enabled: bool = True
     token: EnvName | None = None
+    token_file: FilePath | None = None
     path: FilePath = Path("state/metrics")
+
+    @model_validator(mode="after")
+    def _has_one_token(self) -> "MetricsConfig":
+        if self.token is not None and self.token_file is not None:
+            raise wrong("metrics has token or token_file, not both")
+        return self
 
 
 class TracingConfig(FileModel):

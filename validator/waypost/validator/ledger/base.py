@@ -248,6 +248,11 @@ class Ledger(Protocol):
     time. A caller must then refuse, never serve for free.
     """
 
+    @property
+    def risks(self) -> frozenset[str]:
+        """In which ways the store may forget what was spent; known once it has answered."""
+        ...
+
     async def reserve(self, hold: Hold) -> Held | Refusal:
         """Hold the amount in all windows of all scopes, or in none.
 

@@ -78,9 +78,14 @@ def unavailable(cause: BaseException, *, may_have_been_made: bool) -> Unavailabl
 
 
 class Store(Protocol):
-    """Where a ledger's rows are."""
+    """Where a ledger's rows are.
+
+    Attributes:
+        risks: in which ways it may forget what was spent; known once it has answered.
+    """
 
     calendar: Calendar
+    risks: frozenset[str]
 
     @property
     def lets_others_first(self) -> bool:
@@ -153,6 +158,11 @@ class GroupedLedger:
         self._closed = False
         self._drained: asyncio.Future[None] | None = None
         self._running: asyncio.Task[None] | None = None
+
+    @property
+    def risks(self) -> frozenset[str]:
+        """See ``Ledger.risks``."""
+        return self.store.risks
 
     async def reserve(self, hold: Hold) -> Held | Refusal:
         """See ``Ledger.reserve``."""

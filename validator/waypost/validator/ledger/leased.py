@@ -106,6 +106,11 @@ class LeasedLedger:
         self._upkeep: asyncio.Task[None] | None = None
         self._is_down = self._is_closing = False
 
+    @property
+    def risks(self) -> frozenset[str]:
+        """See ``Ledger.risks``."""
+        return self._ledger.risks
+
     # ── the hot path: no await that waits ──────────────────────────────────────────────────
 
     async def reserve(self, hold: Hold) -> Held | Refusal:

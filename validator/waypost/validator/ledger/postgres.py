@@ -139,6 +139,7 @@ def open_postgres(
 class PostgresStore:
     """A ``Store`` in one schema of a database."""
 
+    risks = frozenset[str]()
     lets_others_first = False
 
     def __init__(self, dsn: str, schema: str, patience_s: float, calendar: Calendar) -> None:

@@ -11,7 +11,8 @@ A script that ran although its answer was lost does nothing the second time.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Generator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import msgspec
@@ -55,7 +56,7 @@ from waypost.validator.ledger.operations import (
     Sweep,
 )
 from waypost.validator.ledger.redis_scripts import CLOSE, FREE, GRANT, RESERVE
-from waypost.validator.ledger.redis_servers import Servers, find_servers
+from waypost.validator.ledger.redis_servers import RISKS, Servers, find_servers, risks_of
 from waypost.validator.ledger.rows import KeyRow
 
 __all__ = ["RedisStore", "open_redis"]
@@ -81,7 +82,12 @@ def open_redis(
     Raises:
         StoreError: ``ledger_unavailable``, the address makes no sense.
     """
-    servers = find_servers(url, patience_s=patience_s)
+    try:
+        servers = find_servers(url, patience_s=patience_s)
+    except ValueError:
+        raise StoreError(
+            "the ledger's dsn is not a redis:// address", code="ledger_unavailable"
+        ) from None
     store = RedisStore(servers, prefix, calendar or Calendar(), patience_s=patience_s)
     return GroupedLedger(store, patience_s=patience_s)
 
@@ -104,11 +110,11 @@ class RedisStore:
         self, servers: Servers, prefix: str, calendar: Calendar, *, patience_s: float
     ) -> None:
         self.calendar = calendar
-        self._patience_s = patience_s
         self._servers = servers
+        self._patience_s = patience_s
         self._prefix = f"{{{prefix}}}:"
         self._is_ready = False
-        self._tidied_at = 0
+        self.risks = frozenset[str]()
         self._shas: list[str] = []
 
     def transact(self, batch: Sequence[Operation]) -> Awaitable[list[Any]]:
@@ -121,37 +127,42 @@ class RedisStore:
             async with asyncio.timeout(self._patience_s):
                 if not self._is_ready:
                     await self._begin()
-                replies = await self._send(batch)
+                async with asyncio.timeout(self._servers.answer_s):
+                    replies = await self._send(batch)
         except (RedisError, OSError, TimeoutError) as exc:
-            self._lost()
+            self._lost(exc)
             raise unavailable(exc, may_have_been_made=True) from exc
         return [
             self._outcome(operation, reply) for operation, reply in zip(batch, replies, strict=True)
         ]
 
-    def _lost(self) -> None:
+    def _lost(self, cause: BaseException) -> None:
         self._is_ready = False
-        self._servers.lost()
+        self._servers.lost(cause)
 
     async def _client(self) -> Any:  # noqa: ANN401 - half of its own types are unknown
         return await self._servers.of(f"{self._prefix}zone")
 
     async def _begin(self) -> None:
         """Find the server and give it the scripts, after it was away as well."""
-        try:
+        with self._told():
             client = await self._client()
             scripts = (RESERVE, CLOSE, FREE, GRANT)
             self._shas = [await client.script_load(script) for script in scripts]
             zone = str(self.calendar.zone)
             await client.set(f"{self._prefix}zone", zone, nx=True)
             found = cast(str, await client.get(f"{self._prefix}zone"))
-        except (RedisError, OSError, TimeoutError) as exc:
-            raise unavailable(exc, may_have_been_made=False) from exc
+            self._note_risks(await risks_of(client))
         try:
             check_zone(found, zone)
         except StoreError as exc:
             raise UnavailableError(exc.message, may_have_been_made=False) from exc
         self._is_ready = True
+
+    def _note_risks(self, risks: frozenset[str]) -> None:
+        for risk in sorted(risks - self.risks):
+            logger.warning("Redis may forget what was spent: %s", RISKS[risk])
+        self.risks = risks
 
     async def _send(self, batch: Sequence[Operation]) -> list[Any]:
         client = await self._client()
@@ -369,7 +380,7 @@ class RedisStore:
     async def read(self, wanted: Sequence[tuple[str, Window, int]]) -> list[WindowSum | None]:
         """See ``Store.read``."""
         rows: list[Any] = []
-        try:
+        with self._told():
             async with asyncio.timeout(self._patience_s):
                 client = await self._client()
                 if not wanted:
@@ -378,48 +389,49 @@ class RedisStore:
                 for scope, window, start in wanted:
                     pipeline.hmget(self._window(scope, window, start), "s", "d", "r", "g")
                 rows = await pipeline.execute() if wanted else []
-        except (RedisError, OSError, TimeoutError) as exc:
-            self._lost()
-            raise unavailable(exc, may_have_been_made=False) from exc
         return [_window_sum(*one, row) for one, row in zip(wanted, rows, strict=True)]
 
     async def sums(self, window: Window, start: int) -> AsyncIterator[WindowSum]:
         """See ``Store.sums``."""
         ends = f":{window}:{start}"
-        client = await self._client()
-        keys: AsyncIterator[str] = client.scan_iter(f"{self._prefix}w:*{ends}", count=PAGE)
-        async for key in keys:
-            scope = key.removeprefix(f"{self._prefix}w:").removesuffix(ends)
-            found = (await self.read([(scope, window, start)]))[0]
-            if found is not None:
-                yield found
+        with self._told():
+            client = await self._client()
+            keys: AsyncIterator[str] = client.scan_iter(f"{self._prefix}w:*{ends}", count=PAGE)
+            async for key in keys:
+                scope = key.removeprefix(f"{self._prefix}w:").removesuffix(ends)
+                found = (await self.read([(scope, window, start)]))[0]
+                if found is not None:
+                    yield found
 
     async def journal(self, since: int, until: int) -> AsyncIterator[Entry]:
         """See ``Store.journal``. Closed holds are kept for ``KEEP_CLOSED_S``."""
-        client = await self._client()
         place = 0
-        while True:
+        while ids := await self._ids(since, until, place):
+            place += len(ids)
+            with self._told():
+                pipeline = (await self._client()).pipeline(transaction=False)
+                for hold_id in ids:
+                    pipeline.hgetall(self._hold(hold_id))
+                holds = await pipeline.execute()
+            for hold_id, hold in zip(ids, holds, strict=True):
+                if hold:
+                    yield _entry(hold_id, hold)
+
+    async def _ids(self, since: int, until: int, place: int) -> list[str]:
+        with self._told():
+            client = await self._client()
             found = await client.zrangebyscore(
                 f"{self._prefix}journal", since, f"({until}", start=place, num=PAGE
             )
-            ids = cast(list[str], found)
-            if not ids:
-                return
-            place += len(ids)
-            pipeline = client.pipeline(transaction=False)
-            for hold_id in ids:
-                pipeline.hgetall(self._hold(hold_id))
-            for hold_id, hold in zip(ids, await pipeline.execute(), strict=True):
-                if hold:
-                    yield Entry(
-                        id=hold_id,
-                        scopes=tuple(_decode_names(hold["scopes"])),
-                        amount_nusd=int(hold["amount"]),
-                        at=int(hold["at"]),
-                        expires_at=int(hold["expires"]),
-                        state=hold["state"],
-                        cost_nusd=int(float(hold["cost"])),
-                    )
+        return cast(list[str], found)
+
+    @contextmanager
+    def _told(self) -> Generator[None]:
+        try:
+            yield
+        except (RedisError, OSError, TimeoutError) as exc:
+            self._lost(exc)
+            raise unavailable(exc, may_have_been_made=False) from exc
 
     def tidy(self, now: int) -> None:
         """See ``Store.tidy``. Keys expire by themselves, and a sweep cuts the journal."""
@@ -443,15 +455,29 @@ class RedisStore:
         return f"{self._prefix}k:{digest}"
 
 
+def _entry(hold_id: str, hold: dict[str, str]) -> Entry:
+    return Entry(
+        id=hold_id,
+        scopes=tuple(_decode_names(hold["scopes"])),
+        amount_nusd=int(hold["amount"]),
+        at=int(hold["at"]),
+        expires_at=int(hold["expires"]),
+        state=cast(Any, hold["state"]),
+        cost_nusd=int(float(hold["cost"])),
+    )
+
+
 def _is_passing(reply: object) -> bool:
     """Whether the reply is an error that the same batch may not meet again.
 
     One inside a script is not: it would keep all others waiting for ever. Errors that have a
-    code, as OOM and MISCONF, say something of the server.
+    code, as OOM and MISCONF, say something of the server; and keys are not local while a cluster
+    moves them (Redis 7.0, without a code).
     """
     if type(reply) is not ResponseError:
         return isinstance(reply, Exception)
-    return "user_script" not in str(reply) or str(reply).split(" ", 1)[0].isupper()
+    text = str(reply)
+    return "user_script" not in text or text.split(" ", 1)[0].isupper() or "non local key" in text
 
 
 def _names_text(hold: Hold) -> str:

@@ -70,19 +70,22 @@ if target == 'expired' then cost = amount end
 local had = tonumber(h[3])
 local had_spent = math.min(had, amount)
 local spent = math.min(cost, h[1] == 'held' and amount or had_spent)
-for _, w in ipairs(cjson.decode(h[5])) do
+local windows, used, bound = cjson.decode(h[5]), tonumber(ARGV[4]), tonumber(h[4])
+local backlogs = used >= 0 and bound > 0 and cjson.decode(h[6]) or {}
+-- While a cluster moves the slot, some keys may be gone: that must fail before the first write.
+local all = {ARGV[6], unpack(windows)}
+for _, b in ipairs(backlogs) do all[#all + 1] = b[1] end
+redis.call('EXISTS', unpack(all))
+for _, w in ipairs(windows) do
   if h[1] == 'held' then redis.call('HINCRBY', w, 'r', 0 - amount) end  -- -0 is no integer
   redis.call('HINCRBY', w, 's', spent - had_spent)
   local owes = cost - spent - (had - had_spent)
   if owes ~= 0 then redis.call('HINCRBY', w, 'd', owes) end
 end
-local used, bound = tonumber(ARGV[4]), tonumber(h[4])
-if used >= 0 and bound > 0 then
-  for _, b in ipairs(cjson.decode(h[6])) do
-    local free = tonumber(redis.call('GET', b[1]) or '0')
-    free = math.max(0, free - math.floor(b[2] * (bound - used) / bound))
-    redis.call('SET', b[1], string.format('%.0f', free), 'KEEPTTL')
-  end
+for _, b in ipairs(backlogs) do
+  local free = tonumber(redis.call('GET', b[1]) or '0')
+  free = math.max(0, free - math.floor(b[2] * (bound - used) / bound))
+  redis.call('SET', b[1], string.format('%.0f', free), 'KEEPTTL')
 end
 redis.call('HSET', KEYS[1], 'state', state, 'cost', cost)
 redis.call('EXPIRE', KEYS[1], ARGV[5])

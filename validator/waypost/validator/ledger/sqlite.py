@@ -174,6 +174,8 @@ class SqliteStore:
         self._upkeep = Upkeep(partial(_connect, path, "normal", timeout_s=PATIENCE_S), calendar)
         self._upkeep.start()
 
+    risks = frozenset[str]()
+
     @property
     def lets_others_first(self) -> bool:
         """See ``Store``."""

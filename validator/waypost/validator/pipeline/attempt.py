@@ -113,7 +113,9 @@ class Try:
         "_account",
         "_answer",
         "_asked",
+        "_beside",
         "_desk",
+        "_detail",
         "_done_at",
         "_events",
         "_first_ms",
@@ -177,6 +179,7 @@ class Try:
         self._key = key
         self._kind: AttemptKind = kind
         self._place = 0
+        self._beside = target.upstream.limiter.in_flight
         self._started = perf_counter()
         self._started_ms = call.elapsed_ms()
         self._span_id = None if call.trace is None else f"{random.getrandbits(64) or 1:016x}"
@@ -189,6 +192,7 @@ class Try:
         self._reader: StreamReader | None = None
         self._stream: Stream | None = None
         self._retry_after_s: float | None = None
+        self._detail: str | None = None
         self._has_ended = self._is_read = False
         self.is_cut_by_caller = self.is_paid = self.was_sent = False
         self.confidence: float | None = None
@@ -214,7 +218,7 @@ class Try:
             else:
                 await self._ask(outgoing)
         except NoAnswerError as failure:
-            self.outcome = failure.outcome
+            self.outcome, self._detail = failure.outcome, failure.detail
             if failure.outcome == "timeout" and self.is_cut_by_caller:
                 self.outcome = "deadline_exceeded"
         except _LateError:
@@ -646,6 +650,7 @@ class Try:
                 provider=self.target.model.provider,
                 kind=self._kind,
                 outcome=outcome,
+                detail=self._detail,
                 http_status=self.status,
                 ttft_ms=self._ttft_ms,
                 duration_ms=duration_ms,
@@ -660,8 +665,13 @@ class Try:
         return Witness.of(self._account, self._asked.body)
 
     def _began(self, after_s: float) -> None:
-        breaker = self.target.breaker
+        target = self.target
+        breaker = target.breaker
         breaker.began(after_s=after_s, who=self._who() if breaker.asks_who else ANYONE)
+        # Now, not at the end: a new process must know before half a minute of streams has ended.
+        target.upstream.limiter.answered(
+            (target.model.name, True), after_s, beside=self._beside, now=self._desk.monotonic()
+        )
 
     def _own_delay_s(self, after_s: float) -> float:
         """Return how late an answer began, as far as its length does not account for it."""
@@ -690,7 +700,8 @@ class Try:
             case "ok":
                 breaker.succeeded(now, after_s=delay_s, who=who, luck=self._desk.luck())
                 keys.answered(self._key, name)
-                limiter.answered((name, self.call.streamed), began_s)
+                if not self.call.streamed:
+                    limiter.answered((name, False), began_s, beside=self._beside, now=now)
                 upstream.unspoken.spoke(self._path)
             case "client_error" | "content_filter" | "context_too_long" | "foreign_state":
                 breaker.succeeded(now, after_s=0.0, who=who)

@@ -5,7 +5,6 @@ Two keys, so that nothing that is signed as the one can ever be passed off as th
 
 import base64
 import binascii
-import os
 import secrets
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from msgspec import Struct
 
 from waypost.shared.errors import StoreError
 from waypost.validator.receipts.tlog import vkey
+from waypost.validator.whole_files import make_once
 
 __all__ = ["PublicKeys", "ReceiptKeys", "load_keys"]
 
@@ -66,15 +66,8 @@ def load_keys(path: Path, *, origin: str) -> ReceiptKeys:
         StoreError: it cannot be read or written, or is no secret of ours.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            pass
-        else:
-            with os.fdopen(handle, "wb") as file:
-                file.write(base64.b64encode(secrets.token_bytes(SECRET_BYTES)) + b"\n")
-        secret = base64.b64decode(path.read_bytes().strip(), validate=True)
+        new = base64.b64encode(secrets.token_bytes(SECRET_BYTES)) + b"\n"
+        secret = base64.b64decode(make_once(path, new).strip(), validate=True)
     except (OSError, binascii.Error) as exc:
         raise StoreError(f"the receipts' key at {path} cannot be used: {exc}") from exc
     if len(secret) != SECRET_BYTES:

@@ -7,7 +7,7 @@ away, and outlive the records. Several processes append to one folder, in turn.
 import fcntl
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -70,7 +70,8 @@ class ReceiptLog:
         self._keys = keys
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "keys.json").write_bytes(_encode(keys.public))
+            with self._locked():
+                self._put("keys.json", _encode(keys.public))
         except OSError as exc:
             raise _unavailable(exc) from exc
 
@@ -110,23 +111,39 @@ class ReceiptLog:
         if state.entries:
             path = tile_path("entries", state.size // TILE, width=len(state.entries))
             self._put(path, bundle(state.entries))
-        # Files first, then the head that promises them; then what the last one promised may go.
-        self._put("state", msgspec.msgpack.encode(state))
         note = checkpoint(
             self._keys.origin,
             Checkpoint(state.size, tree.root()),
             public=self._keys.log_public,
             sign=self._keys.log.sign,
         )
-        self._put("checkpoint", note)
-        self._drop_partial(before, state.size)
+        # Files first, then the head that promises them; then what the last one promised may go.
+        # Both drafts before either counts: with the state alone on a full disk, the next try
+        # would seal the same records a second time.
+        drafts = (
+            self._draft("state", msgspec.msgpack.encode(state)),
+            self._draft("checkpoint", note),
+        )
+        for draft, target in drafts:
+            os.replace(draft, target)
+        with suppress(OSError):  # the records are in the log already
+            self._drop_partial(before, state.size)
 
     def _put(self, path: str, data: bytes) -> None:
+        os.replace(*self._draft(path, data))
+
+    def _draft(self, path: str, data: bytes) -> tuple[Path, Path]:
+        """Write a file whole beside its place; return where it is and belongs."""
         target = self._folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = target.with_name(f".{target.name}.new")
-        draft.write_bytes(data)
-        os.replace(draft, target)
+        try:
+            draft.write_bytes(data)
+        except OSError:
+            with suppress(OSError):  # the room that it takes up is needed
+                draft.unlink()
+            raise
+        return draft, target
 
     def _drop_partial(self, before: int, now: int) -> None:
         """Delete the partial tiles of the head before, which the new one goes beyond."""

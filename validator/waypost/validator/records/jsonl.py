@@ -4,12 +4,15 @@ Made to be shipped, not searched: reading looks through the files, newest first.
 """
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from fcntl import LOCK_EX, flock
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import structs
@@ -17,6 +20,7 @@ from msgspec import structs
 from waypost.shared.errors import StoreError
 from waypost.shared.records import DecisionRecord, Feedback, decode_record
 from waypost.validator.records.base import BY_DEFAULT, Encoded, RecordFilter
+from waypost.validator.records.spill import write_all
 from waypost.validator.records.totals import (
     TIMES,
     Dimension,
@@ -27,14 +31,23 @@ from waypost.validator.records.totals import (
     rows_of,
     sums_of,
 )
+from waypost.validator.whole_files import replace_file
 
 __all__ = ["JsonlRecordStore"]
 
+logger = logging.getLogger(__name__)
+
 DAY_MS = 86_400_000
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 class JsonlRecordStore:
-    """A ``RecordStore`` in a folder. What a file already holds is never changed."""
+    """A ``RecordStore`` in a folder. What a file already holds is never changed.
+
+    So a line that a full disk or a crash cut off stays, for whoever ships the file may have read
+    it; what comes next begins a new line, and what is no whole object is left out when it is read.
+    """
 
     def __init__(
         self,
@@ -50,6 +63,8 @@ class JsonlRecordStore:
         self._folder = folder
         self._retain_days = retain_days
         self._clock = clock
+        # Of a batch that the disk took in part: it is handed over again, and would fill the disk.
+        self._written: set[bytes] = set()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "policies").mkdir(exist_ok=True)
@@ -125,9 +140,7 @@ class JsonlRecordStore:
         path = self._folder / f"{datetime.fromtimestamp(now, UTC):%Y-%m-%d}.{os.getpid()}.jsonl"
         is_new = not path.exists()
         try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            with os.fdopen(handle, "ab") as file:
-                file.write(b"\n".join(lines) + b"\n")
+            self._append(path, [line for line in lines if line not in self._written])
             if is_new and self._retain_days is not None:
                 oldest = datetime.fromtimestamp(now - self._retain_days * 86_400, UTC)
                 for old in self._folder.glob("*.jsonl"):
@@ -136,11 +149,32 @@ class JsonlRecordStore:
         except OSError as exc:
             raise _unavailable("written", exc) from exc
 
+    def _append(self, path: Path, lines: Sequence[bytes]) -> None:
+        """Add whole lines; containers that share a folder may have the same process id."""
+        data = b"".join([line + b"\n" for line in lines])
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            flock(handle, LOCK_EX)
+            size = os.fstat(handle).st_size
+            if size and os.pread(handle, 1, size - 1) != b"\n":
+                logger.warning("%s ends in half a line, which is left out", path.name)
+                write_all(handle, b"\n")
+                size += 1
+            try:
+                write_all(handle, data)
+            except OSError:
+                taken = os.fstat(handle).st_size - size
+                self._written.update(lines[: data[:taken].count(b"\n")])
+                raise
+            self._written.clear()
+        finally:
+            os.close(handle)
+
     def _put_policy(self, digest: str, policy: bytes) -> None:
         try:
             path = self._folder / "policies" / digest
             if not path.exists():
-                path.write_bytes(policy)
+                replace_file(path, policy)
         except OSError as exc:
             raise _unavailable("written", exc) from exc
 
@@ -162,11 +196,15 @@ class JsonlRecordStore:
     def _said(self) -> dict[str, Feedback]:
         """Return the newest feedback on each decision."""
         said: dict[str, Feedback] = {}
-        for line in self._lines():
-            if line.startswith(b'{"feedback_on"'):
-                told = msgspec.json.decode(line, type=_Said)
-                said.setdefault(told.feedback_on, told.feedback)
+        for told in self._told(_Said, b'{"feedback_on"'):
+            said.setdefault(told.feedback_on, told.feedback)
         return said
+
+    def _told(self, kind: type[T], start: bytes) -> Iterator[T]:
+        for line in self._lines():
+            if line.startswith(start):
+                with suppress(msgspec.MsgspecError):  # half a line
+                    yield msgspec.json.decode(line, type=kind)
 
     def _get(self, record_id: str) -> DecisionRecord | None:
         for record, _ in self._kept():
@@ -204,9 +242,8 @@ class JsonlRecordStore:
                 ratings.append((at_ms, key, good, 1 - good))
         dropped = sum(
             told.dropped
-            for line in self._lines()
-            if line.startswith(b'{"dropped"')
-            and _is_within((told := msgspec.json.decode(line, type=_Dropped)).at_ms, filters)
+            for told in self._told(_Dropped, b'{"dropped"')
+            if _is_within(told.at_ms, filters)
         )
         rows = rows_of(parts, ratings, by=by, is_stepped=step_ms is not None)
         return RecordStats(rows=rows, dropped=dropped)

@@ -51,6 +51,7 @@ Connection = AsyncConnection[TupleRow]
 
 UPKEEP_EVERY_S = 60.0
 PATIENCE_S = 5.0
+RECONNECT_S = 1.0  # then whoever needs a connection tries anew
 POOL_SIZE = 4
 # Numbers of our own among the database's advisory locks.
 SCHEMA_LOCK, UPKEEP_LOCK = 0x57617901, 0x57617902
@@ -131,7 +132,13 @@ class PostgresRecordStore:
             StoreError: ``records_unavailable``, the database cannot be used.
         """
         pool = AsyncConnectionPool[Connection](
-            dsn, min_size=1, max_size=POOL_SIZE, open=False, timeout=patience_s
+            dsn,
+            min_size=1,
+            max_size=POOL_SIZE,
+            open=False,
+            timeout=patience_s,
+            # By itself it waits twice as long after each failure: minutes, after a long outage.
+            reconnect_timeout=RECONNECT_S,
         )
         store = cls(pool, retain_days=retain_days, totals_days=totals_days, clock=clock)
         try:
@@ -247,7 +254,11 @@ class PostgresRecordStore:
     async def _transaction(self, doing: str) -> AsyncGenerator[Connection]:
         try:
             async with self._pool.connection() as db:
-                yield db
+                try:
+                    yield db
+                except psycopg.errors.ReadOnlySqlTransaction:
+                    await db.close()  # of a server that another has replaced
+                    raise
         except (psycopg.Error, PoolTimeout) as exc:
             raise _unavailable(doing, exc) from exc
 

@@ -3,8 +3,10 @@
 import asyncio
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import islice
+from typing import Literal
 
 import msgspec
 from anyio import to_thread
@@ -15,19 +17,28 @@ from waypost.shared.records import DecisionRecord, decode_record, encode_record
 from waypost.validator.records.base import Encoded, RecordStore
 from waypost.validator.records.spill import Spill
 
-__all__ = ["RecordSink"]
+__all__ = ["LOSSES", "Loss", "RecordSink"]
 
 logger = logging.getLogger(__name__)
 
 GATHER_S = 0.05  # a batch of what arrives in this time: of twice as many, each costs a fifth less
 FIRST_RETRY_S = 0.1
-LAST_RETRY_S = 5.0
+LAST_RETRY_S = 1.0  # a store that is back is found in a second
 MAX_BATCH = 2_000
 CATCH_UP_BYTES = 2 * 2**20
 MAX_RECORD_BYTES = 65_536  # ten times the largest record with every field in use
 MAX_ATTEMPTS_KEPT = 16
 CLOSE_PATIENCE_S = 5.0
 _ID = re.compile(r"[0-9A-Za-z-]{1,64}")
+
+Loss = Literal["unreadable", "too_large", "queue_full", "closed", "damaged"]
+LOSSES: dict[Loss, str] = {
+    "unreadable": "it cannot be encoded",
+    "too_large": f"it has more than {MAX_RECORD_BYTES} bytes",
+    "queue_full": "the queue is full",
+    "closed": "the sink is closed",
+    "damaged": "what was spilled is damaged",
+}
 
 
 class RecordSink:
@@ -38,7 +49,9 @@ class RecordSink:
     say that they are too low.
 
     Attributes:
-        dropped: records lost since the start.
+        lost: records lost since the start, by why.
+        is_store_down: the last write to the store failed.
+        spill_fault: why the spill took nothing the last time; empty while it does.
     """
 
     def __init__(
@@ -65,7 +78,14 @@ class RecordSink:
         self._writer: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
         self._untold = 0
-        self.dropped = 0
+        self.lost: Counter[Loss] = Counter()
+        self.is_store_down = False
+        self.spill_fault = ""
+
+    @property
+    def dropped(self) -> int:
+        """How many records are lost since the start."""
+        return self.lost.total()
 
     @property
     def waiting(self) -> int:
@@ -92,14 +112,14 @@ class RecordSink:
                 record = _shortened(record)
                 encoded = encode_record(record)
         except (msgspec.MsgspecError, UnicodeEncodeError, OverflowError, TypeError, ValueError):
-            self._drop("it cannot be encoded")
+            self._drop("unreadable")
             return
         if len(encoded) > MAX_RECORD_BYTES:
-            self._drop(f"it has more than {MAX_RECORD_BYTES} bytes")
+            self._drop("too_large")
         elif self._waiting_bytes + len(encoded) > self._max_bytes:
-            self._drop("the queue is full")
+            self._drop("queue_full")
         elif self._closing.is_set():
-            self._drop("the sink is closed")
+            self._drop("closed")
         elif record.id not in self._waiting:
             self._waiting[record.id] = (record, encoded)
             self._waiting_bytes += len(encoded)
@@ -136,7 +156,7 @@ class RecordSink:
             await self._spill_over()
         if self._waiting:
             logger.error("%d decision records could not be written", len(self._waiting))
-            self.dropped += len(self._waiting)
+            self.lost["closed"] += len(self._waiting)
             self._waiting = {}
         if self._spill is not None:
             self._spill.close()
@@ -145,12 +165,12 @@ class RecordSink:
         if self._writer is None:
             self._writer = asyncio.get_running_loop().create_task(self._write())
 
-    def _drop(self, why: str) -> None:
+    def _drop(self, why: Loss) -> None:
         if self._untold == 0:
             # Once per gap: a full queue must not fill the log as well.
-            logger.error("a decision record is dropped: %s", why)
+            logger.error("a decision record is lost: %s", LOSSES[why])
         self._untold += 1
-        self.dropped += 1
+        self.lost[why] += 1
 
     async def _write(self) -> None:
         failures = 0
@@ -164,6 +184,7 @@ class RecordSink:
                     await self._catch_up()
                 except StoreError as exc:
                     failures += 1
+                    self.is_store_down = True
                     if failures == 1:
                         logger.error("decision records wait: %s", exc)
                     await self._spill_over()
@@ -172,7 +193,7 @@ class RecordSink:
                     continue
                 if failures:
                     logger.info("decision records are written again")
-                failures = 0
+                failures, self.is_store_down = 0, False
         finally:
             self._writer = None
 
@@ -195,10 +216,11 @@ class RecordSink:
             try:
                 batch.append((decode_record(line), line))
             except msgspec.MsgspecError:
-                self._drop("what was spilled is damaged")
+                self._drop("damaged")
         await self._store.append(batch)
         if lines:
             await to_thread.run_sync(self._spill.done)
+            self._note_spill("")
 
     async def _seal_new(self, batch: Sequence[Encoded]) -> None:
         if self._seal is None:
@@ -215,15 +237,29 @@ class RecordSink:
             await self._seal_new(batch)
         except StoreError:
             return  # what no log proves stays here until one does
-        if self._spill is None or not batch:
+        if self._spill is None:
             return
-        try:
-            is_kept = await to_thread.run_sync(self._spill.add, [body for _, body in batch])
-        except OSError as exc:
-            logger.error("decision records cannot be spilled: %s", exc)
-        else:
-            if is_kept:
-                self._forget(batch)
+        for start in range(0, len(batch), MAX_BATCH):
+            piece = batch[start : start + MAX_BATCH]
+            try:
+                is_kept = await to_thread.run_sync(self._spill.add, [body for _, body in piece])
+            except OSError as exc:
+                self._note_spill(f"the disk does not take them: {exc.strerror or exc}")
+                return
+            if not is_kept:
+                self._note_spill("records.spill_mib is reached")
+                return
+            self._note_spill("")
+            self._forget(piece)
+
+    def _note_spill(self, fault: str) -> None:
+        if fault and fault != self.spill_fault:
+            logger.error(
+                "decision records cannot be spilled, and are lost once %d MiB wait: %s",
+                self._max_bytes // 2**20,
+                fault,
+            )
+        self.spill_fault = fault
 
     def _forget(self, batch: Sequence[Encoded]) -> None:
         for record, body in batch:

@@ -12,6 +12,7 @@ from msgspec.msgpack import Decoder, Encoder
 
 from waypost.shared.contracts import Policy
 from waypost.shared.records import DecisionRecord, Fate, Feedback, Shadow, fate_of
+from waypost.validator.records.sink import LOSSES, Loss
 
 __all__ = ["ADDED_S", "TOTAL_S", "Counts", "Families", "added", "decode", "encode"]
 
@@ -87,6 +88,7 @@ class Counts:
         numbers[7] += record.cost_nusd
         baseline = record.baseline_cost_nusd
         numbers[8] += record.cost_nusd if baseline is None else baseline
+        numbers[12] += record.unconfirmed_nusd
         if usage is not None:
             numbers[9] += usage.input_tokens
             numbers[10] += usage.cached_tokens
@@ -123,9 +125,14 @@ class Counts:
         if attempt is not None:
             numbers[1] += shadow.cost_nusd or 0
 
-    def lost(self, records: int) -> None:
-        """Note how many records this process has lost in all."""
-        self._numbers("lost", (), 1)[0] = records
+    def lost(self, records: Mapping[Loss, int]) -> None:
+        """Note how many records this process has lost in all, by why."""
+        for why in LOSSES:  # those of which there is none, too: an alert needs a first 0
+            self._numbers("lost", (why,), 1)[0] = records.get(why, 0)
+
+    def expired(self, holds: int) -> None:
+        """Count holds that nobody settled and that were charged in full."""
+        self._numbers("expired", (), 1)[0] += holds
 
     def trial(self, digest: str, arm: str, more: Sequence[float]) -> None:
         """Add to what one arm of a trial has come to; workers judge by the sum of all."""
@@ -145,7 +152,7 @@ class Counts:
         pair = (route, model)
         place = self._places[key] = _Place(
             self._numbers("decisions", (record.verdict, record.reason), 1),
-            self._numbers("requests", (route, model, provider, tier, record.verdict), 12),
+            self._numbers("requests", (route, model, provider, tier, record.verdict), 13),
             self._numbers("added", pair, len(ADDED_S) + 2),
             self._numbers("total", pair, len(TOTAL_S) + 2),
             self._numbers("ttft", pair, len(TOTAL_S) + 2),

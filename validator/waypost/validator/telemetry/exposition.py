@@ -34,6 +34,7 @@ _COUNTERS: tuple[tuple[str, str, int, float], ...] = (
     ("waypost_input_tokens", "Tokens in, as billed.", 9, 1),
     ("waypost_cached_input_tokens", "Of those, read from a provider's cache.", 10, 1),
     ("waypost_output_tokens", "Tokens out, as billed.", 11, 1),
+    ("waypost_unconfirmed_cost_usd", "Charged without a provider's word.", 12, 1 / NUSD_PER_USD),
 )
 _HISTOGRAMS = (
     ("added", "waypost_added_seconds", "Time a request spent in the validator.", ADDED_S),
@@ -98,7 +99,10 @@ class _Shown(Collector):
         yield self._plain(
             "feedback", "waypost_feedback", "Callers' words.", ("route", "model", "rating")
         )
-        yield self._plain("lost", "waypost_records_dropped", "Records that no store took.", ())
+        yield self._plain("lost", "waypost_records_lost", "Records no store took.", ("reason",))
+        yield self._plain(
+            "expired", "waypost_holds_expired", "Holds charged in full, unsettled.", ()
+        )
         for place, name, text, unit in (
             (0, "waypost_shadow_sent", "Tries in the shadow, or why there was none.", 1),
             (1, "waypost_shadow_cost_usd", "What they cost.", 1 / NUSD_PER_USD),

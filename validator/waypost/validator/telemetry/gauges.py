@@ -19,7 +19,10 @@ async def gauges(desk: Desk, *, shows_budgets: bool) -> list[Gauge]:
     Args:
         shows_budgets: whether whoever asks may know who has how much left.
     """
-    result = [*_manifest(desk), _breakers(desk), *_records(desk), *_candidate(desk)]
+    result = [
+        *_manifest(desk), _breakers(desk), *_records(desk), *_candidate(desk),
+        _certificates(desk), _risks(desk),
+    ]  # fmt: skip
     if shows_budgets:
         result.append(await _budgets(desk))
     return result
@@ -90,8 +93,32 @@ def _records(desk: Desk) -> list[Gauge]:
     told = (
         ("waypost_records_waiting", "Decision records in memory.", sink.waiting),
         ("waypost_records_spilled_bytes", "On the disk, for the store.", sink.spilled_bytes),
+        ("waypost_records_spill_full", "1 while the spill takes nothing.", bool(sink.spill_fault)),
     )  # fmt: skip
     return [Gauge(name, text, (), [((), float(value))]) for name, text, value in told]
+
+
+def _certificates(desk: Desk) -> Gauge:
+    now = desk.clock()
+    return Gauge(
+        "waypost_provider_certificate_expires_in_seconds",
+        "Of providers that this process has connected to by TLS.",
+        ("provider",),
+        [
+            ((name,), upstream.certificate_expires_at - now)
+            for name, upstream in desk.upstreams.items()
+            if upstream.certificate_expires_at is not None
+        ],
+    )
+
+
+def _risks(desk: Desk) -> Gauge:
+    return Gauge(
+        "waypost_ledger_at_risk",
+        "1 for each way in which the ledger's store may forget what was spent.",
+        ("risk",),
+        [((risk,), 1.0) for risk in sorted(desk.ledger.risks)],
+    )
 
 
 async def _budgets(desk: Desk) -> Gauge:

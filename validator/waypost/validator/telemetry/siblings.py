@@ -8,12 +8,12 @@ begins at nought, as counters may.
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import msgspec
 
 from waypost.validator.telemetry.counts import Families, added, decode
+from waypost.validator.whole_files import replace_file
 
 __all__ = ["Siblings", "forget"]
 
@@ -31,10 +31,7 @@ class Siblings:
         """Let the others see this process's counts, encoded. Raises OSError."""
         if data == self._written:
             return
-        handle, draft = tempfile.mkstemp(dir=self._folder)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(draft, self._folder / self._name)
+        replace_file(self._folder / self._name, data)
         self._written = data
 
     def total(self, mine: Families) -> Families:
