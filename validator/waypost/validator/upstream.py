@@ -9,13 +9,14 @@ from msgspec import Struct
 from waypost.shared.contracts import Model
 from waypost.shared.records import AttemptOutcome
 from waypost.validator.config.providers import ProviderConfig
-from waypost.validator.http1 import ExchangeError, Origin, Progress, Response, Stage
+from waypost.validator.http1 import ExchangeError, Origin, Progress, Stage
 from waypost.validator.providers import DIALECTS, speeches
 from waypost.validator.resilience.breaker import Breaker
 from waypost.validator.resilience.budget import ExtraBudget
 from waypost.validator.resilience.keys import KeyPool
 from waypost.validator.resilience.limiter import Limiter
 from waypost.validator.speech import Outgoing
+from waypost.validator.transports.exchange import Reply
 
 __all__ = ["Answer", "NoAnswerError", "Stream", "Upstream"]
 
@@ -168,7 +169,7 @@ class Upstream:
             )
         except ExchangeError as failure:
             raise NoAnswerError(_OUTCOMES[failure.stage]) from failure
-        return Stream(self._origin, response)
+        return Stream(response)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -188,15 +189,14 @@ def _trace_line(trace: bytes | None) -> str:
 class Stream:
     """A response whose body is still arriving."""
 
-    __slots__ = ("_origin", "_response", "is_event_stream", "retry_after", "status")
+    __slots__ = ("_response", "is_event_stream", "retry_after", "status")
 
-    def __init__(self, origin: Origin, response: Response) -> None:
+    def __init__(self, response: Reply) -> None:
         self.status = response.status
         self.retry_after = response.retry_after
         self.is_event_stream = response.content_type.lower().startswith(
             "text/event-stream"
         ) and response.content_encoding.lower() in ("", "identity")
-        self._origin = origin
         self._response = response
 
     async def read(self, *, until: float) -> bytes:
@@ -212,4 +212,4 @@ class Stream:
 
     def close(self) -> None:
         """Let go of the connection; before the end of the body that hangs up."""
-        self._origin.finish(self._response)
+        self._response.close()
