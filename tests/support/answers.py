@@ -73,6 +73,15 @@ def heard_by_h11(sent: Sent) -> Heard | None:
     return Heard(status, body, is_kept and not sent.ends)
 
 
+CONNECTION = (
+    b"",
+    b"",
+    b"",
+    b"Connection: close\r\n",
+    b"connection: keep-alive\r\n",
+    b"Upgrade: h2,h2c\r\nConnection: Upgrade, Keep-Alive\r\n",  # as Apache offers it
+)
+
 SIZES = st.one_of(
     st.integers(0, 40),
     st.sampled_from([4_095, 16_384, 65_535, 65_536, 65_537, 70_000, 131_073, 300_000]),
@@ -93,12 +102,7 @@ def answers(draw: st.DrawFn, sizes: st.SearchStrategy[int] = SIZES) -> Sent:
     version = draw(st.sampled_from([b"1.1", b"1.1", b"1.1", b"1.0"]))
     status = draw(st.sampled_from([200, 200, 200, 201, 400, 413, 429, 500, 204, 304]))
     head += b"HTTP/%b %d Status\r\n" % (version, status)
-    head += draw(
-        st.sampled_from(
-            [b"", b"", b"", b"Connection: close\r\n", b"connection: keep-alive\r\n"]
-            + [b"Upgrade: h2,h2c\r\nConnection: Upgrade, Keep-Alive\r\n"]
-        )
-    )
+    head += draw(st.sampled_from(CONNECTION))
     plain = b""
     body = _letters(draw(sizes), seed)
     framing = draw(st.sampled_from(["counted", "chunked", "ended", "none"]))

@@ -1,6 +1,5 @@
 """One response as our client reads it, and as h11 reads the same bytes."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,7 +26,9 @@ def heard_by_us(parts: list[bytes], *, ends: bool) -> Heard | None:
 
 
 @given(st.data(), answers())
-def test_an_answer_is_read_as_h11_reads_it_wherever_it_is_cut(data: st.DataObject, sent: Sent) -> None:
+def test_an_answer_is_read_as_h11_reads_it_wherever_it_is_cut(
+    data: st.DataObject, sent: Sent
+) -> None:
     parts = data.draw(st.builds(lambda: None).flatmap(lambda _: cut(sent.wire)))
 
     ours, theirs = heard_by_us(parts, ends=sent.ends), heard_by_h11(sent)

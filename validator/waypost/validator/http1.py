@@ -8,9 +8,7 @@ providers behind a proxy.
 
 import asyncio
 import ssl
-from collections import deque
 from collections.abc import Coroutine, Mapping
-from contextlib import suppress
 from functools import cache
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -18,13 +16,12 @@ from urllib.parse import urlsplit
 from waypost.validator.transports.connection import Connection
 from waypost.validator.transports.dialing import Dialer
 from waypost.validator.transports.exchange import (
-    MAX_IDLE,
-    MAX_IDLE_S,
     MAX_STALE_S,
     ExchangeError,
     Progress,
     Stage,
 )
+from waypost.validator.transports.idle import Idle
 
 __all__ = ["ExchangeError", "Origin", "Progress", "Response", "Stage"]
 
@@ -120,9 +117,8 @@ class Origin:
         self._head = " HTTP/1.1\r\n" + "".join(
             f"{name}: {value}\r\n" for name, value in lines.items()
         )
-        self._idle: deque[Connection] = deque()
+        self._idle: Idle[Connection] = Idle()
         self._open: set[Connection] = set()
-        self._sweep: asyncio.TimerHandle | None = None
         self._is_closed = False
 
     async def send(
@@ -149,7 +145,7 @@ class Origin:
         request = head.encode() + body
         now = asyncio.get_running_loop().time
         sent_at = now()
-        connection = self._take_idle(sent_at)
+        connection = self._idle.take(sent_at)
         if connection is not None:
             try:
                 return await self._exchange(connection, request, until, progress)
@@ -181,33 +177,12 @@ class Origin:
 
         Closing is how a provider learns that nobody listens any more.
         """
-        if not connection.settle():
-            return
-        self._idle.append(connection)
-        if len(self._idle) > MAX_IDLE:
-            self._idle[0].abort()
-        if self._sweep is None:
-            self._sweep = asyncio.get_running_loop().call_later(MAX_IDLE_S, self._sweep_idle)
-
-    def _sweep_idle(self) -> None:
-        """Close what nobody has used for long."""
-        loop = asyncio.get_running_loop()
-        self._sweep = None
-        while self._idle and not self._idle[0].is_fresh(loop.time()):
-            self._idle[0].abort()
-        if self._idle:
-            self._sweep = loop.call_later(MAX_IDLE_S, self._sweep_idle)
-
-    def _take_idle(self, now: float) -> Connection | None:
-        # The last one used is the least likely to have been closed; the rest may age and go.
-        if self._idle and self._idle[-1].is_fresh(now):
-            return self._idle.pop()
-        return None
+        if connection.settle():
+            self._idle.put(connection)
 
     def _forget(self, connection: Connection) -> None:
         self._open.discard(connection)
-        with suppress(ValueError):
-            self._idle.remove(connection)
+        self._idle.forget(connection)
 
     async def _connect(self, until: float) -> Connection:
         connection = await self._dialer.dial(self._forget, until=until)
@@ -221,8 +196,7 @@ class Origin:
         """Close all connections."""
         self._is_closed = True
         self._dialer.close()
-        if self._sweep is not None:
-            self._sweep.cancel()
+        self._idle.close()
         for connection in list(self._open):
             connection.abort()
         await asyncio.sleep(0)  # sockets close on the loop's next turn

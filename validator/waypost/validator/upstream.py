@@ -9,14 +9,20 @@ from msgspec import Struct
 from waypost.shared.contracts import Model
 from waypost.shared.records import AttemptOutcome
 from waypost.validator.config.providers import ProviderConfig
-from waypost.validator.http1 import ExchangeError, Origin, Progress, Stage
 from waypost.validator.providers import DIALECTS, speeches
 from waypost.validator.resilience.breaker import Breaker
 from waypost.validator.resilience.budget import ExtraBudget
 from waypost.validator.resilience.keys import KeyPool
 from waypost.validator.resilience.limiter import Limiter
 from waypost.validator.speech import Outgoing
-from waypost.validator.transports.exchange import Reply
+from waypost.validator.transports.exchange import (
+    ExchangeError,
+    Progress,
+    Reply,
+    Stage,
+    Transport,
+)
+from waypost.validator.transports.opening import open_transport
 
 __all__ = ["Answer", "NoAnswerError", "Stream", "Upstream"]
 
@@ -62,7 +68,18 @@ class Upstream:
         on_rest: is told the provider, model and region that is given a rest.
     """
 
-    def __init__(self, name: str, config: ProviderConfig, *, api_keys: Sequence[str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: ProviderConfig,
+        *,
+        api_keys: Sequence[str],
+        transport: Transport | None = None,
+    ) -> None:
+        """Args:
+        transport: what carries requests; ``None``: what ``config`` asks for, whatever the
+            environment says of proxies.
+        """
         self.name = name
         dialect = DIALECTS[config.dialect]
         self.speeches = speeches(
@@ -83,16 +100,7 @@ class Upstream:
         self._breakers: dict[tuple[str, str], Breaker] = {}
         self._credentials = [_lines(dialect.headers(key)) for key in api_keys or (None,)]
         self.keys = KeyPool(len(self._credentials))
-        self._origin = Origin(
-            config.base_url,
-            headers={
-                "Accept": "*/*",
-                # Bytes pass through untouched, so they had better not be compressed.
-                "Accept-Encoding": "identity",
-                "User-Agent": "waypost",
-            },
-            connect_timeout_s=config.connect_timeout_s,
-        )
+        self._transport = transport or open_transport(name, config, {})
 
     @property
     def is_well(self) -> bool:
@@ -140,7 +148,7 @@ class Upstream:
         """
         headers = self._credentials[key] + asked.headers + _trace_line(trace)
         try:
-            with await self._origin.send(
+            with await self._transport.send(
                 asked.body, path=asked.path, headers=headers, until=until, progress=progress
             ) as response:
                 answer = await response.read_all(until=until, at_most=MAX_ANSWER_BYTES)
@@ -164,7 +172,7 @@ class Upstream:
         """
         headers = self._credentials[key] + asked.headers + _trace_line(trace)
         try:
-            response = await self._origin.send(
+            response = await self._transport.send(
                 asked.body, path=asked.path, headers=headers, until=until, progress=progress
             )
         except ExchangeError as failure:
@@ -173,7 +181,7 @@ class Upstream:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._origin.close()
+        await self._transport.close()
 
 
 def _lines(headers: Mapping[str, str]) -> str:

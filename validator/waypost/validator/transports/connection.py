@@ -60,8 +60,8 @@ class Connection(asyncio.Protocol):
         self._raw: asyncio.Transport | None = None
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._until = 0.0
+        self._timer: asyncio.Handle | None = None
+        self._until = self._rings_at = 0.0
         self._is_paused = self._is_held_back = False
         self._idle_since = 0.0
         self._unsent: memoryview | None = None
@@ -185,7 +185,7 @@ class Connection(asyncio.Protocol):
         self._waiter = self._loop.create_future()
         self._until = until
         # Set for the first wait and then moved on only when it rings: hardly any wait lasts.
-        if self._timer is None or self._timer.when() > until:
+        if self._timer is None or self._rings_at > until:
             self._set_timer()
         try:
             await self._waiter
@@ -194,6 +194,7 @@ class Connection(asyncio.Protocol):
 
     def _set_timer(self) -> None:
         self._stop_timer()
+        self._rings_at = self._until  # uvloop cannot tell it of a time that has passed
         self._timer = self._loop.call_at(self._until, self._ring)
 
     def _stop_timer(self) -> None:

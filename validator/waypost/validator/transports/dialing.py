@@ -8,7 +8,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import aiohappyeyeballs
 
@@ -19,9 +19,15 @@ __all__ = ["Dialer"]
 
 ATTEMPT_DELAY_S = 0.25  # RFC 8305 §5: the recommended value
 
-_Address = tuple[
-    socket.AddressFamily, socket.SocketKind, int, str, tuple[str, int] | tuple[str, int, int, int]
-]
+# As ``getaddrinfo`` tells it: family, kind, protocol, canonical name, address.
+_Address = tuple[int, int, int, str, tuple[Any, ...]]
+
+
+async def look_up(host: str, port: int) -> list[_Address]:
+    """Return the addresses of a host, as the system resolves it."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return cast(list[_Address], found)
 
 
 class Dialer:
@@ -37,9 +43,7 @@ class Dialer:
         self._lookup: asyncio.Task[list[_Address]] | None = None
         self._last_good: object = None
 
-    async def dial(
-        self, on_closed: Callable[[Connection], None], *, until: float
-    ) -> Connection:
+    async def dial(self, on_closed: Callable[[Connection], None], *, until: float) -> Connection:
         """Return a connection that nothing was sent on yet.
 
         Raises:
@@ -68,7 +72,7 @@ class Dialer:
 
     async def _open(self, loop: asyncio.AbstractEventLoop, connection: Connection) -> None:
         addresses = await self._addresses(loop)
-        sock = await aiohappyeyeballs.start_connection(
+        sock: socket.socket = await cast(Any, aiohappyeyeballs).start_connection(
             addresses, happy_eyeballs_delay=ATTEMPT_DELAY_S, interleave=1, loop=loop
         )
         try:
@@ -80,15 +84,13 @@ class Dialer:
             raise
         if self._tls is not None:
             # In two steps, so that it can be seen whether all that was encrypted has left.
-            secured = await loop.start_tls(
-                raw, connection, self._tls, server_hostname=self._host
-            )
+            secured = await loop.start_tls(raw, connection, self._tls, server_hostname=self._host)
             connection.secured(cast(asyncio.Transport, secured))
 
     async def _addresses(self, loop: asyncio.AbstractEventLoop) -> list[_Address]:
         """Return the host's addresses, the last that answered first."""
         if self._lookup is None:
-            self._lookup = loop.create_task(self._look_up(loop))
+            self._lookup = loop.create_task(look_up(self._host, self._port))
             self._lookup.add_done_callback(self._looked_up)
         lookup = self._lookup
         try:
@@ -98,9 +100,6 @@ class Dialer:
                 raise OSError("the validator is stopping") from None
             raise
         return sorted(addresses, key=lambda address: address[4] != self._last_good)
-
-    async def _look_up(self, loop: asyncio.AbstractEventLoop) -> list[_Address]:
-        return await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
 
     def _looked_up(self, lookup: asyncio.Task[list[_Address]]) -> None:
         self._lookup = None

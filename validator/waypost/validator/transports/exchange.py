@@ -8,8 +8,8 @@ The contract, which tests/validator/test_transports.py holds each transport to:
 - an exchange knows nothing of those before it on the same connection.
 """
 
-from types import TracebackType
-from typing import Literal, Protocol, Self
+from collections.abc import Coroutine
+from typing import Any, Literal, Protocol, Self
 
 __all__ = ["MAX_IDLE", "MAX_IDLE_S", "MAX_STALE_S", "ExchangeError", "Progress", "Reply"]
 __all__ += ["Stage", "Transport"]
@@ -58,18 +58,13 @@ class Reply(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
-    async def read(self, *, until: float) -> bytes:
+    def read(self, *, until: float) -> Coroutine[Any, Any, bytes]:
         """Return the next bytes of the body as they arrive; empty at its end."""
         ...
 
-    async def read_all(self, *, until: float, at_most: int) -> bytes:
+    def read_all(self, *, until: float, at_most: int) -> Coroutine[Any, Any, bytes]:
         """Return the whole body; raises ExchangeError (``malformed``) if it is longer."""
         ...
 

@@ -5,6 +5,8 @@ to get wrong. Bodies are counted here, as only then it is known where a message 
 comes after that belongs to no exchange.
 """
 
+import re
+
 import httptools
 
 from waypost.validator.transports.chunks import Chunks, MalformedError
@@ -14,6 +16,7 @@ __all__ = ["MalformedError", "Message"]
 MAX_HEAD_BYTES = 65_536  # interim heads included
 MAX_INTERIM = 32  # 1xx heads before the one that counts; servers send one or two
 _PREFIX = b"HTTP/1."
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) [0-9]{3}(?: [\t -~\x80-\xff]*)?\r\n")  # RFC 9112 §4
 _NOT_HTTP = "not an answer of HTTP/1.x"
 _TOO_LONG = f"a head of more than {MAX_HEAD_BYTES} bytes"
 _NO_BODY = (204, 304)  # RFC 9112 §6.3; a POST's others have one, if of no length
@@ -119,7 +122,8 @@ class Message:
         return b""
 
     def _read_head(self, head: bytes) -> None:
-        if not head.startswith(_PREFIX):
+        line = _STATUS_LINE.match(head)
+        if line is None:
             raise MalformedError(_NOT_HTTP)
         parser = self._parser = httptools.HttpResponseParser(self)
         try:
@@ -129,8 +133,11 @@ class Message:
             raise MalformedError(str(exc)) from None
         finally:
             del self._parser  # which refers to us: no work for the collector
+        # Any other coding would reach callers undecoded.
+        if self._codings and [coding.lower() for coding in self._codings] != [b"chunked"]:
+            raise MalformedError("a transfer coding other than chunked")
         if status >= 200:
-            self._is_kept = self._is_kept and head.startswith(b"HTTP/1.1")
+            self._is_kept = self._is_kept and line[1] == b"1"
             self._begin_body(status)
             return
         self._interim += 1
@@ -168,9 +175,6 @@ class Message:
         if status in _NO_BODY:
             self.is_complete = True
         elif self._codings:
-            # Any other coding would reach callers undecoded.
-            if [coding.strip().lower() for coding in self._codings] != [b"chunked"]:
-                raise MalformedError("a transfer coding other than chunked")
             self._chunks = Chunks()
         elif self._left == 0:
             self.is_complete = True
