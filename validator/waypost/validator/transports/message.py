@@ -17,6 +17,8 @@ MAX_HEAD_BYTES = 65_536  # interim heads included
 MAX_INTERIM = 32  # 1xx heads before the one that counts; servers send one or two
 _PREFIX = b"HTTP/1."
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) [0-9]{3}(?: [\t -~\x80-\xff]*)?\r\n")  # RFC 9112 §4
+# Of the names that count; most fields have another.
+_LENGTHS = frozenset({11, 12, 14, 16, 17})
 _NOT_HTTP = "not an answer of HTTP/1.x"
 _TOO_LONG = f"a head of more than {MAX_HEAD_BYTES} bytes"
 _NO_BODY = (204, 304)  # RFC 9112 §6.3; a POST's others have one, if of no length
@@ -149,6 +151,8 @@ class Message:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Is told by llhttp of each field."""
+        if len(name) not in _LENGTHS:
+            return
         match name.lower():
             case b"content-length":
                 self._left = int(value)  # llhttp has refused what is no number, or two
