@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import ssl
 import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -74,27 +75,38 @@ class Exchange:
 
 @dataclass
 class Upstream:
-    """A running provider. Set ``behave`` to change what it does from now on."""
+    """A running provider. Set ``behave`` to change what it does from now on.
+
+    Attributes:
+        is_deaf: whether it reads nothing on connections from now on.
+    """
 
     port: int = 0
     behave: Behaviour = field(default_factory=lambda: answering())
     seen: list[Seen] = field(default_factory=list)
     hung_up: asyncio.Event = field(default_factory=asyncio.Event)
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
     connections: int = 0
+    scheme: str = "http"
+    is_deaf: bool = False
+    stop_listening: Callable[[], None] = lambda: None
 
     @property
     def base_url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"{self.scheme}://127.0.0.1:{self.port}/v1"
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection, request by request."""
         self.connections += 1
         try:
+            if self.is_deaf:
+                await asyncio.sleep(3_600)
             with suppress(ConnectionError, asyncio.IncompleteReadError):
                 while await self._exchange(reader, writer):
                     pass
         finally:
-            writer.close()
+            # Aborted, if it read too little: a close would wait for what nobody reads.
+            writer.transport.abort() if self.is_deaf else writer.close()
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
@@ -104,6 +116,7 @@ class Upstream:
         body = await reader.readexactly(int(headers.get("content-length", 0)))
         seen = Seen(request_line.split(" ")[1], headers, body)
         self.seen.append(seen)
+        self.asked.set()
         doing = asyncio.create_task(_run(self.behave, Exchange(seen, writer)))
         # Whoever hangs up while we answer is noticed, as a real provider would.
         watching = asyncio.create_task(reader.read(1))
@@ -124,8 +137,10 @@ async def _run(behave: Behaviour, exchange: Exchange) -> None:
 
 
 @asynccontextmanager
-async def running_upstream(behave: Behaviour | None = None) -> AsyncGenerator[Upstream]:
-    upstream = Upstream()
+async def running_upstream(
+    behave: Behaviour | None = None, *, tls: ssl.SSLContext | None = None
+) -> AsyncGenerator[Upstream]:
+    upstream = Upstream(scheme="http" if tls is None else "https")
     if behave is not None:
         upstream.behave = behave
     connections: set[asyncio.Task[None]] = set()
@@ -135,7 +150,8 @@ async def running_upstream(behave: Behaviour | None = None) -> AsyncGenerator[Up
         connections.add(task)
         task.add_done_callback(connections.discard)
 
-    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=tls)
+    upstream.stop_listening = server.close
     upstream.port = server.sockets[0].getsockname()[1]
     try:
         yield upstream

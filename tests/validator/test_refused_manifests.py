@@ -14,8 +14,8 @@ from support.worlds import a_model, a_policy
 from waypost.shared.contracts import Policy, Route
 from waypost.shared.errors import StoreError
 from waypost.shared.trust import ManifestKeeper
-from waypost.validator import server
 from waypost.validator.opening import open_desk
+from waypost.validator.worker import require_manifest
 
 pytestmark = pytest.mark.anyio
 
@@ -158,12 +158,12 @@ async def test_a_first_start_on_such_a_policy_says_what_is_wrong(tmp_path: Path)
     )
     keeper.accept(publisher.publish(), etag=None)
 
-    with pytest.raises(StoreError, match=r"of-elsewhere \(of elsewhere\); add one of them") as exc:
-        await server._check(config)
+    async with open_desk(config, environment={}) as desk:
+        with pytest.raises(StoreError, match=r"of-elsewhere \(of elsewhere\); add one") as exc:
+            require_manifest(desk)
+        assert desk.trusted is None
 
     assert exc.value.code == "manifest_refused"
-    async with open_desk(config, environment={}) as desk:
-        assert desk.trusted is None
 
 
 async def test_requests_to_one_that_waits_for_a_better_policy_are_refused_by_name(

@@ -2,18 +2,23 @@
 
 import asyncio
 import ssl
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
 from cryptography import x509
 
-__all__ = ["day", "expires_at", "presented_expiry"]
+__all__ = ["day", "expires_at", "expiry_of", "presented_expiry"]
 
 
 def expires_at(transport: Any) -> float | None:  # noqa: ANN401 - a loop's own class
     """Return when the certificate at the other end expires, Unix seconds; ``None``: no TLS."""
-    certificate = cast("dict[str, Any] | None", transport.get_extra_info("peercert"))
+    return expiry_of(transport.get_extra_info("peercert"))
+
+
+def expiry_of(certificate: Mapping[str, Any] | None) -> float | None:
+    """Return when a certificate expires, as ``SSLSocket.getpeercert`` describes it."""
     if not certificate or "notAfter" not in certificate:
         return None
     return float(ssl.cert_time_to_seconds(str(certificate["notAfter"])))

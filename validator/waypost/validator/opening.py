@@ -37,6 +37,7 @@ from waypost.validator.replay import SeenOnce, SqliteSeen
 from waypost.validator.scrubbing import Scrubber
 from waypost.validator.telemetry.counts import Counts
 from waypost.validator.telemetry.siblings import Siblings
+from waypost.validator.transports.opening import open_transport
 from waypost.validator.upstream import Upstream
 from waypost.validator.whole_files import make_once
 
@@ -164,7 +165,8 @@ def _open_upstreams(
     upstreams: dict[str, Upstream] = {}
     for name, provider in config.providers.items():
         api_keys = [_secret(f"provider {name}", key, environment) for key in provider.key_names]
-        upstreams[name] = Upstream(name, provider, api_keys=api_keys)
+        transport = open_transport(name, provider, environment)
+        upstreams[name] = Upstream(name, provider, api_keys=api_keys, transport=transport)
         stack.push_async_callback(upstreams[name].close)
     return upstreams
 

@@ -2,7 +2,7 @@
 
 The rule: the port is open exactly while somebody can serve. It opens when the first worker can,
 and closes everywhere at once. A worker is as slow to start as it likes: only one whose process
-ends has failed. It never runs on without its supervisor (docs/adr/0031).
+ends has failed. It never runs on without its supervisor (docs/adr/0032).
 """
 
 import asyncio

@@ -11,7 +11,6 @@ from msgspec import Struct
 from waypost.shared.contracts import Model
 from waypost.shared.records import AttemptOutcome
 from waypost.validator.config.providers import ProviderConfig
-from waypost.validator.http1 import ExchangeError, Origin, Progress, Response, Stage
 from waypost.validator.providers import DIALECTS, speeches, translations
 from waypost.validator.resilience.breaker import Breaker
 from waypost.validator.resilience.budget import ExtraBudget
@@ -19,6 +18,14 @@ from waypost.validator.resilience.keys import KeyPool
 from waypost.validator.resilience.limiter import Limiter
 from waypost.validator.resilience.unspoken import Unspoken
 from waypost.validator.speech import Asked, Outgoing, Speech, UntranslatableError
+from waypost.validator.transports.exchange import (
+    ExchangeError,
+    Progress,
+    Reply,
+    Stage,
+    Transport,
+)
+from waypost.validator.transports.opening import open_transport
 
 __all__ = ["Answer", "NoAnswerError", "Stream", "Upstream"]
 
@@ -74,7 +81,18 @@ class Upstream:
         certificate_fault: what is wrong with its certificate; empty if nothing is known.
     """
 
-    def __init__(self, name: str, config: ProviderConfig, *, api_keys: Sequence[str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: ProviderConfig,
+        *,
+        api_keys: Sequence[str],
+        transport: Transport | None = None,
+    ) -> None:
+        """Args:
+        transport: what carries requests; ``None``: what ``config`` asks for, whatever the
+            environment says of proxies.
+        """
         self.name = name
         dialect = DIALECTS[config.dialect]
         self.speeches = speeches(
@@ -102,16 +120,7 @@ class Upstream:
         self._credentials = [_lines(dialect.headers(key)) for key in api_keys or (None,)]
         self.keys = KeyPool(len(self._credentials))
         self._draining: set[asyncio.Task[None]] = set()
-        self._origin = Origin(
-            config.base_url,
-            headers={
-                "Accept": "*/*",
-                # Bytes pass through untouched, so they had better not be compressed.
-                "Accept-Encoding": "identity",
-                "User-Agent": "waypost",
-            },
-            connect_timeout_s=config.connect_timeout_s,
-        )
+        self._transport = transport or open_transport(name, config, {})
 
     @property
     def is_well(self) -> bool:
@@ -191,7 +200,7 @@ class Upstream:
         """
         headers = self._credentials[key] + asked.headers + _trace_line(trace)
         try:
-            with await self._origin.send(
+            with await self._transport.send(
                 asked.body, path=asked.path, headers=headers, until=until, progress=progress
             ) as response:
                 answer = await response.read_all(until=until, at_most=MAX_ANSWER_BYTES)
@@ -216,18 +225,18 @@ class Upstream:
         """
         headers = self._credentials[key] + asked.headers + _trace_line(trace)
         try:
-            response = await self._origin.send(
+            response = await self._transport.send(
                 asked.body, path=asked.path, headers=headers, until=until, progress=progress
             )
         except ExchangeError as failure:
             raise self._no_answer(failure) from failure
         self._sent()
-        return Stream(self._origin, response, self._draining)
+        return Stream(response, self._draining)
 
     @property
     def certificate_expires_at(self) -> float | None:
         """When its certificate expires, Unix seconds; ``None`` until it has been seen."""
-        return self._origin.certificate_expires_at
+        return self._transport.certificate_expires_at
 
     def _sent(self) -> None:
         if self.certificate_fault:
@@ -248,7 +257,7 @@ class Upstream:
         for task in self._draining:
             task.cancel()
         await asyncio.gather(*self._draining, return_exceptions=True)
-        await self._origin.close()
+        await self._transport.close()
 
 
 def _lines(headers: Mapping[str, str]) -> str:
@@ -264,11 +273,9 @@ def _trace_line(trace: bytes | None) -> str:
 class Stream:
     """A response whose body is still arriving."""
 
-    __slots__ = ("_draining", "_origin", "_response", "is_event_stream", "retry_after", "status")
+    __slots__ = ("_draining", "_response", "is_event_stream", "retry_after", "status")
 
-    def __init__(
-        self, origin: Origin, response: Response, draining: set[asyncio.Task[None]]
-    ) -> None:
+    def __init__(self, response: Reply, draining: set[asyncio.Task[None]]) -> None:
         """Args:
         draining: holds the tasks that wait for the ends of bodies.
         """
@@ -277,7 +284,6 @@ class Stream:
         self.is_event_stream = response.content_type.lower().startswith(
             "text/event-stream"
         ) and response.content_encoding.lower() in ("", "identity")
-        self._origin = origin
         self._response = response
         self._draining = draining
 
@@ -294,12 +300,12 @@ class Stream:
 
     def close(self) -> None:
         """Let go of the connection; before the end of the body that hangs up."""
-        self._origin.finish(self._response)
+        self._response.close()
 
     def leave(self) -> None:
         """Let go of the connection after the answer; it is used again if its body ends soon."""
-        if self._response.is_reusable:
-            self._origin.finish(self._response)
+        if self._response.is_whole:
+            self._response.close()
             return
         task = asyncio.create_task(self._drain())
         self._draining.add(task)
@@ -313,4 +319,4 @@ class Stream:
         except ExchangeError:
             pass
         finally:
-            self._origin.finish(self._response)
+            self._response.close()

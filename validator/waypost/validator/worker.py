@@ -210,8 +210,16 @@ class _Worker:
 
 
 def require_manifest(desk: Desk) -> None:
-    """Raise StoreError (``manifest_missing``) if there is nothing to serve, nor any way to it."""
+    """Raise StoreError if there is nothing to serve, nor any way to it.
+
+    Its code is ``manifest_missing``, or ``manifest_refused`` if there is one that cannot be served.
+    """
     manifest = desk.config.manifest
+    if desk.refused is not None and desk.trusted is None and not manifest.admin:
+        raise StoreError(
+            f"there is a manifest, and it cannot be served here: {desk.refused.message}",
+            code="manifest_refused",
+        )
     if desk.keeper.current is None and not manifest.admin:
         error = desk.keeper.last_error
         why = f": {error.code}: {error.message}" if error is not None else ""

@@ -77,6 +77,9 @@ class ValidatorConfig(FileModel):
                 "manifest": manifest.model_copy(
                     update={"root": folder / manifest.root, "cache": folder / manifest.cache}
                 ),
+                "providers": {
+                    name: provider.below(folder) for name, provider in self.providers.items()
+                },
                 "ledger": self.ledger.model_copy(update={"path": folder / self.ledger.path}),
                 "replay": self.replay.model_copy(update={"path": folder / self.replay.path}),
                 "metrics": self.metrics.model_copy(

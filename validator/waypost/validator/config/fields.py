@@ -27,6 +27,7 @@ __all__ = [
     "http_url",
     "matching",
     "plain_http",
+    "plain_proxy",
     "wrong",
 ]
 
@@ -120,4 +121,19 @@ def plain_http(url: str) -> str:
     if parsed.username or parsed.password or parsed.query or parsed.fragment:
         raise wrong("give scheme, host and path only; keys belong in the environment")
     # As parsed: what is sent as Host and path holds neither spaces nor letters beyond ASCII.
+    return str(parsed).rstrip("/")
+
+
+def plain_proxy(url: str) -> str:
+    """Return scheme, host and port of a proxy; its login is not part of it."""
+    try:
+        parsed = HttpUrl(url)
+    except ValueError:
+        raise wrong(
+            "should be none, or the URL of a proxy: http://host:port, https://host:port"
+        ) from None
+    if parsed.username or parsed.password:
+        raise wrong("give scheme, host and port only; the login goes into proxy_auth's variable")
+    if parsed.path not in (None, "", "/") or parsed.query or parsed.fragment:
+        raise wrong("give scheme, host and port only")
     return str(parsed).rstrip("/")

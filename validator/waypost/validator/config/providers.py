@@ -1,11 +1,20 @@
 """Who is asked for answers, with which keys, and when one is given a rest."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from waypost.cli.yamlfile import FileModel
-from waypost.validator.config.fields import EnvName, Number, Seconds, plain_http, wrong
+from waypost.validator.config.fields import (
+    EnvName,
+    FilePath,
+    Number,
+    Seconds,
+    plain_http,
+    plain_proxy,
+    wrong,
+)
 from waypost.validator.resilience.breaker import BreakerRules
 
 __all__ = ["BreakerConfig", "ProviderConfig"]
@@ -48,6 +57,11 @@ class ProviderConfig(FileModel):
         max_concurrency: never more requests at once; fewer when it gets slow.
         charge_unanswered: what to charge for a request that it got and never answered, as one
             that timed out: all it can have cost, its prompt, or nothing.
+        proxy: URL of the proxy on the way; ``none``: whatever the environment says, none.
+        proxy_auth: name of the environment variable that holds its ``user:password``.
+        ca_file: PEM of the only authorities that may vouch for it, instead of the system's.
+        client_cert, client_key: PEM of our certificate and its key, if it asks for one.
+        http2: whether it is spoken to by HTTP/2 where it can.
         simulated: a stand-in, which every table then says.
     """
 
@@ -66,7 +80,20 @@ class ProviderConfig(FileModel):
     max_concurrency: Annotated[int, Field(ge=1, le=100_000)] = 1_024
     breaker: BreakerConfig = BreakerConfig()
     charge_unanswered: Literal["full", "prompt", "nothing"] = "full"
+    proxy: str | None = None
+    proxy_auth: EnvName | None = None
+    ca_file: FilePath | None = None
+    client_cert: FilePath | None = None
+    client_key: FilePath | None = None
+    http2: bool = False
     simulated: bool = False
+
+    def below(self, folder: Path) -> "ProviderConfig":
+        """Return the same with relative paths taken from ``folder``."""
+        files = {name: getattr(self, name) for name in ("ca_file", "client_cert", "client_key")}
+        return self.model_copy(
+            update={name: path and folder / path for name, path in files.items()}
+        )
 
     @property
     def key_names(self) -> list[str]:
@@ -92,6 +119,23 @@ class ProviderConfig(FileModel):
         if self.betas and self.dialect != "anthropic":
             raise wrong("betas is for dialect anthropic; no other has them")
         return self
+
+    @model_validator(mode="after")
+    def _tls_is_for_https(self) -> "ProviderConfig":
+        if self.client_key is not None and self.client_cert is None:
+            raise wrong("client_key is the key of client_cert; give that too")
+        if self.proxy_auth is not None and self.proxy in (None, "none"):
+            raise wrong("proxy_auth is the login at proxy; give that too")
+        if self.base_url.startswith("http:"):
+            for name in ("ca_file", "client_cert", "http2"):
+                if getattr(self, name):
+                    raise wrong(f"{name} is of TLS; it needs a base_url that begins with https://")
+        return self
+
+    @field_validator("proxy")
+    @classmethod
+    def _is_a_proxy(cls, url: str | None) -> str | None:
+        return url if url in (None, "none") else plain_proxy(url)
 
     @field_validator("base_url")
     @classmethod

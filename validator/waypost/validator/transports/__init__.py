@@ -1,0 +1,1 @@
+"""How providers are reached: dialing, TLS, proxies, and what carries an exchange."""
