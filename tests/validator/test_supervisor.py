@@ -80,6 +80,12 @@ async def supervising(folder: Path) -> AsyncGenerator[tuple[asyncio.Task[None], 
             await asyncio.gather(task, return_exceptions=True)
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    """The loop that the parent runs on."""
+    return "asyncio"
+
+
 @pytest.fixture(autouse=True)
 def _workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "WORKER", (sys.executable, str(tmp_path / "worker.py")))

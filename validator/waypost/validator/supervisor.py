@@ -250,7 +250,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), their_port.fileno()),
                 # Ctrl-C reaches a whole process group; what to do about it is decided here.
-                start_new_session=True,
+                process_group=0,
             )
         worker = _Worker(process, await Channel.over(ours), our_port)
         self._all.add(worker)
