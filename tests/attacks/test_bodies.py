@@ -21,7 +21,12 @@ from support.worlds import a_policy
 from waypost.client.testing import unsigned_token
 from waypost.edge.app import create_app
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.timeout(180),
+    # The validator, which runs beside the strategies, draws numbers of its own.
+    pytest.mark.filterwarnings("ignore:Do not use the `random` module"),
+]
 
 T = TypeVar("T")
 CONTROLS = bytes([*range(32), 127])  # refused as no HTTP
@@ -104,7 +109,8 @@ async def edge(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[httpx
 
 def examples(check: Callable[..., None], *strategies: Any) -> Callable[[], None]:  # noqa: ANN401
     bounds = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
-    return bounds(given(*strategies)(check))
+    tried: Callable[[], None] = bounds(given(*strategies)(check))  # type: ignore[no-untyped-call]
+    return tried
 
 
 def on(loop: asyncio.AbstractEventLoop) -> Callable[[Coroutine[Any, Any, T]], T]:

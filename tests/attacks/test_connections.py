@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 import h11
 import msgspec
 import pytest
+from h11._state import MIGHT_SWITCH_PROTOCOL  # not in its public module
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.types import Scope
@@ -15,7 +16,10 @@ from starlette.types import Scope
 from support.echo import Said, Wire, code_of, echo, wired
 from waypost.cli import http_guard
 
-pytestmark = pytest.mark.anyio
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.filterwarnings("ignore:Do not use the `random` module"),
+]
 
 POST = b"POST /a HTTP/1.1\r\nHost: x\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -220,7 +224,7 @@ def read_by_h11(sent: bytes) -> list[tuple[str, str, str]]:
             return found
         assert request is not None
         found.append((request.method.decode(), request.target.decode(), body.decode("latin-1")))
-        if connection.their_state not in (h11.DONE, h11.MIGHT_SWITCH_PROTOCOL):
+        if connection.their_state not in (h11.DONE, MIGHT_SWITCH_PROTOCOL):
             return found
         sent = connection.trailing_data[0]
 

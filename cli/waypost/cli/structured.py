@@ -6,6 +6,7 @@ dates. Such are read past; what is known must have its type, as a dropped duty w
 
 from datetime import datetime
 from functools import lru_cache
+from typing import Any, cast
 
 import http_sf
 from http_sf import DisplayString, Token
@@ -43,12 +44,12 @@ def _members(name: str, value: bytes) -> dict[str, Value]:
     return {key: _value(member) for key, member in found.items()}
 
 
-def _value(member: object) -> Value:
-    """Return a member without its parameters."""
-    bare = member[0] if isinstance(member, tuple) else member
-    if isinstance(bare, list):
-        return tuple(_item(item[0] if isinstance(item, tuple) else item) for item in bare)
-    return _item(bare)
+def _value(member: Any) -> Value:  # noqa: ANN401 - the parser's, which has a type per shape
+    """Return a member without its parameters: it comes with them, and so do items of a list."""
+    if not isinstance(member[0], list):
+        return _item(member[0])
+    inner: list[tuple[object, object]] = member[0]
+    return tuple(_item(item) for item, _ in inner)
 
 
 def _item(bare: object) -> Item:
@@ -56,4 +57,4 @@ def _item(bare: object) -> Item:
         return str(bare)
     if isinstance(bare, datetime):
         return bare.isoformat().encode()  # of no type that a member known here has
-    return bare  # type: ignore[return-value] # all others are the parser's own
+    return cast(Item, bare)
