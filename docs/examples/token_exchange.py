@@ -34,7 +34,7 @@ from waypost.edge.issue import SigningKey, load_signing_key, mint, new_claims
 from waypost.edge.jwks import JWKSError, import_keys
 from waypost.shared.contracts import IssuerKey
 from waypost.shared.errors import PolicyError
-from waypost.shared.issuer_keys import public_key
+from waypost.shared.tokens.issuer_keys import public_key
 
 EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
 ID_TOKEN = "urn:ietf:params:oauth:token-type:id_token"

@@ -8,8 +8,11 @@ from typing import get_args
 
 import pytest
 
-from waypost.shared import apis, demands, engine, errors, headers, measure
+from waypost.shared import errors
+from waypost.shared.decision import demands, engine
 from waypost.shared.errors import RefusalError, StoreError, TrustCode, WaypostError
+from waypost.shared.requests import apis, measure
+from waypost.shared.wire import headers
 from waypost.validator import app, desk, guarded_http, pipeline, problems, providers, watching
 from waypost.validator.jose import TokenCode
 from waypost.validator.problems import describe

@@ -10,7 +10,7 @@ from support.worlds import a_policy
 from waypost.client import Waypost
 from waypost.client.testing import StaticManifest
 from waypost.shared.contracts import Route, Share
-from waypost.shared.headers import parse_decision
+from waypost.shared.wire.headers import parse_decision
 
 pytestmark = pytest.mark.anyio
 

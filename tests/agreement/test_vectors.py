@@ -12,7 +12,6 @@ from support.tokens import Wishes
 from support.upstream import running_upstream
 from support.validator import Running, running_validator
 from support.worlds import NOW
-from waypost.shared.compiled import compile_policy
 from waypost.shared.contracts import (
     AUTO,
     Declared,
@@ -23,10 +22,11 @@ from waypost.shared.contracts import (
     Signed,
     decode_policy,
 )
-from waypost.shared.engine import REFUSAL_CODES, Decision, decide
-from waypost.shared.headers import FACTS, PROPOSAL, format_facts, format_proposal
-from waypost.shared.measure import decode_chat, measure_chat
-from waypost.shared.rules import cohort, place
+from waypost.shared.decision.compiled import compile_policy
+from waypost.shared.decision.engine import REFUSAL_CODES, Decision, decide
+from waypost.shared.decision.rules import cohort, place
+from waypost.shared.requests.measure import decode_chat, measure_chat
+from waypost.shared.wire.headers import FACTS, PROPOSAL, format_facts, format_proposal
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 POLICY = compile_policy(decode_policy((VECTORS / "policy.json").read_bytes()))

@@ -16,7 +16,7 @@ from waypost.client import Waypost
 from waypost.client.testing import StaticManifest, unsigned_token
 from waypost.edge.app import create_app
 from waypost.shared.contracts import Declared, Proposal, decode_policy
-from waypost.shared.headers import FACTS, PROPOSAL, format_facts, format_proposal
+from waypost.shared.wire.headers import FACTS, PROPOSAL, format_facts, format_proposal
 
 pytestmark = pytest.mark.anyio
 

@@ -13,8 +13,8 @@ from waypost.client import Waypost
 from waypost.client._facts import from_header
 from waypost.client.testing import StaticManifest, unsigned_token
 from waypost.shared.contracts import AUTO, Declared, Facts, Policy, decode_policy
-from waypost.shared.measure import decode_chat
-from waypost.shared.unverified import UnverifiedClaims
+from waypost.shared.requests.measure import decode_chat
+from waypost.shared.tokens.unverified import UnverifiedClaims
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 

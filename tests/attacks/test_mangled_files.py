@@ -24,9 +24,9 @@ from waypost.edge.policy_file import PolicyFile
 from waypost.edge.training.labels import read_graded, read_labels
 from waypost.edge.trial import cases as trial
 from waypost.edge.trial.cases import load_cases, run_cases
-from waypost.shared import complexity, judge
-from waypost.shared.compiled import compile_policy
-from waypost.shared.judge import JudgeModel
+from waypost.shared.decision.compiled import compile_policy
+from waypost.shared.scoring import complexity, judge
+from waypost.shared.scoring.judge import JudgeModel
 from waypost.validator import config
 from waypost.validator.config import ConfigError, ValidatorConfig, load_config
 

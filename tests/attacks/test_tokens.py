@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from support.tokens import AUDIENCE, NOW, App
 from waypost.shared.errors import TokenError
-from waypost.shared.issuer_keys import as_jwk
+from waypost.shared.tokens.issuer_keys import as_jwk
 from waypost.validator.jose import REFUSAL
 from waypost.validator.tokens import TokenVerifier
 

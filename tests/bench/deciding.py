@@ -8,7 +8,6 @@ from msgspec import structs
 
 from waypost.client.testing import static_waypost
 from waypost.edge.training.utterances import compile_utterances
-from waypost.shared.compiled import compile_policy
 from waypost.shared.contracts import (
     ClockBetween,
     Condition,
@@ -27,7 +26,8 @@ from waypost.shared.contracts import (
     YesNo,
     Zone,
 )
-from waypost.shared.engine import decide
+from waypost.shared.decision.compiled import compile_policy
+from waypost.shared.decision.engine import decide
 from waypost.shared.money import Price
 
 MONDAY = 1_764_000_000

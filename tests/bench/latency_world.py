@@ -22,7 +22,6 @@ from statistics import fmean, median
 from waypost.client._choose import Chooser
 from waypost.client._core import EJECT_MODEL_AFTER
 from waypost.client._latency import Book
-from waypost.shared.compiled import CompiledPolicy, compile_policy
 from waypost.shared.contracts import (
     Declared,
     Facts,
@@ -34,7 +33,8 @@ from waypost.shared.contracts import (
     Route,
     Signed,
 )
-from waypost.shared.engine import Decision, decide
+from waypost.shared.decision.compiled import CompiledPolicy, compile_policy
+from waypost.shared.decision.engine import Decision, decide
 from waypost.shared.money import Price
 from waypost.validator.resilience.breaker import Breaker
 

@@ -13,7 +13,7 @@ from bench.serving import a_validator
 from support.recorded import a_record
 from support.worlds import NOW, a_policy
 from waypost.shared.records import DecisionRecord, encode_record
-from waypost.shared.tracecontext import begin
+from waypost.shared.wire.trace_context import begin
 from waypost.validator.records import RecordFilter, RecordSink, SqliteRecordStore
 from waypost.validator.telemetry.counts import Counts
 

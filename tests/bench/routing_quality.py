@@ -22,10 +22,10 @@ from waypost.edge.training.embeddings import compile_embeddings
 from waypost.edge.training.labels import Graded, read_labels
 from waypost.edge.training.train import train
 from waypost.edge.training.utterances import compile_utterances
-from waypost.shared.complexity import ComplexityScorer
-from waypost.shared.embedding import EmbeddingScorer, is_installed
-from waypost.shared.judge import judge
-from waypost.shared.semantic import SemanticScorer
+from waypost.shared.scoring.complexity import ComplexityScorer
+from waypost.shared.scoring.embedding import EmbeddingScorer, is_installed
+from waypost.shared.scoring.judge import judge
+from waypost.shared.scoring.semantic import SemanticScorer
 
 DATA = Path(__file__).parents[3] / "shared" / "routing-quality" / "dev"
 PARTITIONS = 5

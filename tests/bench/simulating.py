@@ -4,8 +4,8 @@ import time
 
 from bench.deciding import MONDAY, a_large_policy
 from waypost.edge.trial.simulate import simulate
-from waypost.shared.compiled import compile_policy
 from waypost.shared.contracts import Declared, Facts, Measured, Policy, Proposal, Signed
+from waypost.shared.decision.compiled import compile_policy
 from waypost.shared.money import Usage
 from waypost.shared.records import Attempt, DecisionRecord, encode_record
 

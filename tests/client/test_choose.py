@@ -10,7 +10,7 @@ from support.worlds import NOW, a_model, a_policy
 from waypost.client import InvalidRequestError, TrustError, Waypost
 from waypost.client.testing import StaticManifest, static_waypost, unsigned_token
 from waypost.shared.contracts import Endpoint, Facts, Hint, Hints, Policy, Route, Weights
-from waypost.shared.engine import decide
+from waypost.shared.decision.engine import decide
 
 
 def a_fast_route(*names: str, **changes: object) -> Policy:

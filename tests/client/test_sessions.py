@@ -5,8 +5,8 @@ from waypost.client import Waypost
 from waypost.client._sessions import KEPT_S, MOST, Sessions
 from waypost.client.testing import StaticManifest, unsigned_token
 from waypost.shared.contracts import Declared, Policy, Route, Session
-from waypost.shared.headers import format_facts, parse_facts
 from waypost.shared.money import Price
+from waypost.shared.wire.headers import format_facts, parse_facts
 
 LONG = "word " * 20_000
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.tokens import NOW, App
 from waypost.client._token import Tokens
 from waypost.client.testing import unsigned_token
-from waypost.shared.unverified import unverified_claims
+from waypost.shared.tokens.unverified import unverified_claims
 
 
 def test_a_real_token_says_tier_duties_and_lifetime() -> None:

@@ -30,7 +30,7 @@ from support.validator import HELLO, running_validator
 from support.validator import serving as running
 from waypost.client.dpop import DPoPKey
 from waypost.shared.contracts import Claims
-from waypost.shared.issuer_keys import as_jwk, b64url
+from waypost.shared.tokens.issuer_keys import as_jwk, b64url
 from waypost.validator.dpop import ProofChecker
 from waypost.validator.tokens import TokenVerifier
 

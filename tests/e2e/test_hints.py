@@ -15,9 +15,9 @@ from support.command import Command
 from support.projects import a_project, hide_model, publish_project
 from support.recorded import a_record, fill
 from support.worlds import a_policy, some_facts
-from waypost.shared.compiled import compile_policy
 from waypost.shared.contracts import Hint, Hints
-from waypost.shared.engine import decide
+from waypost.shared.decision.compiled import compile_policy
+from waypost.shared.decision.engine import decide
 from waypost.shared.money import Usage
 from waypost.shared.records import Attempt, AttemptOutcome, DecisionRecord
 from waypost.validator.records import SqliteRecordStore

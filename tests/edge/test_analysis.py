@@ -20,7 +20,6 @@ from waypost.edge.analysis.requests import as_curl
 from waypost.edge.analysis_cli import add_commands
 from waypost.edge.authoring import Authored, load_policy
 from waypost.edge.init_project import template
-from waypost.shared.compiled import compile_policy
 from waypost.shared.contracts import (
     ClockBetween,
     Condition,
@@ -32,10 +31,11 @@ from waypost.shared.contracts import (
     Route,
     TextHas,
 )
-from waypost.shared.engine import decide
-from waypost.shared.headers import parse_facts, parse_proposal
-from waypost.shared.measure import decode_chat, measure_chat
+from waypost.shared.decision.compiled import compile_policy
+from waypost.shared.decision.engine import decide
 from waypost.shared.money import NUSD_PER_USD, Price
+from waypost.shared.requests.measure import decode_chat, measure_chat
+from waypost.shared.wire.headers import parse_facts, parse_proposal
 
 DEFAULT = Route(name="default", models=("large", "small"), fallback=("clinical",))
 

@@ -17,7 +17,6 @@ from waypost.edge.authoring import Authored, load_policy
 from waypost.edge.init_project import template
 from waypost.edge.issuers_file import IssuersFile, load_issuers
 from waypost.edge.policy_file import PolicyFile
-from waypost.shared.compiled import compile_policy
 from waypost.shared.contracts import (
     ClockBetween,
     Declared,
@@ -33,7 +32,8 @@ from waypost.shared.contracts import (
     Zone,
     decode_policy,
 )
-from waypost.shared.engine import decide
+from waypost.shared.decision.compiled import compile_policy
+from waypost.shared.decision.engine import decide
 
 MINIMAL = """\
 tiers: [free, pro]

@@ -15,8 +15,6 @@ from support.tokens import NOW
 from waypost.cli.yamlfile import FileError
 from waypost.edge.authoring import Authored, load_policy
 from waypost.edge.zones import written_out, zone_names
-from waypost.shared.compiled import compile_policy
-from waypost.shared.complexity import BUILT_IN
 from waypost.shared.contracts import (
     Cascade,
     ClockBetween,
@@ -27,8 +25,10 @@ from waypost.shared.contracts import (
     Share,
     Signed,
 )
-from waypost.shared.engine import decide
-from waypost.shared.rules import cohort, holds
+from waypost.shared.decision.compiled import compile_policy
+from waypost.shared.decision.engine import decide
+from waypost.shared.decision.rules import cohort, holds
+from waypost.shared.scoring.complexity import BUILT_IN
 
 HEAD = """\
 tiers: [free, pro, enterprise]

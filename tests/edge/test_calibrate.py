@@ -20,7 +20,7 @@ from waypost.edge.training.calibrate import calibrate, fit_judge
 from waypost.edge.training.chart import HEIGHT, chart
 from waypost.edge.training.curves import Prices
 from waypost.edge.training.labels import Graded, read_graded
-from waypost.shared.judge import JudgeModel, judge
+from waypost.shared.scoring.judge import JudgeModel, judge
 
 
 def drawn(count: int, *, seed: int) -> list[Graded]:

@@ -9,9 +9,9 @@ from msgspec import structs
 from support.requests import few_policies, random_facts, seeds
 from support.worlds import MODELS, PROMISES, TIERS, a_model, a_policy, policies
 from waypost.edge.analysis.diff import Change, diff
-from waypost.shared.compiled import CompiledPolicy, compile_policy
 from waypost.shared.contracts import Facts, Model, NumberBetween, OneOf, Policy, Route, TextHas
-from waypost.shared.engine import decide
+from waypost.shared.decision.compiled import CompiledPolicy, compile_policy
+from waypost.shared.decision.engine import decide
 from waypost.shared.money import Price
 
 

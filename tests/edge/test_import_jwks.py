@@ -17,7 +17,7 @@ from support.origin import Reply, serving
 from support.projects import a_project, publish_project
 from support.tokens import AUDIENCE, NOW, App
 from waypost.edge.project import Project
-from waypost.shared.issuer_keys import as_jwk
+from waypost.shared.tokens.issuer_keys import as_jwk
 from waypost.shared.trust import Trusted, open_bundle
 from waypost.validator.tokens import TokenVerifier
 

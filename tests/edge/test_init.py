@@ -34,7 +34,7 @@ from waypost.edge.issue import (
 from waypost.edge.issuers_file import load_issuers
 from waypost.edge.policy_cli import register
 from waypost.shared.errors import PolicyError, StoreError, WaypostError
-from waypost.shared.issuer_keys import public_key
+from waypost.shared.tokens.issuer_keys import public_key
 from waypost.validator.config import load_config
 from waypost.validator.tokens import TokenVerifier
 

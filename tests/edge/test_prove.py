@@ -25,7 +25,6 @@ from waypost.edge.analysis.invariants import Invariant, MaxCost
 from waypost.edge.analysis.prove import Broken, Proof, prove, refuse_broken
 from waypost.edge.analysis.solver import solve
 from waypost.edge.authoring import Authored, load_policy
-from waypost.shared.compiled import CompiledPolicy, compile_policy
 from waypost.shared.contracts import (
     ClockBetween,
     Facts,
@@ -37,10 +36,11 @@ from waypost.shared.contracts import (
     TextHas,
     Zone,
 )
-from waypost.shared.costs import cost_estimate_nusd, expected_output
-from waypost.shared.engine import decide, exclusion
+from waypost.shared.decision.compiled import CompiledPolicy, compile_policy
+from waypost.shared.decision.costs import cost_estimate_nusd, expected_output
+from waypost.shared.decision.engine import decide, exclusion
+from waypost.shared.decision.rules import holds, value_of
 from waypost.shared.errors import PolicyError
-from waypost.shared.rules import holds, value_of
 
 searching = settings(few_policies, suppress_health_check=[HealthCheck.data_too_large])
 PHI = DataHas(any_of=("phi",))

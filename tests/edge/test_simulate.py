@@ -20,8 +20,8 @@ from support.validator import HELLO, running_validator
 from support.worlds import a_model, a_policy, some_facts
 from waypost.edge.trial.simulate import Flow, Simulation, simulate
 from waypost.edge.trial.traffic import Traffic
-from waypost.shared.compiled import compile_policy
 from waypost.shared.contracts import NumberBetween, Policy, Proposal, Route, Share, TextHas
+from waypost.shared.decision.compiled import compile_policy
 from waypost.shared.errors import StoreError
 from waypost.shared.money import Usage, bill
 from waypost.shared.records import DecisionRecord, encode_record

@@ -14,7 +14,7 @@ from waypost.edge.training import training_cli
 from waypost.edge.training.curves import Outcomes, Prices, grade, grade_random
 from waypost.edge.training.labels import Label, read_labels
 from waypost.edge.training.train import train
-from waypost.shared.complexity import ComplexityModel, ComplexityScorer
+from waypost.shared.scoring.complexity import ComplexityModel, ComplexityScorer
 
 SUBJECTS = (
     "colour of the flag",

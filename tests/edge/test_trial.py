@@ -11,9 +11,9 @@ from support.projects import a_project
 from support.worlds import NOW, a_policy
 from waypost.cli.yamlfile import FileError
 from waypost.edge.trial.cases import Coverage, Result, load_cases, run_cases
-from waypost.shared.compiled import compile_policy
 from waypost.shared.contracts import NumberBetween, Policy, Route, Share, TextHas
-from waypost.shared.rules import cohort, place
+from waypost.shared.decision.compiled import compile_policy
+from waypost.shared.decision.rules import cohort, place
 
 TESTS = "policy.test.yaml"
 

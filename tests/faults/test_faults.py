@@ -30,7 +30,7 @@ from support.upstream import (
 from support.validator import HELLO, running_validator
 from support.worlds import a_model, a_policy
 from waypost.shared.contracts import Policy, Route
-from waypost.shared.costs import cost_bound_nusd
+from waypost.shared.decision.costs import cost_bound_nusd
 
 pytestmark = pytest.mark.anyio
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from waypost.shared.apis import decode, measure
 from waypost.shared.contracts import ENDPOINTS, Measured, Route, TextHas
+from waypost.shared.decision.reading import TextReader
 from waypost.shared.errors import InvalidRequestError
-from waypost.shared.measure import DOCUMENT_BYTES_PER_TOKEN, DOCUMENT_TOKENS
-from waypost.shared.reading import TextReader
+from waypost.shared.requests.apis import decode, measure
+from waypost.shared.requests.measure import DOCUMENT_BYTES_PER_TOKEN, DOCUMENT_TOKENS
 
 NOTHING_ASKED = TextReader(())
 BY_WORD = TextReader(

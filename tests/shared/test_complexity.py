@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from waypost.shared.complexity import (
+from waypost.shared.errors import PolicyError
+from waypost.shared.scoring.complexity import (
     BUILT_IN,
     FEATURES,
     WINDOW_CHARS,
@@ -18,7 +19,6 @@ from waypost.shared.complexity import (
     ComplexityScorer,
     read,
 )
-from waypost.shared.errors import PolicyError
 
 NONE = (0,) * len(FEATURES)
 
@@ -82,7 +82,7 @@ def test_every_feature_lies_within_0_and_1000(text: str) -> None:
 
 def test_the_score_does_not_depend_on_the_hash_seed_of_the_process() -> None:
     code = (
-        "from waypost.shared.complexity import ComplexityScorer, read;"
+        "from waypost.shared.scoring.complexity import ComplexityScorer, read;"
         "t = 'Prove that √2 is irrational, or explain why not.';"
         "print(ComplexityScorer().score(t), read(t))"
     )

@@ -7,14 +7,14 @@ import pytest
 from msgspec import structs
 
 from support.worlds import a_model, a_policy, some_facts
-from waypost.shared.compiled import compile_policy
 from waypost.shared.contracts import Demands, Measured, Policy, Proposal, Route
-from waypost.shared.engine import Decision, decide
+from waypost.shared.decision.compiled import compile_policy
+from waypost.shared.decision.engine import Decision, decide
+from waypost.shared.decision.explain import explain
+from waypost.shared.decision.reading import TextReader
 from waypost.shared.errors import InvalidRequestError
-from waypost.shared.explain import explain
-from waypost.shared.measure import decode_chat, measure_chat
 from waypost.shared.money import Price
-from waypost.shared.reading import TextReader
+from waypost.shared.requests.measure import decode_chat, measure_chat
 
 ROUTES = (Route(name="default", models=("small", "large", "clinical"), fallback=("frontier",)),)
 

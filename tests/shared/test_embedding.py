@@ -10,12 +10,12 @@ from support.make_vectors import EXAMPLES
 from support.worlds import a_policy, some_facts
 from waypost.cli.yamlfile import FileError
 from waypost.edge.authoring import load_policy
-from waypost.shared import embedding
-from waypost.shared.compiled import compile_policy
 from waypost.shared.contracts import OneOf, Policy, Route, decode_policy
-from waypost.shared.embedding import DIMENSIONS, EmbeddingModel, EmbeddingScorer, embed
-from waypost.shared.engine import decide
+from waypost.shared.decision.compiled import compile_policy
+from waypost.shared.decision.engine import decide
 from waypost.shared.errors import PolicyError
+from waypost.shared.scoring import embedding
+from waypost.shared.scoring.embedding import DIMENSIONS, EmbeddingModel, EmbeddingScorer, embed
 
 pytestmark = pytest.mark.skipif(
     not embedding.is_installed(), reason="the extra 'semantic' is not installed"

@@ -9,7 +9,6 @@ from msgspec import structs
 
 from support.requests import few_policies, random_facts, seeds
 from support.worlds import CLASSES, MODELS, a_model, a_policy, policies, proposals, some_facts
-from waypost.shared.compiled import CompiledPolicy, compile_policy
 from waypost.shared.contracts import (
     Declared,
     Hint,
@@ -22,12 +21,13 @@ from waypost.shared.contracts import (
     Session,
     YesNo,
 )
-from waypost.shared.costs import affordable_output, cost_bound_nusd, output_bound
-from waypost.shared.demands import unknown
-from waypost.shared.engine import Decision, decide, exclusion
+from waypost.shared.decision.compiled import CompiledPolicy, compile_policy
+from waypost.shared.decision.costs import affordable_output, cost_bound_nusd, output_bound
+from waypost.shared.decision.demands import unknown
+from waypost.shared.decision.engine import Decision, decide, exclusion
+from waypost.shared.decision.rules import holds
 from waypost.shared.errors import PolicyError
 from waypost.shared.money import Price, upper_bound
-from waypost.shared.rules import holds
 
 REQUESTS = 25
 

@@ -8,10 +8,10 @@ from msgspec import structs
 
 from support.requests import few_policies, random_facts, seeds
 from support.worlds import NOW, a_policy, policies, proposals, some_facts
-from waypost.shared.compiled import compile_policy
 from waypost.shared.contracts import Declared, Facts, Policy, Proposal
-from waypost.shared.engine import decide
-from waypost.shared.explain import explain, explain_record
+from waypost.shared.decision.compiled import compile_policy
+from waypost.shared.decision.engine import decide
+from waypost.shared.decision.explain import explain, explain_record
 from waypost.shared.records import (
     Attempt,
     AttemptOutcome,

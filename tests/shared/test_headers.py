@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from waypost.cli.structured import read_facts, read_proposal
 from waypost.shared.contracts import Declared, Proposal
 from waypost.shared.errors import InvalidRequestError
-from waypost.shared.headers import (
+from waypost.shared.wire.headers import (
     format_decision,
     format_facts,
     format_proposal,

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from waypost.shared.contracts import Route, TextHas
+from waypost.shared.decision.reading import TextReader, Vocabulary
 from waypost.shared.errors import InvalidRequestError
-from waypost.shared.measure import decode_chat, measure_chat
-from waypost.shared.reading import TextReader, Vocabulary
+from waypost.shared.requests.measure import decode_chat, measure_chat
 
 NOTHING_ASKED = TextReader(())
 

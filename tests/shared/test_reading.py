@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.worlds import a_policy, some_facts
-from waypost.shared.compiled import compile_policy
 from waypost.shared.contracts import Condition, NumberBetween, OneOf, Route, TextHas
-from waypost.shared.engine import decide
-from waypost.shared.language import LANGUAGES, language_of
-from waypost.shared.reading import TextReader
+from waypost.shared.decision.compiled import compile_policy
+from waypost.shared.decision.engine import decide
+from waypost.shared.decision.reading import TextReader
+from waypost.shared.scoring.language import LANGUAGES, language_of
 
 
 def reader(*conditions: Condition) -> TextReader:

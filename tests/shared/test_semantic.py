@@ -12,7 +12,7 @@ from msgspec import structs
 
 from waypost.edge.training.utterances import compile_utterances
 from waypost.shared.errors import PolicyError
-from waypost.shared.semantic import WINDOW_CHARS, SemanticModel, SemanticScorer, hashes
+from waypost.shared.scoring.semantic import WINDOW_CHARS, SemanticModel, SemanticScorer, hashes
 
 EXAMPLES = {
     "refund": [
@@ -108,7 +108,7 @@ def test_the_longest_possible_prompt_does_not_overflow_a_lane() -> None:
 def test_the_answer_does_not_depend_on_the_hash_seed_of_the_process() -> None:
     code = (
         "import sys, msgspec;"
-        "from waypost.shared.semantic import SemanticModel, SemanticScorer;"
+        "from waypost.shared.scoring.semantic import SemanticModel, SemanticScorer;"
         "s = SemanticScorer(msgspec.json.decode(sys.stdin.buffer.read(), type=SemanticModel));"
         "print(s.best('my parcel was returned'), s.fit('my parcel was returned'))"
     )

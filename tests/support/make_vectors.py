@@ -19,7 +19,6 @@ from msgspec import Struct
 from support.requests import random_facts
 from support.worlds import CLASSES, MODELS, NOW, TAGS, TASKS, TIERS, a_policy, policies
 from waypost.edge.training.utterances import compile_utterances
-from waypost.shared.compiled import CompiledPolicy, compile_policy
 from waypost.shared.contracts import (
     AUTO,
     Declared,
@@ -33,9 +32,10 @@ from waypost.shared.contracts import (
     TextHas,
     decode_policy,
 )
-from waypost.shared.engine import Decision, decide
-from waypost.shared.measure import decode_chat, measure_chat
-from waypost.shared.rules import cohort, holds, place
+from waypost.shared.decision.compiled import CompiledPolicy, compile_policy
+from waypost.shared.decision.engine import Decision, decide
+from waypost.shared.decision.rules import cohort, holds, place
+from waypost.shared.requests.measure import decode_chat, measure_chat
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import msgspec
 from msgspec import structs
 
-from waypost.shared.compiled import CompiledPolicy, compile_policy
 from waypost.shared.contracts import Declared, Facts, Measured, Policy, Proposal, Signed
-from waypost.shared.engine import decide
+from waypost.shared.decision.compiled import CompiledPolicy, compile_policy
+from waypost.shared.decision.engine import decide
 from waypost.shared.money import Usage, bill
 from waypost.shared.records import Attempt, AttemptOutcome, DecisionRecord, encode_record
 from waypost.validator.pipeline.call import decision_id

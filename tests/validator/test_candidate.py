@@ -17,10 +17,10 @@ from support.upstream import Exchange, Upstream, answering, failing
 from support.validator import HELLO, Running, running_validator
 from support.worlds import a_model, a_policy
 from waypost.shared.contracts import Issuers, Policy, Route, SpendLimit
-from waypost.shared.headers import parse_decision
+from waypost.shared.decision.rules import cohort, place
 from waypost.shared.records import Shadow
-from waypost.shared.rules import cohort, place
 from waypost.shared.trust import ManifestKeeper
+from waypost.shared.wire.headers import parse_decision
 from waypost.validator.candidate import CANARY, Tally, shadow_of, worse
 from waypost.validator.config.manifests import CanaryConfig, SendConfig
 from waypost.validator.ledger import scope_of

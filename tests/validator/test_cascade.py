@@ -25,8 +25,8 @@ from support.upstream import (
 from support.validator import HELLO, running_validator
 from support.worlds import a_model, a_policy
 from waypost.shared.contracts import Cascade, Policy, Route, Signal, SpendLimit
-from waypost.shared.judge import FEATURES, JudgeModel, features, judge
 from waypost.shared.records import DecisionRecord
+from waypost.shared.scoring.judge import FEATURES, JudgeModel, features, judge
 from waypost.validator.cascade.answers import Answer, read_answer
 from waypost.validator.cascade.signals import agreement, confidence
 

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from support.tokens import AUDIENCE, NOW, App
 from waypost.client.dpop import DPoPKey
 from waypost.shared.errors import ForbiddenError, TokenError
-from waypost.shared.issuer_keys import b64url, jwk_of
+from waypost.shared.tokens.issuer_keys import b64url, jwk_of
 from waypost.validator.dpop import ProofChecker
 from waypost.validator.tokens import TokenVerifier
 

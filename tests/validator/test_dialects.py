@@ -42,7 +42,7 @@ from support.wires import (
     streaming,
 )
 from waypost.shared.contracts import SpendLimit
-from waypost.shared.headers import parse_decision
+from waypost.shared.wire.headers import parse_decision
 
 pytestmark = pytest.mark.anyio
 

@@ -14,7 +14,7 @@ from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 from support.tokens import NOW, App
 from waypost.client.dpop import DPoPKey
 from waypost.shared.errors import TokenError
-from waypost.shared.issuer_keys import jwk_of, thumbprint
+from waypost.shared.tokens.issuer_keys import jwk_of, thumbprint
 from waypost.validator.dpop import NONCE_SPAN_S, Proof, ProofChecker
 
 ORIGIN = "https://gateway.example"

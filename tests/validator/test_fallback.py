@@ -20,7 +20,7 @@ from support.upstream import (
 from support.validator import HELLO, Running, running_validator
 from support.worlds import a_model, a_policy
 from waypost.shared.contracts import Policy, Route, SpendLimit
-from waypost.shared.costs import cost_bound_nusd
+from waypost.shared.decision.costs import cost_bound_nusd
 from waypost.validator.resilience.budget import RESERVE
 from waypost.validator.resilience.keys import LONGEST_REST_S
 

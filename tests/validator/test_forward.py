@@ -21,8 +21,8 @@ from support.upstream import (
 from support.validator import HELLO, Running, running_validator
 from support.worlds import a_model, a_policy
 from waypost.shared.contracts import Policy, Route, SpendLimit
-from waypost.shared.headers import parse_decision
 from waypost.shared.records import fate_of
+from waypost.shared.wire.headers import parse_decision
 from waypost.validator.resilience.breaker import JITTER, BreakerRules
 
 pytestmark = pytest.mark.anyio

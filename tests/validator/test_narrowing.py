@@ -14,9 +14,9 @@ from support.tokens import AUDIENCE, NOW, App
 from waypost.client.dpop import DPoPKey
 from waypost.shared.contracts import Claims, Issuers, SpendLimit
 from waypost.shared.errors import TokenError
-from waypost.shared.issuer_keys import jwk_of
-from waypost.shared.narrowing import MAX_NARROWINGS
-from waypost.shared.unverified import unverified_claims
+from waypost.shared.tokens.issuer_keys import jwk_of
+from waypost.shared.tokens.narrowing import MAX_NARROWINGS
+from waypost.shared.tokens.unverified import unverified_claims
 from waypost.validator.tokens import TokenVerifier
 
 APP = App()

@@ -7,8 +7,8 @@ from openai.types.responses import ResponseErrorEvent, ResponseFailedEvent
 
 from support.upstream import DONE, USAGE, usage_event
 from support.wires import message, message_events, named_event
-from waypost.shared.apis import decode
 from waypost.shared.money import Usage
+from waypost.shared.requests.apis import decode
 from waypost.validator.apis import APIS, StreamReader
 
 BODIES = {

@@ -8,8 +8,8 @@ from support.tokens import App
 from support.upstream import Upstream, answering
 from support.validator import HELLO, Running, running_validator
 from waypost.shared.contracts import SpendLimit
-from waypost.shared.headers import parse_decision
 from waypost.shared.money import Usage
+from waypost.shared.wire.headers import parse_decision
 
 pytestmark = pytest.mark.anyio
 

@@ -9,7 +9,7 @@ import pytest
 from support.echo import Wire, wired
 from support.upstream import Upstream
 from support.validator import HELLO, Running, running_validator, settings
-from waypost.shared.apis import ENDPOINT_BY_PATH
+from waypost.shared.requests.apis import ENDPOINT_BY_PATH
 from waypost.validator.config import ConfigError
 
 pytestmark = pytest.mark.anyio

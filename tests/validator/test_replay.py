@@ -16,11 +16,11 @@ from support.tokens import Wishes
 from support.upstream import Upstream, failing
 from support.validator import HELLO, running_validator
 from support.worlds import a_policy, policies, proposals, some_facts
-from waypost.shared.compiled import compile_policy
 from waypost.shared.contracts import Hint, Hints, Policy, Proposal, SpendLimit
-from waypost.shared.engine import decide
+from waypost.shared.decision.compiled import compile_policy
+from waypost.shared.decision.engine import decide
+from waypost.shared.decision.replay import decision_digest, downgraded, replay
 from waypost.shared.records import DecisionRecord, decode_record, encode_record
-from waypost.shared.replay import decision_digest, downgraded, replay
 from waypost.validator import decisions_cli
 from waypost.validator.records import SqliteRecordStore
 

@@ -10,7 +10,7 @@ from msgspec import structs
 from support.tokens import AUDIENCE, NOW, App
 from waypost.shared.contracts import Confirmation, Issuers, Limits, SpendLimit
 from waypost.shared.errors import ForbiddenError, PolicyError, TokenError
-from waypost.shared.issuer_keys import b64url
+from waypost.shared.tokens.issuer_keys import b64url
 from waypost.validator.jose import REFUSAL
 from waypost.validator.tokens import TokenVerifier
 

@@ -19,7 +19,7 @@ from waypost.cli.spans import Spans
 from waypost.client import AsyncWaypost
 from waypost.edge.app import create_app
 from waypost.edge.tracing import Traced
-from waypost.shared.tracecontext import begin, traceparent
+from waypost.shared.wire.trace_context import begin, traceparent
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 TRACE_ID, CALLER_SPAN = PARENT.split("-")[1:3]

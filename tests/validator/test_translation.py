@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.wires import message, message_events
-from waypost.shared.apis import decode
 from waypost.shared.money import Usage
+from waypost.shared.requests.apis import decode
 from waypost.validator.dialects.usage import NOTHING, UsageReport
 from waypost.validator.providers import DIALECTS, Dialect, anthropic, gemini, openai
 from waypost.validator.speech import Asked, UntranslatableError

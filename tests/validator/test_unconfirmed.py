@@ -10,7 +10,7 @@ from support.upstream import Behaviour, Exchange, Upstream, answering, hanging, 
 from support.validator import HELLO, Running, running_validator
 from support.worlds import a_model, a_policy
 from waypost.shared.contracts import Policy, Route
-from waypost.shared.costs import cost_bound_nusd
+from waypost.shared.decision.costs import cost_bound_nusd
 
 pytestmark = pytest.mark.anyio
 

@@ -24,7 +24,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from waypost.shared.tracecontext import TraceContext
+from waypost.shared.wire.trace_context import TraceContext
 
 __all__ = ["Attributes", "Spans"]
 

@@ -12,9 +12,9 @@ import http_sf
 from http_sf import DisplayString, Token
 
 from waypost.shared.contracts import Declared, Proposal
-from waypost.shared.headers import FACTS, MAX_HEADER_CHARS, PROPOSAL, Item, Value, malformed
-from waypost.shared.headers import facts_of as facts_of_members
-from waypost.shared.headers import proposal_of as proposal_of_members
+from waypost.shared.wire.headers import FACTS, MAX_HEADER_CHARS, PROPOSAL, Item, Value, malformed
+from waypost.shared.wire.headers import facts_of as facts_of_members
+from waypost.shared.wire.headers import proposal_of as proposal_of_members
 
 __all__ = ["read_facts", "read_proposal"]
 

@@ -26,7 +26,8 @@ from waypost.client._feedback import Rating, decision_id
 from waypost.client._options import Options
 from waypost.client._token import AsyncTokenSource, TokenSource
 from waypost.shared.contracts import Measured
-from waypost.shared.engine import Exclusion
+from waypost.shared.decision.engine import Exclusion
+from waypost.shared.decision.explain import Explanation
 from waypost.shared.errors import (
     InvalidRequestError,
     StoreError,
@@ -34,7 +35,6 @@ from waypost.shared.errors import (
     UpstreamError,
     WaypostError,
 )
-from waypost.shared.explain import Explanation
 
 __all__ = [
     "Answered",

@@ -11,11 +11,11 @@ from zlib import crc32
 from msgspec import Struct, structs
 
 from waypost.client._latency import EJECTED, Book, two_choices
-from waypost.shared.compiled import CompiledPolicy
 from waypost.shared.contracts import Endpoint, Facts, Route
-from waypost.shared.costs import cost_estimate_nusd, expected_output
-from waypost.shared.engine import Decision
-from waypost.shared.explain import Explanation, explain
+from waypost.shared.decision.compiled import CompiledPolicy
+from waypost.shared.decision.costs import cost_estimate_nusd, expected_output
+from waypost.shared.decision.engine import Decision
+from waypost.shared.decision.explain import Explanation, explain
 from waypost.shared.money import Usage, bill
 
 __all__ = ["Choice", "ChoiceReason", "Chooser", "Freshness", "base_of", "endpoint_order"]

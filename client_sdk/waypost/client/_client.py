@@ -23,9 +23,9 @@ from waypost.client._token import (
 )
 from waypost.client._transport import in_thread
 from waypost.shared.contracts import AUTO, Measured
+from waypost.shared.decision.explain import Explanation
 from waypost.shared.errors import TrustError
-from waypost.shared.explain import Explanation
-from waypost.shared.measure import decode_chat
+from waypost.shared.requests.measure import decode_chat
 
 if TYPE_CHECKING:
     import httpx

@@ -20,13 +20,13 @@ from waypost.client._latency import Book
 from waypost.client._network import Network, RetryBudget
 from waypost.client._refresh import Refresher
 from waypost.client._sessions import Sessions
-from waypost.shared.apis import Request, measure
-from waypost.shared.compiled import CompiledPolicy
 from waypost.shared.contracts import Declared, Endpoint, Facts, Measured, Policy
-from waypost.shared.engine import decide
+from waypost.shared.decision.compiled import CompiledPolicy
+from waypost.shared.decision.engine import decide
+from waypost.shared.decision.reading import TextReader
 from waypost.shared.errors import TrustError
-from waypost.shared.reading import TextReader
-from waypost.shared.unverified import UnverifiedClaims
+from waypost.shared.requests.apis import Request, measure
+from waypost.shared.tokens.unverified import UnverifiedClaims
 
 if TYPE_CHECKING:
     import httpx

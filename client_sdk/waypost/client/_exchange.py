@@ -17,10 +17,11 @@ from waypost.client._core import Core
 from waypost.client._events import Answered, FailedOver
 from waypost.client._facts import from_header
 from waypost.client._token import AsyncTokens, Tokens
-from waypost.shared.apis import ENDPOINT_BY_PATH, decode
 from waypost.shared.contracts import AUTO, Measured, Proposal
 from waypost.shared.errors import InvalidRequestError, UpstreamError
-from waypost.shared.headers import (
+from waypost.shared.requests.apis import ENDPOINT_BY_PATH, decode
+from waypost.shared.tokens.unverified import UnverifiedClaims
+from waypost.shared.wire.headers import (
     DECISION,
     FACTS,
     MANIFEST,
@@ -30,8 +31,7 @@ from waypost.shared.headers import (
     parse_decision,
     parse_facts,
 )
-from waypost.shared.tracecontext import current_traceparent
-from waypost.shared.unverified import UnverifiedClaims
+from waypost.shared.wire.trace_context import current_traceparent
 
 __all__ = ["Discard", "GetToken", "Race", "Refresh", "Send", "Step", "Watch", "exchange"]
 

@@ -14,7 +14,7 @@ from typing import cast
 from msgspec import Struct
 
 from waypost.shared.contracts import Declared
-from waypost.shared.headers import format_facts
+from waypost.shared.wire.headers import format_facts
 
 __all__ = [
     "Names",

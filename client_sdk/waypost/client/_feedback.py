@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from waypost.shared.errors import InvalidRequestError, UpstreamError
-from waypost.shared.headers import DECISION, parse_decision
+from waypost.shared.wire.headers import DECISION, parse_decision
 
 if TYPE_CHECKING:
     import httpx

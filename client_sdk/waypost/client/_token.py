@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from inspect import isawaitable
 from typing import TYPE_CHECKING
 
-from waypost.shared.unverified import UnverifiedClaims, unverified_claims
+from waypost.shared.tokens.unverified import UnverifiedClaims, unverified_claims
 
 if TYPE_CHECKING:
     import anyio

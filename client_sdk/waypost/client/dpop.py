@@ -38,8 +38,8 @@ from waypost.client._named import named
 from waypost.client._paths import user_data_dir
 from waypost.shared.contracts import Confirmation, SpendLimit
 from waypost.shared.errors import StoreError
-from waypost.shared.issuer_keys import b64url, jwk_of, thumbprint
-from waypost.shared.narrowing import NARROWED, Narrowing
+from waypost.shared.tokens.issuer_keys import b64url, jwk_of, thumbprint
+from waypost.shared.tokens.narrowing import NARROWED, Narrowing
 
 __all__ = ["DPoPKey", "FileKeyStore", "KeyStore", "KeychainKeyStore", "Prover"]
 

@@ -24,12 +24,13 @@ from waypost.client._client import AsyncWaypost, Waypost
 from waypost.client._fake_answers import error_of, events_of, whole_of
 from waypost.client._named import check_names, named
 from waypost.client._options import Options
-from waypost.shared.apis import ENDPOINT_BY_PATH, decode, measure
-from waypost.shared.compiled import CompiledPolicy, compile_policy
 from waypost.shared.contracts import AUTO, Declared, Facts, Hints, Policy, Proposal
-from waypost.shared.engine import Decision, decide
+from waypost.shared.decision.compiled import CompiledPolicy, compile_policy
+from waypost.shared.decision.engine import Decision, decide
 from waypost.shared.errors import InvalidRequestError, TrustError
-from waypost.shared.headers import (
+from waypost.shared.requests.apis import ENDPOINT_BY_PATH, decode, measure
+from waypost.shared.tokens.unverified import unverified_claims
+from waypost.shared.wire.headers import (
     DECISION,
     FACTS,
     MANIFEST,
@@ -38,7 +39,6 @@ from waypost.shared.headers import (
     parse_facts,
     parse_proposal,
 )
-from waypost.shared.unverified import unverified_claims
 
 if TYPE_CHECKING:
     import httpx

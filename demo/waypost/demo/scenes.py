@@ -16,8 +16,9 @@ from waypost.client import Waypost
 from waypost.demo.processes import ServerError
 from waypost.demo.stage import TRIAL_ACCOUNT, Persona, Stage
 from waypost.shared.contracts import Declared, Proposal
-from waypost.shared.explain import Explanation
-from waypost.shared.headers import (
+from waypost.shared.decision.explain import Explanation
+from waypost.shared.records import DecisionRecord
+from waypost.shared.wire.headers import (
     DECISION,
     FACTS,
     PROPOSAL,
@@ -25,7 +26,6 @@ from waypost.shared.headers import (
     format_proposal,
     parse_decision,
 )
-from waypost.shared.records import DecisionRecord
 
 __all__ = [
     "BOB",

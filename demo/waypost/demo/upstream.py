@@ -32,7 +32,7 @@ from starlette.routing import Mount, Route
 
 from waypost.cli.listening import listen, url_of
 from waypost.shared.errors import InvalidRequestError
-from waypost.shared.measure import ChatRequest, decode_chat
+from waypost.shared.requests.measure import ChatRequest, decode_chat
 
 __all__ = [
     "ANNOUNCEMENT",

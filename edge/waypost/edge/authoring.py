@@ -25,8 +25,6 @@ from waypost.edge.policy_file import (
     WrittenInvariant,
     WrittenModel,
 )
-from waypost.shared.compiled import compile_policy
-from waypost.shared.complexity import ComplexityModel, ComplexityScorer
 from waypost.shared.contracts import (
     Cascade,
     Endpoint,
@@ -38,10 +36,12 @@ from waypost.shared.contracts import (
     Weights,
     decode_policy,
 )
-from waypost.shared.embedding import EmbeddingModel
+from waypost.shared.decision.compiled import compile_policy
 from waypost.shared.errors import PolicyError
-from waypost.shared.judge import JudgeModel
-from waypost.shared.semantic import SemanticModel
+from waypost.shared.scoring.complexity import ComplexityModel, ComplexityScorer
+from waypost.shared.scoring.embedding import EmbeddingModel
+from waypost.shared.scoring.judge import JudgeModel
+from waypost.shared.scoring.semantic import SemanticModel
 
 __all__ = ["Authored", "load_policy"]
 

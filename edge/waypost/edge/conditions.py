@@ -44,8 +44,8 @@ from waypost.shared.contracts import (
     YesNo,
 )
 from waypost.shared.contracts import Share as ShareOfCallers
-from waypost.shared.language import LANGUAGES
-from waypost.shared.rules import SHARES
+from waypost.shared.decision.rules import SHARES
+from waypost.shared.scoring.language import LANGUAGES
 
 __all__ = ["EndpointName", "TierRef", "When", "any_of"]
 

@@ -19,16 +19,16 @@ from waypost.cli.http_body import read_body
 from waypost.cli.structured import read_facts, read_proposal
 from waypost.edge.names import CHANNEL
 from waypost.edge.tracing import TOLD
-from waypost.shared.compiled import CompiledPolicy
 from waypost.shared.contracts import AUTO, Declared, Facts, Proposal
-from waypost.shared.costs import cost_estimate_nusd
-from waypost.shared.engine import Decision, decide
+from waypost.shared.decision.compiled import CompiledPolicy
+from waypost.shared.decision.costs import cost_estimate_nusd
+from waypost.shared.decision.engine import Decision, decide
+from waypost.shared.decision.explain import explain
 from waypost.shared.errors import ForbiddenError, InvalidRequestError, TokenError, TrustError
-from waypost.shared.explain import explain
-from waypost.shared.headers import FACTS, PROPOSAL, format_proposal
-from waypost.shared.measure import decode_chat, measure_chat
+from waypost.shared.requests.measure import decode_chat, measure_chat
+from waypost.shared.tokens.unverified import unverified_claims
 from waypost.shared.trust import ManifestKeeper
-from waypost.shared.unverified import unverified_claims
+from waypost.shared.wire.headers import FACTS, PROPOSAL, format_proposal
 
 __all__ = ["Decider"]
 

@@ -18,8 +18,8 @@ from pydantic_core import PydanticCustomError
 
 from waypost.cli.yamlfile import did_you_mean
 from waypost.edge.zones import zone_names
+from waypost.shared.decision.rules import SHARES
 from waypost.shared.money import NUSD_PER_USD
-from waypost.shared.rules import SHARES
 
 __all__ = [
     "URL",

@@ -27,7 +27,7 @@ from waypost.shared.contracts import (
     SpendLimit,
 )
 from waypost.shared.errors import PolicyError, StoreError, TokenError
-from waypost.shared.issuer_keys import jwk_of, key_from_jwk, public_key
+from waypost.shared.tokens.issuer_keys import jwk_of, key_from_jwk, public_key
 
 __all__ = [
     "SigningKey",

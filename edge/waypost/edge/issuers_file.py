@@ -9,7 +9,7 @@ from waypost.cli.yamlfile import FileError, FileModel, YAMLFile, read_yaml
 from waypost.edge.fields import Instant, Name, Unique, known, wrong
 from waypost.edge.jwks import JWKSError, load
 from waypost.shared.contracts import ALGORITHMS, Algorithm, Issuer, IssuerKey, Issuers
-from waypost.shared.issuer_keys import public_key
+from waypost.shared.tokens.issuer_keys import public_key
 
 __all__ = ["IssuersFile", "load_issuers", "read_issuers"]
 

@@ -16,7 +16,7 @@ from msgspec import Struct
 from waypost.edge.files import write_file
 from waypost.shared.contracts import Algorithm, IssuerKey
 from waypost.shared.errors import WaypostError
-from waypost.shared.issuer_keys import as_jwk, key_from_jwk
+from waypost.shared.tokens.issuer_keys import as_jwk, key_from_jwk
 
 __all__ = ["Imported", "JWKSError", "Update", "compare", "fetch", "import_keys", "load", "update"]
 

@@ -9,7 +9,7 @@ from typing import cast
 
 from waypost.cli.yamlfile import YAMLFile
 from waypost.edge.policy_file import PolicyFile, Preference, WrittenRoute
-from waypost.shared.rules import DECLARED_FIELDS, SHARES
+from waypost.shared.decision.rules import DECLARED_FIELDS, SHARES
 
 __all__ = ["check_rows", "check_sense"]
 

@@ -24,8 +24,8 @@ from waypost.edge.training import calibrate_cli, training_cli
 
 if TYPE_CHECKING:
     from waypost.edge.issue import SigningKey
-    from waypost.shared.compiled import CompiledPolicy
     from waypost.shared.contracts import Issuer, Issuers, Measured, SpendLimit, Window
+    from waypost.shared.decision.compiled import CompiledPolicy
 
 __all__ = ["register"]
 
@@ -101,11 +101,11 @@ def _explain(
     """Say which model a request would get under a policy, and why not the others."""
     from msgspec import structs
 
-    from waypost.shared.compiled import compile_policy
     from waypost.shared.contracts import Declared, Facts, Proposal, Signed
-    from waypost.shared.costs import cost_estimate_nusd
-    from waypost.shared.engine import decide
-    from waypost.shared.explain import explain
+    from waypost.shared.decision.compiled import compile_policy
+    from waypost.shared.decision.costs import cost_estimate_nusd
+    from waypost.shared.decision.engine import decide
+    from waypost.shared.decision.explain import explain
     from waypost.shared.money import format_usd
 
     now = _now() if at is None else at
@@ -159,7 +159,7 @@ def _measured(policy: "CompiledPolicy", text: str, demands: dict[str, object]) -
     """Return what client and validator would measure of a chat that says ``text``."""
     import msgspec
 
-    from waypost.shared.measure import decode_chat, measure_chat
+    from waypost.shared.requests.measure import decode_chat, measure_chat
 
     body = msgspec.json.encode({"messages": [{"role": "user", "content": text}], **demands})
     return measure_chat(decode_chat(body), body_bytes=len(body), reader=policy.reader)
@@ -276,7 +276,7 @@ def _lifetime_s(wanted_s: int | None, longest_s: int) -> int:
 def _named(key: "SigningKey", path: Path) -> "tuple[Issuer, str]":
     """Return issuer and key id by which the issuers file knows ``key``."""
     from waypost.shared.errors import StoreError
-    from waypost.shared.issuer_keys import public_key
+    from waypost.shared.tokens.issuer_keys import public_key
 
     ours = key.public_key()
     for issuer in _issuers(path).issuers:
@@ -312,7 +312,7 @@ def _inspect(
 ) -> None:
     """Show what a token says. Exit 1 if its signature is checked and does not hold."""
     from waypost.edge.issue import is_signed, read_unverified
-    from waypost.shared.narrowing import MAX_NARROWINGS
+    from waypost.shared.tokens.narrowing import MAX_NARROWINGS
 
     if token == "-":  # noqa: S105 - the usual name of standard input
         token = sys.stdin.read()

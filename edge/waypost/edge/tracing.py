@@ -13,7 +13,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from waypost.edge.names import CHANNEL
-from waypost.shared.tracecontext import begin
+from waypost.shared.wire.trace_context import begin
 
 if TYPE_CHECKING:
     from waypost.cli.spans import Spans

@@ -51,7 +51,7 @@ def _test(
     from waypost.edge.files import write_file
     from waypost.edge.trial.cases import load_cases, run_cases
     from waypost.edge.trial.junit import as_junit
-    from waypost.shared.compiled import compile_policy
+    from waypost.shared.decision.compiled import compile_policy
 
     path = cases or policy.with_name(f"{policy.stem}.test.yaml")
     compiled = compile_policy(load_unsigned(policy).full)
@@ -110,7 +110,7 @@ def _simulate(
     from waypost.edge.trial.page import as_page
     from waypost.edge.trial.simulate import simulate
     from waypost.edge.trial.traffic import Traffic
-    from waypost.shared.compiled import compile_policy
+    from waypost.shared.decision.compiled import compile_policy
 
     compiled = compile_policy(load_unsigned(policy).full)
     records = Traffic(traffic)

@@ -13,11 +13,11 @@ from typing import Annotated, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec.json import Decoder
 
-from waypost.shared.complexity import ComplexityModel
-from waypost.shared.embedding import EmbeddingModel
-from waypost.shared.judge import JudgeModel
 from waypost.shared.money import Nusd, Price, Tokens
-from waypost.shared.semantic import SemanticModel
+from waypost.shared.scoring.complexity import ComplexityModel
+from waypost.shared.scoring.embedding import EmbeddingModel
+from waypost.shared.scoring.judge import JudgeModel
+from waypost.shared.scoring.semantic import SemanticModel
 
 __all__ = [
     "ALGORITHMS",
@@ -515,8 +515,8 @@ class Signed(Struct, frozen=True, kw_only=True):
     """Vouched for by the access token.
 
     Attributes:
-        cohort: a short hash of who asks (``waypost.shared.rules.cohort``): enough to share out
-            callers, too little to tell them apart.
+        cohort: a short hash of who asks (``waypost.shared.decision.rules.cohort``): enough to share
+            out callers, too little to tell them apart.
     """
 
     tier: str

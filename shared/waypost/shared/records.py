@@ -1,8 +1,9 @@
 """The decision record: what happened to one request, in a form that can be decided again.
 
 A record names the manifest by version and digest and keeps the facts; it does not repeat what
-the manifest says: exclusions and prices are derived again on reading (``waypost.shared.explain``).
-It never holds tokens or keys, and prompt text only where the operator switched that on.
+the manifest says: exclusions and prices are derived again on reading
+(``waypost.shared.decision.explain``). It never holds tokens or keys, and prompt text only where the
+operator switched that on.
 """
 
 from typing import Annotated, Literal

@@ -15,10 +15,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 
-from waypost.shared.apis import ENDPOINT_BY_PATH
 from waypost.shared.contracts import AUTO, ENDPOINTS, Facts, Measured, SpendLimit
-from waypost.shared.costs import cost_estimate_nusd
-from waypost.shared.engine import exclusion
+from waypost.shared.decision.costs import cost_estimate_nusd
+from waypost.shared.decision.engine import exclusion
+from waypost.shared.decision.explain import explain, explain_record
 from waypost.shared.errors import (
     InvalidRequestError,
     PolicyError,
@@ -26,7 +26,7 @@ from waypost.shared.errors import (
     StoreError,
     WaypostError,
 )
-from waypost.shared.explain import explain, explain_record
+from waypost.shared.requests.apis import ENDPOINT_BY_PATH
 from waypost.validator import watching
 from waypost.validator.asgi import ValidatorApp, new_call
 from waypost.validator.console import Console

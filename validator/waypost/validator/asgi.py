@@ -5,7 +5,7 @@ import random
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from waypost.shared.apis import ENDPOINT_BY_PATH
+from waypost.shared.requests.apis import ENDPOINT_BY_PATH
 from waypost.validator.config.callers import CORSConfig
 from waypost.validator.desk import Desk
 from waypost.validator.guarded_http import has_whole_body

@@ -20,13 +20,13 @@ import msgspec
 from anyio import to_thread
 from msgspec import Struct, structs
 
-from waypost.shared.apis import measure
 from waypost.shared.contracts import Facts, Proposal
-from waypost.shared.engine import decide
+from waypost.shared.decision.engine import decide
+from waypost.shared.decision.rules import place
 from waypost.shared.errors import PolicyError, TrustError
 from waypost.shared.money import bill
 from waypost.shared.records import DecisionRecord, Feedback, Shadow, fate_of
-from waypost.shared.rules import place
+from waypost.shared.requests.apis import measure
 from waypost.shared.trust import ManifestKeeper, Trusted
 from waypost.validator.config.budgets import Budgets
 from waypost.validator.config.manifests import CanaryConfig, CandidateConfig

@@ -25,7 +25,7 @@ from waypost.validator.decisions_options import (
 )
 
 if TYPE_CHECKING:
-    from waypost.shared.compiled import CompiledPolicy
+    from waypost.shared.decision.compiled import CompiledPolicy
     from waypost.shared.records import DecisionRecord
     from waypost.validator.records import RecordFilter, RecordStore
     from waypost.validator.records.compare import Arm, Difference
@@ -89,8 +89,8 @@ def _replay(
 async def _replayed(
     store: "RecordStore", decision: str | None, since_ms: int | None
 ) -> tuple[dict[str, int], list[str]]:
+    from waypost.shared.decision.replay import replay
     from waypost.shared.records import decode_record
-    from waypost.shared.replay import replay
     from waypost.validator.records.policies import policy_of
 
     policies: dict[tuple[str | None, str | None], CompiledPolicy | None] = {}

@@ -31,7 +31,7 @@ from waypost.validator.decisions_options import (
 )
 
 if TYPE_CHECKING:
-    from waypost.shared.explain import Explanation
+    from waypost.shared.decision.explain import Explanation
     from waypost.validator.records import RecordStore
 
 __all__ = ["register"]
@@ -165,7 +165,7 @@ def _stats(
 async def _explained(
     store: "RecordStore", record_id: str | None
 ) -> tuple[DecisionRecord, "Explanation"]:
-    from waypost.shared.explain import explain_record
+    from waypost.shared.decision.explain import explain_record
     from waypost.validator.records.policies import policy_of
 
     record = await find(store, record_id)

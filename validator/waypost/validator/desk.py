@@ -16,10 +16,9 @@ import httpx
 from anyio import to_thread
 from msgspec import structs
 
-from waypost.shared.compiled import CompiledPolicy
+from waypost.shared.decision.compiled import CompiledPolicy
 from waypost.shared.errors import PolicyError, RefusalError, StoreError, TrustError
 from waypost.shared.records import DecisionRecord
-from waypost.shared.tracecontext import TraceContext, begin
 from waypost.shared.trust import (
     Lapse,
     LapseTeller,
@@ -29,6 +28,7 @@ from waypost.shared.trust import (
     with_policy_of,
 )
 from waypost.shared.trust.expiry import mend_of
+from waypost.shared.wire.trace_context import TraceContext, begin
 from waypost.validator.budget_webhook import BudgetWebhook
 from waypost.validator.candidate import Candidate
 from waypost.validator.config import ValidatorConfig

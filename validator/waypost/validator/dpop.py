@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, Struct
 
-from waypost.shared.issuer_keys import (
+from waypost.shared.tokens.issuer_keys import (
     b64url,
 )
 from waypost.validator.jose import (

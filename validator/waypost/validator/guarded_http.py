@@ -14,8 +14,8 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from waypost.cli import http_guard
 from waypost.cli.http_guard import Fault
-from waypost.shared.apis import ENDPOINT_BY_PATH
 from waypost.shared.errors import InvalidRequestError
+from waypost.shared.requests.apis import ENDPOINT_BY_PATH
 from waypost.validator.problems import describe
 
 __all__ = ["GuardedProtocol", "end_with_server", "has_whole_body"]

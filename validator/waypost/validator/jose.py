@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from waypost.shared.contracts import ALGORITHMS, Algorithm
 from waypost.shared.errors import TokenError
-from waypost.shared.issuer_keys import TokenKey, jwk_of, key_from_jwk, public_key, thumbprint
+from waypost.shared.tokens.issuer_keys import TokenKey, jwk_of, key_from_jwk, public_key, thumbprint
 
 __all__ = [
     "MAX_TOKEN_CHARS",

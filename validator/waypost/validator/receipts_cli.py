@@ -9,7 +9,7 @@ from waypost.cli.output import fail, print_json
 from waypost.validator.decisions_options import JSON, Config, Database, read, say
 
 if TYPE_CHECKING:
-    from waypost.shared.compiled import CompiledPolicy
+    from waypost.shared.decision.compiled import CompiledPolicy
     from waypost.validator.receipts.audit import Finding
     from waypost.validator.receipts.keys import PublicKeys
     from waypost.validator.receipts.log import Entry

@@ -10,8 +10,8 @@ from hashlib import sha256
 import msgspec
 from msgspec import Struct
 
-from waypost.shared.compiled import CompiledPolicy
 from waypost.shared.contracts import Claims, Facts, Model, Proposal, Signed
+from waypost.shared.decision.compiled import CompiledPolicy
 from waypost.shared.errors import PolicyError
 from waypost.shared.money import Price
 from waypost.shared.trust import Trusted

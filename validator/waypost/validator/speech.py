@@ -11,8 +11,8 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 import msgspec
 from msgspec import Struct
 
-from waypost.shared.apis import Request
 from waypost.shared.errors import InvalidRequestError
+from waypost.shared.requests.apis import Request
 from waypost.validator.apis import APIS, StreamReader
 from waypost.validator.dialects.usage import Told, UsageReport, read_anthropic, read_openai
 

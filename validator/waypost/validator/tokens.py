@@ -23,8 +23,8 @@ from waypost.shared.contracts import (
     Limits,
 )
 from waypost.shared.errors import ForbiddenError, PolicyError
-from waypost.shared.issuer_keys import TokenKey, public_key
-from waypost.shared.narrowing import (
+from waypost.shared.tokens.issuer_keys import TokenKey, public_key
+from waypost.shared.tokens.narrowing import (
     MAX_NARROWINGS,
     NARROWED,
     Narrowing,

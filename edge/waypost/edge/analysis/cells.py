@@ -22,7 +22,6 @@ from typing import Any, cast
 from msgspec import Struct, structs
 
 from waypost.edge.analysis.solver import Atom, Clause, Domains, Literal
-from waypost.shared.compiled import compile_policy
 from waypost.shared.contracts import (
     CAPABILITIES,
     ENDPOINTS,
@@ -38,8 +37,9 @@ from waypost.shared.contracts import (
     Signed,
     TextHas,
 )
-from waypost.shared.costs import context_need
-from waypost.shared.rules import COHORT_BITS, OPTIONAL_FIELDS, SHARES, holds, place
+from waypost.shared.decision.compiled import compile_policy
+from waypost.shared.decision.costs import context_need
+from waypost.shared.decision.rules import COHORT_BITS, OPTIONAL_FIELDS, SHARES, holds, place
 
 __all__ = ["DataHas", "Size", "Space", "View"]
 

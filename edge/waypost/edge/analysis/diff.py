@@ -15,8 +15,8 @@ from waypost.edge.analysis.cells import Size, Space, View
 from waypost.edge.analysis.solver import Clause, Region, region
 from waypost.edge.authoring import Authored
 from waypost.shared.contracts import Facts, Model, Policy, Proposal, Route
-from waypost.shared.costs import cost_bound_nusd
-from waypost.shared.engine import Decision, decide
+from waypost.shared.decision.costs import cost_bound_nusd
+from waypost.shared.decision.engine import Decision, decide
 from waypost.shared.money import MTOK, Price, PriceAbove, format_usd
 
 __all__ = ["Change", "Example", "diff", "diff_authored"]

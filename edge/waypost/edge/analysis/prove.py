@@ -13,9 +13,9 @@ from waypost.edge.analysis.invariants import Invariant, MaxCost
 from waypost.edge.analysis.solver import Clause, Domains, narrow, solve
 from waypost.edge.authoring import Authored
 from waypost.shared.contracts import Facts, Policy, Proposal
-from waypost.shared.engine import Decision, decide
+from waypost.shared.decision.engine import Decision, decide
+from waypost.shared.decision.explain import explain
 from waypost.shared.errors import PolicyError
-from waypost.shared.explain import explain
 from waypost.shared.money import format_usd
 
 __all__ = ["Broken", "Proof", "prove", "prove_all", "refuse_broken"]

@@ -7,8 +7,8 @@ from shlex import quote
 import msgspec
 
 from waypost.shared.contracts import AUTO, Facts, Proposal
-from waypost.shared.headers import FACTS, PROPOSAL, format_facts, format_proposal
-from waypost.shared.measure import BYTES_PER_TOKEN, IMAGE_TOKENS, TOKENS_PER_MESSAGE
+from waypost.shared.requests.measure import BYTES_PER_TOKEN, IMAGE_TOKENS, TOKENS_PER_MESSAGE
+from waypost.shared.wire.headers import FACTS, PROPOSAL, format_facts, format_proposal
 
 __all__ = ["as_curl"]
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from waypost.edge.training.curves import Outcomes, Prices, apgr_interval, grade
 from waypost.edge.training.labels import Graded
-from waypost.shared.judge import JudgeModel, features, judge
+from waypost.shared.scoring.judge import JudgeModel, features, judge
 
 __all__ = ["Calibration", "Point", "calibrate", "fit_judge"]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from waypost.edge.training.packing import knots_of
 from waypost.edge.training.utterances import ACCEPT_AT, FOLDS, check_examples
-from waypost.shared.embedding import EmbeddingModel, EmbeddingScorer, embed
+from waypost.shared.scoring.embedding import EmbeddingModel, EmbeddingScorer, embed
 
 __all__ = ["compile_embeddings"]
 

@@ -1,4 +1,4 @@
-"""Brings what was fitted into the shape that ``waypost.shared.grams`` reads."""
+"""Brings what was fitted into the shape that ``waypost.shared.scoring.grams`` reads."""
 
 from base64 import b64encode
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from waypost.shared.grams import NO_WEIGHT
+from waypost.shared.scoring.grams import NO_WEIGHT
 
 __all__ = ["STEPS", "knots_of", "pack"]
 

@@ -9,7 +9,7 @@ from scipy.optimize import isotonic_regression
 from waypost.edge.training.curves import Grade, Outcomes, Prices, apgr_interval, grade, grade_random
 from waypost.edge.training.labels import Label
 from waypost.edge.training.train import Training
-from waypost.shared.complexity import ComplexityScorer
+from waypost.shared.scoring.complexity import ComplexityScorer
 
 __all__ = ["Report", "Threshold", "make_report"]
 

@@ -23,7 +23,7 @@ from scipy.special import expit
 
 from waypost.edge.training.labels import Label
 from waypost.edge.training.packing import STEPS, knots_of, pack
-from waypost.shared.complexity import (
+from waypost.shared.scoring.complexity import (
     LONGEST_RUN,
     ComplexityModel,
     ComplexityScorer,

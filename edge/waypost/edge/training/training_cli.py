@@ -12,7 +12,7 @@ import typer
 
 from waypost.cli.output import console, fail, print_json, table
 from waypost.edge.files import write_file
-from waypost.shared.complexity import ComplexityScorer
+from waypost.shared.scoring.complexity import ComplexityScorer
 
 if TYPE_CHECKING:
     from waypost.edge.training.report import Report

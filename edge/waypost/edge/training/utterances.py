@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from waypost.edge.training.packing import STEPS, knots_of, pack
 from waypost.shared.errors import PolicyError
-from waypost.shared.semantic import SemanticModel, SemanticScorer, hashes
+from waypost.shared.scoring.semantic import SemanticModel, SemanticScorer, hashes
 
 __all__ = ["ACCEPT_AT", "FOLDS", "check_examples", "compile_utterances"]
 

@@ -22,7 +22,6 @@ from waypost.edge.fields import (
     listed,
     wrong,
 )
-from waypost.shared.compiled import CompiledPolicy
 from waypost.shared.contracts import (
     CAPABILITIES,
     Declared,
@@ -33,13 +32,14 @@ from waypost.shared.contracts import (
     Signed,
     TextHas,
 )
-from waypost.shared.engine import Decision, decide, exclusion
+from waypost.shared.decision.compiled import CompiledPolicy
+from waypost.shared.decision.engine import Decision, decide, exclusion
+from waypost.shared.decision.explain import explain
+from waypost.shared.decision.rules import cohort, describe, holds
 from waypost.shared.errors import InvalidRequestError
-from waypost.shared.explain import explain
-from waypost.shared.language import LANGUAGES
-from waypost.shared.measure import decode_chat, measure_chat
 from waypost.shared.records import Verdict
-from waypost.shared.rules import cohort, describe, holds
+from waypost.shared.requests.measure import decode_chat, measure_chat
+from waypost.shared.scoring.language import LANGUAGES
 
 __all__ = ["Case", "Coverage", "Outcome", "Result", "load_cases", "run_cases"]
 

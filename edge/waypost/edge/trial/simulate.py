@@ -12,12 +12,12 @@ from typing import Any
 from msgspec import Raw, Struct, structs
 from msgspec.json import Decoder
 
-from waypost.shared.compiled import CompiledPolicy
 from waypost.shared.contracts import Facts, Policy, Proposal, Share, Signed, TextHas
-from waypost.shared.costs import cost_estimate_nusd
-from waypost.shared.engine import REFUSAL_CODES, decide
+from waypost.shared.decision.compiled import CompiledPolicy
+from waypost.shared.decision.costs import cost_estimate_nusd
+from waypost.shared.decision.engine import REFUSAL_CODES, decide
+from waypost.shared.decision.rules import COHORT_BITS
 from waypost.shared.money import Usage, bill
-from waypost.shared.rules import COHORT_BITS
 
 __all__ = ["Flow", "Simulation", "TierChange", "simulate"]
 

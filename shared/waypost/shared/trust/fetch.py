@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from waypost.shared.errors import TrustError
-from waypost.shared.tracecontext import current_traceparent
 from waypost.shared.trust.bundle import MAX_BUNDLE_BYTES, MAX_ROOT_BYTES, root_path
+from waypost.shared.wire.trace_context import current_traceparent
 
 if TYPE_CHECKING:
     import httpx

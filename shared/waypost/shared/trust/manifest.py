@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from waypost.shared.compiled import CompiledPolicy, compile_policy
 from waypost.shared.contracts import (
     SUPPORTED_FEATURES,
     Hints,
@@ -21,6 +20,7 @@ from waypost.shared.contracts import (
     decode_issuers,
     decode_policy,
 )
+from waypost.shared.decision.compiled import CompiledPolicy, compile_policy
 from waypost.shared.errors import PolicyError, TrustError
 from waypost.shared.trust.bundle import Projection, target_path, unpack_bundle
 

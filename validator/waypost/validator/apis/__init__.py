@@ -8,8 +8,8 @@ settle. The answer passes as it came. How the same is said in another API is the
 
 from typing import Protocol
 
-from waypost.shared.apis import Request
 from waypost.shared.money import Usage
+from waypost.shared.requests.apis import Request
 from waypost.validator.apis import chat, completions, embeddings, messages, responses
 from waypost.validator.dialects.usage import UsageReport
 

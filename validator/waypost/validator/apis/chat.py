@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from waypost.shared.apis import Request
+from waypost.shared.requests.apis import Request
 from waypost.validator.apis.fields import (
     ABSENT,
     breaking_off,

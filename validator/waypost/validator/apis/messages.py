@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from waypost.shared.apis import Request
+from waypost.shared.requests.apis import Request
 from waypost.validator.apis.fields import ABSENT, decode_fields, encode, is_present, size
 from waypost.validator.dialects.usage import UsageReport, read_anthropic
 from waypost.validator.events import EventReader, is_end_mark, require_object, write_event

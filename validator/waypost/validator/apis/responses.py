@@ -1,11 +1,11 @@
-"""Responses, OpenAI's newer API, where it keeps nothing: ``waypost.shared.apis`` sees to that."""
+"""Responses, OpenAI's newer API, where it keeps nothing: ``requests.apis`` sees to that."""
 
 from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
 
-from waypost.shared.apis import Request
+from waypost.shared.requests.apis import Request
 from waypost.validator.apis.fields import (
     ABSENT,
     decode_fields,

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from waypost.shared.contracts import Signal
-from waypost.shared.judge import JudgeModel, judge
+from waypost.shared.scoring.judge import JudgeModel, judge
 from waypost.validator.cascade.answers import Answer
 
 __all__ = ["agreement", "confidence", "needs_logprobs"]

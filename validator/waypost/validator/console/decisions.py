@@ -15,8 +15,8 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from waypost.shared.contracts import Policy
+from waypost.shared.decision.explain import explain_record
 from waypost.shared.errors import InvalidRequestError
-from waypost.shared.explain import explain_record
 from waypost.shared.records import DecisionRecord, Verdict
 from waypost.validator.console.charts import Chart, stacked_bars
 from waypost.validator.console.flow import flow_of, steps_of

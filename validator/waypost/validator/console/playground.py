@@ -15,13 +15,13 @@ from msgspec import Struct, structs
 from starlette.requests import Request
 from starlette.responses import Response
 
-from waypost.shared.compiled import CompiledPolicy
 from waypost.shared.contracts import AUTO, Declared, Facts, Measured, Proposal, Signed
-from waypost.shared.costs import cost_estimate_nusd, output_bound
-from waypost.shared.engine import Decision, Exclusion, decide, exclusion
+from waypost.shared.decision.compiled import CompiledPolicy
+from waypost.shared.decision.costs import cost_estimate_nusd, output_bound
+from waypost.shared.decision.engine import Decision, Exclusion, decide, exclusion
+from waypost.shared.decision.explain import Explanation, explain
 from waypost.shared.errors import InvalidRequestError, RefusalError
-from waypost.shared.explain import Explanation, explain
-from waypost.shared.measure import decode_chat, measure_chat
+from waypost.shared.requests.measure import decode_chat, measure_chat
 from waypost.validator.console.pages import desk_of, form_of, page
 from waypost.validator.desk import Desk
 from waypost.validator.detectors import json_text

@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from waypost.shared.contracts import Model, Policy, SpendLimit
+from waypost.shared.decision.rules import describe
 from waypost.shared.errors import InvalidRequestError
 from waypost.shared.records import DecisionRecord
-from waypost.shared.rules import describe
 from waypost.shared.trust import NOTICE_S
 from waypost.validator.config.budgets import Budgets
 from waypost.validator.console.charts import Chart, lines

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from functools import partial
 
-from waypost.shared.engine import decide as engine_decide
+from waypost.shared.decision.engine import decide as engine_decide
 from waypost.shared.errors import RefusalError, StoreError, WaypostError
 from waypost.validator.desk import Desk
 from waypost.validator.pipeline.authenticate import authenticate

@@ -16,7 +16,7 @@ from msgspec import Struct, structs
 
 from waypost.shared.contracts import Model
 from waypost.shared.records import Attempt, AttemptKind, AttemptOutcome
-from waypost.shared.tracecontext import traceparent
+from waypost.shared.wire.trace_context import traceparent
 from waypost.validator.apis import StreamReader
 from waypost.validator.cascade.answers import Answer, read_answer, with_logprobs
 from waypost.validator.desk import Desk

@@ -7,8 +7,8 @@ from hashlib import sha256
 from msgspec import UNSET
 
 from waypost.shared.contracts import Claims, Signed
+from waypost.shared.decision.rules import cohort
 from waypost.shared.errors import TokenError
-from waypost.shared.rules import cohort
 from waypost.validator.desk import Desk
 from waypost.validator.dpop import Proof
 from waypost.validator.jose import refused

@@ -7,12 +7,12 @@ from typing import Any, Protocol, Self
 from msgspec import Struct
 
 from waypost.shared.contracts import Facts, Proposal
-from waypost.shared.engine import Decision
+from waypost.shared.decision.engine import Decision
 from waypost.shared.errors import InvalidRequestError
-from waypost.shared.headers import format_decision
 from waypost.shared.money import Usage
 from waypost.shared.records import Attempt, Verdict
-from waypost.shared.tracecontext import TraceContext
+from waypost.shared.wire.headers import format_decision
+from waypost.shared.wire.trace_context import TraceContext
 from waypost.validator.ledger import Crossed
 from waypost.validator.serving import Caller, Serving
 from waypost.validator.speech import Asked, UntranslatableError

@@ -13,7 +13,7 @@ The rules:
 from msgspec import Struct, structs
 
 from waypost.shared.contracts import Facts
-from waypost.shared.costs import price_needs
+from waypost.shared.decision.costs import price_needs
 from waypost.shared.money import Price, Usage, bill, upper_bound
 from waypost.validator.dialects.usage import UsageReport
 

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from msgspec import structs
 
 from waypost.shared.contracts import Facts
-from waypost.shared.engine import Decision, exclusion
+from waypost.shared.decision.engine import Decision, exclusion
+from waypost.shared.decision.explain import explain
 from waypost.shared.errors import (
     BudgetError,
     ForbiddenError,
@@ -13,7 +14,6 @@ from waypost.shared.errors import (
     RefusalError,
     UpstreamError,
 )
-from waypost.shared.explain import explain
 from waypost.validator.resilience.breaker import Witness
 from waypost.validator.serving import Serving, Target
 from waypost.validator.speech import Asked

@@ -8,7 +8,7 @@ What a try is, is ``attempt``'s business; where the next one goes, ``walk``'s.
 
 import asyncio
 
-from waypost.shared.engine import Decision
+from waypost.shared.decision.engine import Decision
 from waypost.shared.errors import UpstreamError
 from waypost.validator.desk import Desk
 from waypost.validator.pipeline.attempt import Delivered, Try

@@ -10,8 +10,14 @@ from hashlib import sha256
 from msgspec import Struct, structs
 
 from waypost.shared.contracts import Facts, Model, Proposal
-from waypost.shared.costs import affordable_output, cost_bound_nusd, output_bound, price_needs
-from waypost.shared.engine import Decision, decide
+from waypost.shared.decision.costs import (
+    affordable_output,
+    cost_bound_nusd,
+    output_bound,
+    price_needs,
+)
+from waypost.shared.decision.engine import Decision, decide
+from waypost.shared.decision.replay import DOWNGRADE, downgraded
 from waypost.shared.errors import (
     BudgetError,
     InvalidRequestError,
@@ -20,7 +26,6 @@ from waypost.shared.errors import (
     StoreError,
 )
 from waypost.shared.money import format_usd, upper_bound
-from waypost.shared.replay import DOWNGRADE, downgraded
 from waypost.validator.desk import Desk
 from waypost.validator.ledger import (
     Crossed,

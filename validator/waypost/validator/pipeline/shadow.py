@@ -11,8 +11,8 @@ import logging
 from msgspec import structs
 
 from waypost.shared.contracts import Model
-from waypost.shared.costs import output_bound
-from waypost.shared.engine import exclusion
+from waypost.shared.decision.costs import output_bound
+from waypost.shared.decision.engine import exclusion
 from waypost.shared.records import DecisionRecord, NotSent, fate_of
 from waypost.validator.config.manifests import SendConfig
 from waypost.validator.desk import Desk

@@ -11,9 +11,9 @@ from msgspec import structs
 
 from waypost.cli import http_body
 from waypost.cli.structured import read_facts, read_proposal
-from waypost.shared.apis import Request, decode, measure
 from waypost.shared.contracts import AUTO, Declared, Facts, Measured, Proposal
 from waypost.shared.errors import InvalidRequestError
+from waypost.shared.requests.apis import Request, decode, measure
 from waypost.validator.desk import Desk
 from waypost.validator.detectors import json_text
 from waypost.validator.lane import is_large

@@ -11,10 +11,10 @@ from collections import deque
 from msgspec import structs
 
 from waypost.shared.contracts import Hedge, Signal
-from waypost.shared.engine import Decision, larger_models
+from waypost.shared.decision.engine import Decision, larger_models
 from waypost.shared.errors import UpstreamError
-from waypost.shared.judge import JudgeModel
 from waypost.shared.records import AttemptKind, AttemptOutcome
+from waypost.shared.scoring.judge import JudgeModel
 from waypost.validator.apis.state import holds_state, without_state
 from waypost.validator.cascade.answers import Answer
 from waypost.validator.cascade.signals import agreement, confidence, needs_logprobs

@@ -10,10 +10,10 @@ from hashlib import sha256
 import msgspec
 from msgspec import Struct
 
-from waypost.shared.compiled import CompiledPolicy
-from waypost.shared.engine import exclusion
+from waypost.shared.decision.compiled import CompiledPolicy
+from waypost.shared.decision.engine import exclusion
+from waypost.shared.decision.replay import replay
 from waypost.shared.records import DecisionRecord
-from waypost.shared.replay import replay
 from waypost.validator.receipts.log import FIRST, Entry
 from waypost.validator.receipts.receipt import Receipt, differences
 from waypost.validator.receipts.tlog import Checkpoint, LogError, cosigned_at, leaf_hash, root_of

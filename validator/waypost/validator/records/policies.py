@@ -1,7 +1,7 @@
 """Finds the manifest, hints included, that a record was decided by."""
 
-from waypost.shared.compiled import CompiledPolicy, compile_policy
 from waypost.shared.contracts import decode_hints, decode_policy
+from waypost.shared.decision.compiled import CompiledPolicy, compile_policy
 from waypost.shared.records import DecisionRecord
 from waypost.validator.records.base import RecordStore
 

@@ -4,8 +4,8 @@ Detectors say whether a text holds something, not where; so whole lines are take
 whole text where something runs over lines. What no detector knows stays in.
 """
 
-from waypost.shared.apis import measure
-from waypost.shared.reading import Findings, TextReader
+from waypost.shared.decision.reading import Findings, TextReader
+from waypost.shared.requests.apis import measure
 from waypost.validator.detectors import Detectors, load_detectors
 from waypost.validator.detectors.patterns import BUILT_IN
 from waypost.validator.speech import Asked

@@ -13,7 +13,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_
 from waypost.cli.spans import Attributes, Spans
 from waypost.shared.contracts import Policy
 from waypost.shared.records import Attempt, DecisionRecord, fate_of
-from waypost.shared.tracecontext import TraceContext
+from waypost.shared.wire.trace_context import TraceContext
 
 __all__ = ["Tracer"]
 

@@ -2,7 +2,7 @@
 
 Whole numbers throughout, alike in client and validator and in any language:
 
-1. *Words.* Window, words and stems (six bytes) as ``waypost.shared.grams`` has them.
+1. *Words.* Window, words and stems (six bytes) as ``waypost.shared.scoring.grams`` has them.
 2. *Grams.* CRC-32 of each stem, of each pair of successive stems strung together, and of each run
    of three and of four bytes of the line: a space, the words with a space between, a space. The
    lowest bits are a bucket, which counts once. The runs of bytes see through inflection and
@@ -21,7 +21,7 @@ from zlib import crc32
 from msgspec import Meta, Struct
 
 from waypost.shared.errors import PolicyError
-from waypost.shared.grams import (
+from waypost.shared.scoring.grams import (
     NO_WEIGHT,
     calibrated,
     check_knots,

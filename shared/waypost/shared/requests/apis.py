@@ -13,10 +13,18 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from waypost.shared.contracts import Measured
-from waypost.shared.demands import Demanding, demanded
+from waypost.shared.decision.demands import Demanding, demanded
+from waypost.shared.decision.reading import TextReader
 from waypost.shared.errors import InvalidRequestError
-from waypost.shared.measure import ABSENT, Count, Gist, Part, decode_body, decode_chat, measure_chat
-from waypost.shared.reading import TextReader
+from waypost.shared.requests.measure import (
+    ABSENT,
+    Count,
+    Gist,
+    Part,
+    decode_body,
+    decode_chat,
+    measure_chat,
+)
 
 __all__ = ["ENDPOINT_BY_PATH", "Request", "decode", "measure"]
 

@@ -22,10 +22,10 @@ from typing import Literal, get_args
 
 from msgspec import Struct
 
-from waypost.shared import demands
-from waypost.shared.compiled import CompiledPolicy
 from waypost.shared.contracts import Facts, Proposal, Route
-from waypost.shared.costs import context_need, cost_bound_nusd
+from waypost.shared.decision import demands
+from waypost.shared.decision.compiled import CompiledPolicy
+from waypost.shared.decision.costs import context_need, cost_bound_nusd
 from waypost.shared.records import Verdict
 
 __all__ = [

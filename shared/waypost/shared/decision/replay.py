@@ -10,9 +10,9 @@ from hashlib import sha256
 from msgspec import Struct, structs
 from msgspec.json import Encoder
 
-from waypost.shared.compiled import CompiledPolicy
 from waypost.shared.contracts import Facts
-from waypost.shared.engine import Decision, decide
+from waypost.shared.decision.compiled import CompiledPolicy
+from waypost.shared.decision.engine import Decision, decide
 from waypost.shared.records import DecisionRecord
 
 __all__ = ["DOWNGRADE", "Replayed", "decision_digest", "downgraded", "replay"]

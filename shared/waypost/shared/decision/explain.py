@@ -8,13 +8,13 @@ from itertools import groupby, pairwise
 
 from msgspec import Struct, structs
 
-from waypost.shared.compiled import CompiledPolicy
 from waypost.shared.contracts import Demands, Facts
-from waypost.shared.costs import cost_estimate_nusd
-from waypost.shared.engine import Decision, Exclusion, decide, exclusion
+from waypost.shared.decision.compiled import CompiledPolicy
+from waypost.shared.decision.costs import cost_estimate_nusd
+from waypost.shared.decision.engine import Decision, Exclusion, decide, exclusion
+from waypost.shared.decision.rules import describe, holds
 from waypost.shared.money import format_usd
 from waypost.shared.records import Attempt, AttemptOutcome, DecisionRecord, fate_of
-from waypost.shared.rules import describe, holds
 
 __all__ = ["Explanation", "explain", "explain_record", "matched_rule"]
 

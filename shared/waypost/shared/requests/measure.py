@@ -13,9 +13,9 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct
 
 from waypost.shared.contracts import Demands, Measured
-from waypost.shared.demands import Demanding, demanded, require_parameters
+from waypost.shared.decision.demands import Demanding, demanded, require_parameters
+from waypost.shared.decision.reading import Findings, TextReader
 from waypost.shared.errors import InvalidRequestError
-from waypost.shared.reading import Findings, TextReader
 
 __all__ = [
     "ABSENT",

@@ -23,7 +23,15 @@ from typing import Annotated, NamedTuple
 from msgspec import Meta, Struct
 
 from waypost.shared.errors import PolicyError
-from waypost.shared.grams import NO_WEIGHT, calibrated, check_knots, runs, stems, unpack, window
+from waypost.shared.scoring.grams import (
+    NO_WEIGHT,
+    calibrated,
+    check_knots,
+    runs,
+    stems,
+    unpack,
+    window,
+)
 
 __all__ = [
     "BUILT_IN",

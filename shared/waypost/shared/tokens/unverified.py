@@ -9,8 +9,8 @@ import msgspec
 from msgspec import Struct
 
 from waypost.shared.contracts import Signed
-from waypost.shared.narrowing import MAX_NARROWINGS, decode_narrowing, restricted
-from waypost.shared.rules import cohort
+from waypost.shared.decision.rules import cohort
+from waypost.shared.tokens.narrowing import MAX_NARROWINGS, decode_narrowing, restricted
 
 __all__ = ["UnverifiedClaims", "unverified_claims"]
 

@@ -17,7 +17,6 @@ from itertools import accumulate
 
 from msgspec import structs
 
-from waypost.shared import demands
 from waypost.shared.contracts import (
     SUPPORTED_FEATURES,
     ClockBetween,
@@ -29,16 +28,17 @@ from waypost.shared.contracts import (
     Route,
     Zone,
 )
-from waypost.shared.costs import (
+from waypost.shared.decision import demands
+from waypost.shared.decision.costs import (
     context_need,
     cost_bound_nusd,
     cost_estimate_nusd,
     expected_output,
 )
+from waypost.shared.decision.reading import TextReader
+from waypost.shared.decision.rules import DECLARED_FIELDS, RuleTable, describe, field_of
 from waypost.shared.errors import PolicyError
 from waypost.shared.money import Usage, bill
-from waypost.shared.reading import TextReader
-from waypost.shared.rules import DECLARED_FIELDS, RuleTable, describe, field_of
 
 __all__ = ["CompiledPolicy", "compile_policy"]
 

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any, Protocol, TypedDict
 
-from waypost.shared.complexity import ComplexityModel, ComplexityScorer
 from waypost.shared.contracts import Route, TextHas
-from waypost.shared.embedding import EmbeddingModel, EmbeddingScorer, is_installed
-from waypost.shared.rules import field_of
-from waypost.shared.semantic import Scorer, SemanticModel, SemanticScorer
+from waypost.shared.decision.rules import field_of
+from waypost.shared.scoring.complexity import ComplexityModel, ComplexityScorer
+from waypost.shared.scoring.embedding import EmbeddingModel, EmbeddingScorer, is_installed
+from waypost.shared.scoring.semantic import Scorer, SemanticModel, SemanticScorer
 
 __all__ = ["SCAN_CHARS", "Findings", "TextReader", "Vocabulary"]
 
@@ -110,7 +110,7 @@ class TextReader:
         self._language: Callable[[str], str] | None = None
         if "language" in asked:
             # Its alphabets take 2 ms to compile, which an app that starts has better use for.
-            from waypost.shared.language import language_of
+            from waypost.shared.scoring.language import language_of
 
             self._language = language_of
         self._semantic: Scorer | None = None

@@ -1,9 +1,9 @@
 """Tells routes apart by what a prompt means, with a small language model on this machine.
 
-The second tier of ``waypost.shared.semantic``: it knows that *card* and *Visa* are alike, and costs
-milliseconds and the extra ``semantic``. The model is all-MiniLM-L6-v2 in 8-bit ONNX, which comes
-with a package; nothing is ever downloaded, and files with another SHA-256 than the one that routes
-were fitted with are refused: they would see other meanings.
+The second tier of ``waypost.shared.scoring.semantic``: it knows that *card* and *Visa* are alike,
+and costs milliseconds and the extra ``semantic``. The model is all-MiniLM-L6-v2 in 8-bit ONNX,
+which comes with a package; nothing is ever downloaded, and files with another SHA-256 than the one
+that routes were fitted with are refused: they would see other meanings.
 """
 
 from base64 import b64decode
@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Protocol
 from msgspec import Meta, Struct
 
 from waypost.shared.errors import PolicyError
-from waypost.shared.grams import calibrated, check_knots, window
+from waypost.shared.scoring.grams import calibrated, check_knots, window
 
 __all__ = ["DIMENSIONS", "EmbeddingModel", "EmbeddingScorer", "embed", "is_installed"]
 

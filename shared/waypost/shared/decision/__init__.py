@@ -1,0 +1,1 @@
+"""Which model may serve a request, and why? Pure: no clock, no I/O, no randomness."""

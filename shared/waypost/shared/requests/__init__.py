@@ -1,0 +1,1 @@
+"""What does a request say of itself? Its API, its size, what it needs."""
