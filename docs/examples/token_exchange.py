@@ -30,8 +30,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from waypost.edge.issue import SigningKey, load_signing_key, mint, new_claims
-from waypost.edge.jwks import JWKSError, import_keys
+from waypost.edge.tokens.issue import SigningKey, load_signing_key, mint, new_claims
+from waypost.edge.tokens.jwks import JWKSError, import_keys
 from waypost.shared.contracts import IssuerKey
 from waypost.shared.errors import PolicyError
 from waypost.shared.tokens.issuer_keys import public_key

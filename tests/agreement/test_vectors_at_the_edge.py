@@ -14,7 +14,7 @@ from support.publisher import Publisher
 from support.worlds import a_policy
 from waypost.client import Waypost
 from waypost.client.testing import StaticManifest, unsigned_token
-from waypost.edge.app import create_app
+from waypost.edge.serving.app import create_app
 from waypost.shared.contracts import Declared, Proposal, decode_policy
 from waypost.shared.wire.headers import FACTS, PROPOSAL, format_facts, format_proposal
 

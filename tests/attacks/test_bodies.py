@@ -19,7 +19,7 @@ from support.validator import OPERATOR_TOKEN, Running, running_validator
 from support.wires import generating, messaging
 from support.worlds import a_policy
 from waypost.client.testing import unsigned_token
-from waypost.edge.app import create_app
+from waypost.edge.serving.app import create_app
 
 pytestmark = [
     pytest.mark.anyio,

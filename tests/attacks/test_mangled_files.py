@@ -17,10 +17,10 @@ from pydantic import BaseModel
 from support import written
 from support.mutations import mutated_nodes, mutated_texts
 from waypost.cli.yamlfile import FileError, FileModel, Finding, YAMLFile, read_yaml
-from waypost.edge import issuers_file, layers
-from waypost.edge.authoring import Authored, load_policy
-from waypost.edge.issuers_file import IssuersFile, load_issuers
-from waypost.edge.policy_file import PolicyFile
+from waypost.edge.authoring import issuers_file, layers
+from waypost.edge.authoring.issuers_file import IssuersFile, load_issuers
+from waypost.edge.authoring.load_policy import Authored, load_policy
+from waypost.edge.authoring.policy_file import PolicyFile
 from waypost.edge.training.labels import read_graded, read_labels
 from waypost.edge.trial import cases as trial
 from waypost.edge.trial.cases import load_cases, run_cases

@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from support.projects import a_project
-from waypost.edge.keys import load_keyring, load_signers
-from waypost.edge.project import Project
-from waypost.edge.publish import publish
-from waypost.edge.repository import ROLES
+from waypost.edge.project.project import Project
+from waypost.edge.publishing.publish import publish
+from waypost.edge.publishing.repository import ROLES
+from waypost.edge.publishing.signing_keys import load_keyring, load_signers
 from waypost.shared.trust.bundle import unpack_bundle
 
 NOW = int(time.time())

@@ -14,7 +14,7 @@ from support.projects import a_project, publish_project
 from support.upstream import running_upstream
 from support.validator import running_validator
 from waypost.cli.listening import listen, url_of
-from waypost.edge import deciding, serve
+from waypost.edge.serving import decide_endpoint, serve
 from waypost.validator.console import pages
 
 pytestmark = pytest.mark.anyio
@@ -89,7 +89,7 @@ def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 async def test_a_decision_that_drips_in_is_not_waited_for(
     edge: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deciding, "BODY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(decide_endpoint, "BODY_TIMEOUT_S", 0.1)
     async with wire_to(edge) as wire:
         await wire.send(b"POST /v1/decide HTTP/1.1\r\nHost: x\r\nContent-Length: 500000\r\n\r\n")
 

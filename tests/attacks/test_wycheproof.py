@@ -12,7 +12,7 @@ from typing import Any
 from msgspec import Struct, structs
 
 from support.tokens import AUDIENCE, CHANNEL, NOW, App
-from waypost.edge.jwks import JWKSError, import_keys
+from waypost.edge.tokens.jwks import JWKSError, import_keys
 from waypost.shared.contracts import ALGORITHMS, Issuer, IssuerKey, Issuers
 from waypost.shared.errors import TokenError
 from waypost.validator.jose import header_of, is_compact, signed_payload

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from msgspec import structs
 
 from bench.deciding import BERLIN, MONDAY, a_large_policy
-from waypost.edge.analysis.cells import DataHas
 from waypost.edge.analysis.diff import diff
 from waypost.edge.analysis.findings import find_problems
-from waypost.edge.analysis.invariants import Invariant, MaxCost
 from waypost.edge.analysis.prove import prove
-from waypost.edge.authoring import Authored
+from waypost.edge.authoring.invariants import DataHas, Invariant, MaxCost
+from waypost.edge.authoring.load_policy import Authored
 from waypost.shared.contracts import (
     ClockBetween,
     Condition,

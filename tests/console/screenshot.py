@@ -17,7 +17,7 @@ from support.projects import a_project
 from support.traffic import pour, some_traffic
 from support.upstream import running_upstream
 from support.validator import OPERATOR_TOKEN, running_validator
-from waypost.edge.authoring import load_policy
+from waypost.edge.authoring.load_policy import load_policy
 
 PICTURE = Path(__file__).parents[2] / "docs" / "images" / "console.png"
 MAX_BYTES = 200_000

@@ -30,9 +30,9 @@ from support.tokens import App
 from support.upstream import running_upstream
 from support.validator import HELLO, running_validator
 from support.worlds import a_policy
-from waypost.edge.authoring import load_policy
-from waypost.edge.issue import issuer_key
-from waypost.edge.issuers_file import load_issuers
+from waypost.edge.authoring.issuers_file import load_issuers
+from waypost.edge.authoring.load_policy import load_policy
+from waypost.edge.tokens.issue import issuer_key
 from waypost.shared.contracts import CONVERSATIONS, Issuers
 from waypost.validator.config import ValidatorConfig, load_config
 from waypost.validator.ledger import open_sqlite

@@ -27,9 +27,9 @@ from support.projects import a_project, publish_project
 from support.tokens import Wishes
 from support.upstream import DONE, Exchange, Upstream, event, running_upstream, usage_event
 from support.validator import HELLO, Running, running_validator
-from waypost.edge.app import create_app
-from waypost.edge.names import CACHE_SHORT
-from waypost.edge.project import Project
+from waypost.edge.project.names import CACHE_SHORT
+from waypost.edge.project.project import Project
+from waypost.edge.serving.app import create_app
 from waypost.shared.trust import ManifestKeeper
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]

@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from support.upstream import Behaviour, Exchange, Upstream, answering, running_upstream
 from support.validator import Running, running_validator
 from support.wires import messaging
-from waypost.edge.authoring import load_policy
-from waypost.edge.init_project import init_project
+from waypost.edge.authoring.load_policy import load_policy
+from waypost.edge.commands.init_project import init_project
 from waypost.shared.contracts import Policy
 
 pytestmark = pytest.mark.anyio

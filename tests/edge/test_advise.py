@@ -10,10 +10,10 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from waypost.edge import advise_cli
-from waypost.edge.advise import Advice, advise
-from waypost.edge.authoring import load_policy
-from waypost.edge.usage_export import UsageError, Used, read_usage
+from waypost.edge.advice.advise import Advice, advise
+from waypost.edge.advice.usage_export import UsageError, Used, read_usage
+from waypost.edge.authoring.load_policy import load_policy
+from waypost.edge.commands import advise_cli
 
 START = datetime(2026, 10, 1, tzinfo=UTC)
 

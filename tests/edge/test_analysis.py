@@ -17,9 +17,9 @@ from support.worlds import NOW, a_model, a_policy, policies, some_facts
 from waypost.edge.analysis.findings import Problem, find_problems
 from waypost.edge.analysis.prices import differences
 from waypost.edge.analysis.requests import as_curl
-from waypost.edge.analysis_cli import add_commands
-from waypost.edge.authoring import Authored, load_policy
-from waypost.edge.init_project import template
+from waypost.edge.authoring.load_policy import Authored, load_policy
+from waypost.edge.commands.analysis_cli import add_commands
+from waypost.edge.commands.init_project import template
 from waypost.shared.contracts import (
     ClockBetween,
     Condition,

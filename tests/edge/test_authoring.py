@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from support.tokens import NOW, App
 from waypost.cli.yamlfile import FileError, FileModel
-from waypost.edge.authoring import Authored, load_policy
-from waypost.edge.init_project import template
-from waypost.edge.issuers_file import IssuersFile, load_issuers
-from waypost.edge.policy_file import PolicyFile
+from waypost.edge.authoring.issuers_file import IssuersFile, load_issuers
+from waypost.edge.authoring.load_policy import Authored, load_policy
+from waypost.edge.authoring.policy_file import PolicyFile
+from waypost.edge.commands.init_project import template
 from waypost.shared.contracts import (
     ClockBetween,
     Declared,

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from support.tokens import NOW
 from waypost.cli.yamlfile import FileError
-from waypost.edge.authoring import Authored, load_policy
-from waypost.edge.zones import written_out, zone_names
+from waypost.edge.authoring.load_policy import Authored, load_policy
+from waypost.edge.authoring.zones import written_out, zone_names
 from waypost.shared.contracts import (
     Cascade,
     ClockBetween,

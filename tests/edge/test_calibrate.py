@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from support.projects import a_project
 from waypost.cli.yamlfile import FileError
-from waypost.edge.authoring import load_policy
-from waypost.edge.training import calibrate_cli
+from waypost.edge.authoring.load_policy import load_policy
+from waypost.edge.commands import calibrate_cli
 from waypost.edge.training.calibrate import calibrate, fit_judge
 from waypost.edge.training.chart import HEIGHT, chart
 from waypost.edge.training.curves import Prices

@@ -13,9 +13,9 @@ from tuf.ngclient import Updater
 from support.clouds import object_store
 from support.command import Command
 from support.projects import a_project, hide_model, publish_project
-from waypost.edge.deliver import Place, deliver, place_at
-from waypost.edge.names import CACHE_FOR_EVER, CACHE_SHORT
-from waypost.edge.project import Project
+from waypost.edge.project.names import CACHE_FOR_EVER, CACHE_SHORT
+from waypost.edge.project.project import Project
+from waypost.edge.publishing.deliver import Place, deliver, place_at
 from waypost.shared.errors import StoreError, TrustError
 from waypost.shared.trust import ManifestKeeper, open_bundle
 

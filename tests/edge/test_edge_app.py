@@ -12,9 +12,9 @@ from anyio import from_thread
 from starlette.applications import Starlette
 
 from support.projects import a_project, hide_model, publish_project
-from waypost.edge.app import create_app
-from waypost.edge.names import CACHE_FOR_EVER, CACHE_NO_ROOT_YET, CACHE_SHORT
-from waypost.edge.project import Project
+from waypost.edge.project.names import CACHE_FOR_EVER, CACHE_NO_ROOT_YET, CACHE_SHORT
+from waypost.edge.project.project import Project
+from waypost.edge.serving.app import create_app
 from waypost.shared.errors import StoreError
 
 pytestmark = pytest.mark.anyio

@@ -17,9 +17,9 @@ from tuf.ngclient import Updater
 
 from support.command import Command
 from support.projects import a_project, publish_project
-from waypost.edge import keys
-from waypost.edge.keys import load_keyring
-from waypost.edge.project import Project
+from waypost.edge.project.project import Project
+from waypost.edge.publishing import signing_keys as keys
+from waypost.edge.publishing.signing_keys import load_keyring
 from waypost.shared.trust import ManifestKeeper
 
 COMMAND = [sys.executable, "-c", "from waypost.cli import main; main()"]

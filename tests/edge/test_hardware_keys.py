@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from support.clouds import key_service
 from support.command import Command
 from support.projects import a_project
-from waypost.edge.project import Project
+from waypost.edge.project.project import Project
 from waypost.shared.trust import open_bundle
 
 PIN = "4711"

@@ -16,7 +16,7 @@ from support.command import Command
 from support.origin import Reply, serving
 from support.projects import a_project, publish_project
 from support.tokens import AUDIENCE, NOW, App
-from waypost.edge.project import Project
+from waypost.edge.project.project import Project
 from waypost.shared.tokens.issuer_keys import as_jwk
 from waypost.shared.trust import Trusted, open_bundle
 from waypost.validator.tokens import TokenVerifier
@@ -253,7 +253,7 @@ def test_it_goes_on_until_it_is_stopped(
         if len(slept) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("waypost.edge.issuers_cli.time.sleep", sleep)
+    monkeypatch.setattr("waypost.edge.commands.issuers_cli.time.sleep", sleep)
     assert imports(command, provider, "--every", "3600").code == 130
 
     # The second set was an alarm and was not taken, the third has a known key again.

@@ -22,17 +22,17 @@ from typer.testing import CliRunner, Result
 
 from support.tokens import NOW, App
 from waypost.client.dpop import DPoPKey
-from waypost.edge.authoring import load_policy
-from waypost.edge.init_project import AUDIENCE, init_project
-from waypost.edge.issue import (
+from waypost.edge.authoring.issuers_file import load_issuers
+from waypost.edge.authoring.load_policy import load_policy
+from waypost.edge.commands.init_project import AUDIENCE, init_project
+from waypost.edge.commands.policy_cli import register
+from waypost.edge.tokens.issue import (
     SigningKey,
     issuer_key,
     load_signing_key,
     mint,
     new_claims,
 )
-from waypost.edge.issuers_file import load_issuers
-from waypost.edge.policy_cli import register
 from waypost.shared.errors import PolicyError, StoreError, WaypostError
 from waypost.shared.tokens.issuer_keys import public_key
 from waypost.validator.config import load_config

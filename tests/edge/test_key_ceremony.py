@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.command import Command
-from waypost.edge import keys
+from waypost.edge.publishing import signing_keys
 from waypost.shared.errors import TrustError
 from waypost.shared.trust import ManifestKeeper, Projection
 
@@ -60,7 +60,9 @@ def test_the_page_s_commands_lock_nobody_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WAYPOST_KEY_PASSPHRASE", "correct horse battery staple")
-    monkeypatch.setattr(keys, "KDF_ROUNDS", 1_000)  # a hundred openings, none by an attacker
+    monkeypatch.setattr(
+        signing_keys, "KDF_ROUNDS", 1_000
+    )  # a hundred openings, none by an attacker
     waypost = Command(tmp_path, monkeypatch, capsys)
     readers: Readers | None = None
     signed_by_the_thief = b""

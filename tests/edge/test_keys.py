@@ -10,9 +10,14 @@ import pytest
 from tuf.api.metadata import Metadata, Root
 
 from support.holders import Holder
-from waypost.edge.keys import create_keys, load_keyring, load_signers, needs_passphrase
-from waypost.edge.project import Project
-from waypost.edge.repository import ROLES
+from waypost.edge.project.project import Project
+from waypost.edge.publishing.repository import ROLES
+from waypost.edge.publishing.signing_keys import (
+    create_keys,
+    load_keyring,
+    load_signers,
+    needs_passphrase,
+)
 from waypost.shared.errors import StoreError
 
 NOW = 1_764_000_000

@@ -20,11 +20,11 @@ from support.worlds import (
     conditions,
     policies,
 )
-from waypost.edge.analysis.cells import DataHas, Space, View
-from waypost.edge.analysis.invariants import Invariant, MaxCost
+from waypost.edge.analysis.cells import Space, View
 from waypost.edge.analysis.prove import Broken, Proof, prove, refuse_broken
 from waypost.edge.analysis.solver import solve
-from waypost.edge.authoring import Authored, load_policy
+from waypost.edge.authoring.invariants import DataHas, Invariant, MaxCost
+from waypost.edge.authoring.load_policy import Authored, load_policy
 from waypost.shared.contracts import (
     ClockBetween,
     Facts,

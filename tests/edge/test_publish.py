@@ -10,11 +10,11 @@ import msgspec
 import pytest
 
 from support.projects import a_project, hide_model, publish_project
-from waypost.edge import publish as publishing
-from waypost.edge.keys import load_keyring, load_signers
-from waypost.edge.project import Project
-from waypost.edge.publish import publish, publish_hints, resign, role_keys
-from waypost.edge.repository import LIFETIME_S, ROLES, ManifestRepository
+from waypost.edge.project.project import Project
+from waypost.edge.publishing import publish as publishing
+from waypost.edge.publishing.publish import publish, publish_hints, resign, role_keys
+from waypost.edge.publishing.repository import LIFETIME_S, ROLES, ManifestRepository
+from waypost.edge.publishing.signing_keys import load_keyring, load_signers
 from waypost.shared.contracts import Hint
 from waypost.shared.errors import PolicyError, StoreError, TrustError, WaypostError
 from waypost.shared.trust import ManifestKeeper, Trusted, open_bundle
@@ -308,7 +308,7 @@ def test_two_publishers_at_once_publish_one_after_the_other(project: Project) ->
 
 
 def test_no_cache_may_serve_a_bundle_longer_than_it_lives() -> None:
-    from waypost.edge.names import CACHE_SHORT
+    from waypost.edge.project.names import CACHE_SHORT
 
     ages = [int(part.partition("=")[2]) for part in CACHE_SHORT.split(", ")[1:]]
     assert sum(ages) <= LIFETIME_S["timestamp"] - publishing.RESIGN_EVERY_S

@@ -7,7 +7,7 @@ import pytest
 
 from support.projects import a_project, publish_project
 from support.tokens import AUDIENCE, NOW, App
-from waypost.edge.project import Project
+from waypost.edge.project.project import Project
 from waypost.shared.errors import TokenError, TrustError
 from waypost.shared.trust import open_bundle
 from waypost.validator.tokens import TokenVerifier

@@ -15,12 +15,12 @@ from tuf.ngclient import Updater
 from support.command import Command
 from support.loopback import serving
 from support.projects import a_project, publish_project
-from waypost.edge.app import create_app
 from waypost.edge.cli import _online_signers
-from waypost.edge.keys import load_keyring, load_signers
-from waypost.edge.project import Project
-from waypost.edge.publish import publish, resign
-from waypost.edge.repository import ROLES, ManifestRepository
+from waypost.edge.project.project import Project
+from waypost.edge.publishing.publish import publish, resign
+from waypost.edge.publishing.repository import ROLES, ManifestRepository
+from waypost.edge.publishing.signing_keys import load_keyring, load_signers
+from waypost.edge.serving.app import create_app
 from waypost.shared.contracts import Hints
 from waypost.shared.errors import TrustError
 from waypost.shared.trust import ManifestKeeper, Projection

@@ -10,9 +10,9 @@ from tuf.api.metadata import Metadata, Root, Targets
 
 from support.command import Command
 from support.holders import Holder, SharedProject
-from waypost.edge.draft import Draft, decode_draft, encode_draft, make_draft, read_draft
-from waypost.edge.publish import draft_key_changes
-from waypost.edge.repository import KeyChange, ManifestRepository
+from waypost.edge.publishing.draft import Draft, decode_draft, encode_draft, make_draft, read_draft
+from waypost.edge.publishing.publish import draft_key_changes
+from waypost.edge.publishing.repository import KeyChange, ManifestRepository
 from waypost.shared.errors import StoreError, TrustError
 from waypost.shared.trust import Trusted, open_bundle
 

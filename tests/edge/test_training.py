@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from waypost.cli.yamlfile import FileError
-from waypost.edge.training import training_cli
+from waypost.edge.commands import training_cli
 from waypost.edge.training.curves import Outcomes, Prices, grade, grade_random
 from waypost.edge.training.labels import Label, read_labels
 from waypost.edge.training.train import train

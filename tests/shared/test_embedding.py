@@ -9,7 +9,7 @@ import pytest
 from support.make_vectors import EXAMPLES
 from support.worlds import a_policy, some_facts
 from waypost.cli.yamlfile import FileError
-from waypost.edge.authoring import load_policy
+from waypost.edge.authoring.load_policy import load_policy
 from waypost.shared.contracts import OneOf, Policy, Route, decode_policy
 from waypost.shared.decision.compiled import compile_policy
 from waypost.shared.decision.engine import decide

@@ -7,11 +7,17 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.signer import CryptoSigner, Signer
 
-from waypost.edge.draft import Draft, read_draft, sign_draft
-from waypost.edge.init_project import init_project
-from waypost.edge.keys import ONLINE_ROLES, KeyEntry, create_keys, load_keyring, load_signers
-from waypost.edge.project import Project
-from waypost.edge.publish import Published, apply_drafts, draft_publication, draft_root
+from waypost.edge.commands.init_project import init_project
+from waypost.edge.project.project import Project
+from waypost.edge.publishing.draft import Draft, read_draft, sign_draft
+from waypost.edge.publishing.publish import Published, apply_drafts, draft_publication, draft_root
+from waypost.edge.publishing.signing_keys import (
+    ONLINE_ROLES,
+    KeyEntry,
+    create_keys,
+    load_keyring,
+    load_signers,
+)
 
 
 @dataclass

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from waypost.edge.init_project import init_project
-from waypost.edge.keys import create_keys, load_keyring, load_signers
-from waypost.edge.project import Project
-from waypost.edge.publish import Published, publish
-from waypost.edge.repository import ROLES
+from waypost.edge.commands.init_project import init_project
+from waypost.edge.project.project import Project
+from waypost.edge.publishing.publish import Published, publish
+from waypost.edge.publishing.repository import ROLES
+from waypost.edge.publishing.signing_keys import create_keys, load_keyring, load_signers
 
 
 def a_project(directory: Path) -> Project:

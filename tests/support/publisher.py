@@ -7,7 +7,7 @@ import msgspec
 from securesystemslib.signer import CryptoSigner
 
 from support.worlds import a_policy
-from waypost.edge.repository import LIFETIME_S, ROLES, ManifestRepository
+from waypost.edge.publishing.repository import LIFETIME_S, ROLES, ManifestRepository
 from waypost.shared.contracts import Hints, Issuers, Policy
 from waypost.shared.trust import Projection
 from waypost.shared.trust.bundle import pack_bundle

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec import structs
 
-from waypost.edge.issue import SigningKey, issuer_key, mint, new_claims
+from waypost.edge.tokens.issue import SigningKey, issuer_key, mint, new_claims
 from waypost.shared.contracts import Claims, Issuer, IssuerKey, Issuers, SpendLimit
 
 NOW = 1_800_000_000  # Friday 2027-01-15 08:00:00 UTC

@@ -12,10 +12,10 @@ from support.site import BUNDLE, site
 from support.worlds import a_policy
 from waypost.client import Event, Refreshed, UpstreamError, Waypost
 from waypost.client.testing import StaticManifest, static_waypost
-from waypost.edge.app import create_app
-from waypost.edge.publish import RESIGN_EVERY_S, RESIGN_WITHIN_S
-from waypost.edge.repository import LIFETIME_S
-from waypost.edge.watching import Expiry
+from waypost.edge.publishing.publish import RESIGN_EVERY_S, RESIGN_WITHIN_S
+from waypost.edge.publishing.repository import LIFETIME_S
+from waypost.edge.serving.app import create_app
+from waypost.edge.serving.metrics import Expiry
 from waypost.shared.errors import StoreError, TrustError
 from waypost.shared.trust import LapseTeller, ManifestKeeper, lapses
 from waypost.shared.trust.expiry import NOTICE_S, URGENT_S, Lapse, mend_of

@@ -7,7 +7,7 @@ import pytest
 
 from support.publisher import Publisher
 from support.site import BUNDLE, site
-from waypost.edge.names import CACHE_SHORT
+from waypost.edge.project.names import CACHE_SHORT
 from waypost.shared.errors import TrustError
 from waypost.shared.trust import ManifestKeeper
 from waypost.shared.trust.keeper import MAX_LAG_S

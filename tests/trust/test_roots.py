@@ -9,7 +9,7 @@ import pytest
 
 from support.publisher import Publisher
 from support.site import BUNDLE, site, tree_of
-from waypost.edge.repository import ROOTS_IN_BUNDLE
+from waypost.edge.publishing.repository import ROOTS_IN_BUNDLE
 from waypost.shared.errors import TrustError
 from waypost.shared.trust import ManifestKeeper, fetch
 from waypost.shared.trust.bundle import missing_roots, pack_bundle, unpack_bundle

@@ -33,7 +33,7 @@ from tuf.api.metadata import Metadata, Root, Timestamp
 
 from support.publisher import Publisher
 from support.worlds import a_model, a_policy
-from waypost.edge.repository import ManifestRepository
+from waypost.edge.publishing.repository import ManifestRepository
 from waypost.shared.contracts import Hints
 from waypost.shared.errors import TrustError
 from waypost.shared.trust import ManifestKeeper

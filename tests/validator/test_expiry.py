@@ -9,7 +9,7 @@ from support.publisher import Publisher
 from support.tokens import App
 from support.upstream import running_upstream
 from support.validator import OPERATOR_TOKEN, Running, running_validator, settings
-from waypost.edge.repository import LIFETIME_S
+from waypost.edge.publishing.repository import LIFETIME_S
 from waypost.shared.errors import RefusalError, TrustError
 from waypost.shared.trust import ManifestKeeper
 from waypost.validator.opening import open_desk

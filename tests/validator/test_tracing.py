@@ -17,8 +17,8 @@ from support.upstream import Upstream, answering, failing
 from support.validator import HELLO, running_validator, serving
 from waypost.cli.spans import Spans
 from waypost.client import AsyncWaypost
-from waypost.edge.app import create_app
-from waypost.edge.tracing import Traced
+from waypost.edge.serving.app import create_app
+from waypost.edge.serving.request_spans import Traced
 from waypost.shared.wire.trace_context import begin, traceparent
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

@@ -25,13 +25,13 @@ from msgspec import Struct
 from waypost.demo import local_model, upstream
 from waypost.demo.live import find_live
 from waypost.demo.processes import Server, running, waypost_command
-from waypost.edge.authoring import load_policy
-from waypost.edge.init_project import AUDIENCE, ISSUER, KID, init_project
-from waypost.edge.issue import mint, new_claims
-from waypost.edge.keys import create_keys, load_keyring, load_signers
-from waypost.edge.project import Project
-from waypost.edge.publish import publish
-from waypost.edge.repository import ROLES
+from waypost.edge.authoring.load_policy import load_policy
+from waypost.edge.commands.init_project import AUDIENCE, ISSUER, KID, init_project
+from waypost.edge.project.project import Project
+from waypost.edge.publishing.publish import publish
+from waypost.edge.publishing.repository import ROLES
+from waypost.edge.publishing.signing_keys import create_keys, load_keyring, load_signers
+from waypost.edge.tokens.issue import mint, new_claims
 from waypost.shared.contracts import Policy
 from waypost.shared.errors import StoreError
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from waypost.cli.output import fail
-from waypost.edge import advise_cli, issuers_cli, keys_cli, policy_cli, publish_cli
-from waypost.edge.asking import Directory, passphrase_for, say, secret
-from waypost.edge.project import Project
-from waypost.edge.publish_cli import To
+from waypost.edge.commands import advise_cli, issuers_cli, keys_cli, policy_cli, publish_cli
+from waypost.edge.commands.common import Directory, passphrase_for, say, secret
+from waypost.edge.commands.publish_cli import To
+from waypost.edge.project.project import Project
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,7 +61,7 @@ def _serve(
     OTEL_EXPORTER_OTLP_HEADERS.
     """
     from waypost.cli.listening import listen
-    from waypost.edge.serve import run
+    from waypost.edge.serving.serve import run
 
     project = Project(directory)
     if not project.public.is_dir():
@@ -90,7 +90,7 @@ def _spans(endpoint: str) -> "Spans":
 
 def _resign(directory: Directory = Path(), to: To = None) -> None:
     """Sign anew what is about to lapse, once: for a timer, where no edge serves the tree."""
-    from waypost.edge.publish import resign
+    from waypost.edge.publishing.publish import resign
 
     project = Project(directory)
     resign(project, signers=_online_signers(project)(), now=int(time.time()))
@@ -101,7 +101,7 @@ def _resign(directory: Directory = Path(), to: To = None) -> None:
 
 def _online_signers(project: Project) -> "Callable[[], dict[str, list[Signer]]]":
     """Return what loads the online keys that are at hand then: a rotation needs no restart."""
-    from waypost.edge.keys import ONLINE_ROLES, load_keyring, load_signers
+    from waypost.edge.publishing.signing_keys import ONLINE_ROLES, load_keyring, load_signers
 
     def load() -> "dict[str, list[Signer]]":
         if not listed.exists():

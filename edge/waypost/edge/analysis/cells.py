@@ -19,9 +19,10 @@ from itertools import pairwise
 from math import prod
 from typing import Any, cast
 
-from msgspec import Struct, structs
+from msgspec import structs
 
 from waypost.edge.analysis.solver import Atom, Clause, Domains, Literal
+from waypost.edge.authoring.invariants import DataHas, Size
 from waypost.shared.contracts import (
     CAPABILITIES,
     ENDPOINTS,
@@ -41,7 +42,7 @@ from waypost.shared.decision.compiled import compile_policy
 from waypost.shared.decision.costs import context_need
 from waypost.shared.decision.rules import COHORT_BITS, OPTIONAL_FIELDS, SHARES, holds, place
 
-__all__ = ["DataHas", "Size", "Space", "View"]
+__all__ = ["Space", "View"]
 
 ABSENT, PRESENT = 0b01, 0b10
 
@@ -55,21 +56,6 @@ COHORTS = 2**COHORT_BITS
 BLOCK = 4_096
 
 Key = str | tuple[str, str]
-
-
-class DataHas(Struct, frozen=True, kw_only=True):
-    """The request's data classes, whoever vouches for them, as ``TextHas`` has words."""
-
-    any_of: tuple[str, ...] = ()
-    all_of: tuple[str, ...] = ()
-    none_of: tuple[str, ...] = ()
-
-
-class Size(Struct, frozen=True):
-    """How long prompt and answer are, in tokens; ``output`` is ``None`` where nobody says."""
-
-    input: int
-    output: int | None = None
 
 
 class Space:

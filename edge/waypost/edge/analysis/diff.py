@@ -11,9 +11,10 @@ from typing import Literal, cast
 
 from msgspec import Struct, structs
 
-from waypost.edge.analysis.cells import Size, Space, View
+from waypost.edge.analysis.cells import Space, View
 from waypost.edge.analysis.solver import Clause, Region, region
-from waypost.edge.authoring import Authored
+from waypost.edge.authoring.invariants import Size
+from waypost.edge.authoring.load_policy import Authored
 from waypost.shared.contracts import Facts, Model, Policy, Proposal, Route
 from waypost.shared.decision.costs import cost_bound_nusd
 from waypost.shared.decision.engine import Decision, decide

@@ -13,7 +13,7 @@ from waypost.edge.analysis.cells import Space, View
 from waypost.edge.analysis.prices import SOURCE, differences, is_known
 from waypost.edge.analysis.prove import prove_all
 from waypost.edge.analysis.solver import Region, region
-from waypost.edge.authoring import Authored
+from waypost.edge.authoring.load_policy import Authored
 from waypost.shared.contracts import Facts, Model, Route
 from waypost.shared.money import NUSD_PER_USD, format_usd
 

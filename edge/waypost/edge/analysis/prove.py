@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 
 from msgspec import Struct
 
-from waypost.edge.analysis.cells import Size, Space, View
-from waypost.edge.analysis.invariants import Invariant, MaxCost
+from waypost.edge.analysis.cells import Space, View
 from waypost.edge.analysis.solver import Clause, Domains, narrow, solve
-from waypost.edge.authoring import Authored
+from waypost.edge.authoring.invariants import Invariant, MaxCost, Size
+from waypost.edge.authoring.load_policy import Authored
 from waypost.shared.contracts import Facts, Policy, Proposal
 from waypost.shared.decision.engine import Decision, decide
 from waypost.shared.decision.explain import explain

@@ -9,8 +9,8 @@ from msgspec import Struct, structs
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from waypost.cli.yamlfile import FileError, FileModel, YAMLFile, read_yaml
-from waypost.edge.conditions import EndpointName
-from waypost.edge.fields import (
+from waypost.edge.authoring.conditions import EndpointName
+from waypost.edge.authoring.fields import (
     Dollars,
     Instant,
     Keyword,

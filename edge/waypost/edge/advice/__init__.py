@@ -1,0 +1,1 @@
+"""Is routing worth it yet? Read from a usage export."""

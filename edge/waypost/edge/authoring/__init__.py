@@ -1,0 +1,1 @@
+"""What did people write? Policy and issuers, read from files and checked."""

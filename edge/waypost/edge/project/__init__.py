@@ -1,0 +1,1 @@
+"""Where do things lie? A project's folder, names of published files, safe writing."""

@@ -1,0 +1,1 @@
+"""How does a policy become a signed, published tree? Keys, drafts, the repository."""

@@ -1,0 +1,1 @@
+"""What does the edge answer over HTTP? The published tree, and decisions."""

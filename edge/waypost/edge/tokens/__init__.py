@@ -1,0 +1,1 @@
+"""Which tokens hold? Issuing them, and identity providers' keys."""
