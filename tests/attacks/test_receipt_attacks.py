@@ -23,7 +23,7 @@ from support.tokens import App
 from support.upstream import running_upstream
 from support.validator import HELLO, running_validator
 from waypost.shared.records import decode_record, encode_record
-from waypost.validator import receipts_cli
+from waypost.validator.commands import receipts_cli
 from waypost.validator.receipts.audit import check_records
 from waypost.validator.receipts.keys import load_keys
 from waypost.validator.receipts.log import ReceiptLog, read_entries

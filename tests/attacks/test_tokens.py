@@ -26,8 +26,8 @@ from hypothesis import strategies as st
 from support.tokens import AUDIENCE, NOW, App
 from waypost.shared.errors import TokenError
 from waypost.shared.tokens.issuer_keys import as_jwk
-from waypost.validator.jose import REFUSAL
-from waypost.validator.tokens import TokenVerifier
+from waypost.validator.access.jose import REFUSAL
+from waypost.validator.access.tokens import TokenVerifier
 
 APP = App()
 VERIFIER = TokenVerifier(APP.issuers(), audience=AUDIENCE)

@@ -15,8 +15,8 @@ from support.tokens import AUDIENCE, CHANNEL, NOW, App
 from waypost.edge.tokens.jwks import JWKSError, import_keys
 from waypost.shared.contracts import ALGORITHMS, Issuer, IssuerKey, Issuers
 from waypost.shared.errors import TokenError
-from waypost.validator.jose import header_of, is_compact, signed_payload
-from waypost.validator.tokens import HEADER_FIELDS, TokenVerifier
+from waypost.validator.access.jose import header_of, is_compact, signed_payload
+from waypost.validator.access.tokens import HEADER_FIELDS, TokenVerifier
 
 FOLDER = Path(__file__).parent / "wycheproof"
 

@@ -36,7 +36,7 @@ from waypost.shared.contracts import (
 from waypost.shared.decision.compiled import CompiledPolicy, compile_policy
 from waypost.shared.decision.engine import Decision, decide
 from waypost.shared.money import Price
-from waypost.validator.resilience.breaker import Breaker
+from waypost.validator.upstream.breaker import Breaker
 
 REGIONS = ("eu", "us", "ap")
 ROUND_TRIP_MS = {("eu", "us"): 90.0, ("us", "ap"): 150.0, ("eu", "ap"): 220.0}

@@ -4,8 +4,9 @@ import sys
 from typing import Any
 
 from waypost.cli import main
-from waypost.validator import pipeline, supervisor, worker
-from waypost.validator.desk import Desk
+from waypost.validator import pipeline
+from waypost.validator.services import Desk
+from waypost.validator.startup import supervisor, worker
 
 
 def _nothing(*_: Any) -> Any:  # noqa: ANN401

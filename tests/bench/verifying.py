@@ -9,9 +9,9 @@ from uuid import uuid4
 from bench.deciding import median_us
 from support.tokens import AUDIENCE, NOW, App
 from waypost.client.dpop import DPoPKey
-from waypost.validator.dpop import ProofChecker
-from waypost.validator.replay import SqliteSeen
-from waypost.validator.tokens import TokenVerifier
+from waypost.validator.access.dpop import ProofChecker
+from waypost.validator.access.seen_once import SqliteSeen
+from waypost.validator.access.tokens import TokenVerifier
 
 ORIGIN, PATH = "https://gateway.example", "/v1/chat/completions"
 COUNT = 1_000

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from console.conftest import Console
 from support.recorded import a_record, fill
 from support.validator import OPERATOR_TOKEN
-from waypost.validator.report import report_cli
+from waypost.validator.commands import report_cli
 
 Visit = Callable[..., BrowserContext]
 

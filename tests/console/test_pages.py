@@ -22,7 +22,7 @@ from waypost.validator.console import decisions, live
 from waypost.validator.console.charts import lines, nice_top, stacked_bars
 from waypost.validator.console.flow import MAX_ATTEMPTS, flow_of, steps_of
 from waypost.validator.console.words import csv_cell, duration, money, percent, pretty_json, shown
-from waypost.validator.pipeline.call import decision_id
+from waypost.validator.pipeline.exchange import decision_id
 
 ID = re.compile(r'href="/console/decisions/([0-9a-f-]{36})"')
 EVIL = "<script>alert(1)</script>\x1b[31m\u202egnp.exe\u0000\n=cmd|' /C calc'!A0"

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from support.recorded import DIGEST, POLICY, a_record, fill
 from waypost.edge.advice import usage_export
 from waypost.edge.commands import advise_cli
+from waypost.validator.commands import report_cli
 from waypost.validator.config import load_config
 from waypost.validator.records import SqliteRecordStore
-from waypost.validator.report import report_cli
 
 DOCS = Path(__file__).parents[2] / "docs"
 SETTINGS = {

@@ -34,9 +34,9 @@ from waypost.edge.authoring.issuers_file import load_issuers
 from waypost.edge.authoring.load_policy import load_policy
 from waypost.edge.tokens.issue import issuer_key
 from waypost.shared.contracts import CONVERSATIONS, Issuers
+from waypost.validator.access.tokens import TokenVerifier
 from waypost.validator.config import ValidatorConfig, load_config
 from waypost.validator.ledger import open_sqlite
-from waypost.validator.tokens import TokenVerifier
 
 pytestmark = pytest.mark.anyio
 

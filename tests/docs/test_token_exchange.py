@@ -31,8 +31,8 @@ from support.validator import serving as running
 from waypost.client.dpop import DPoPKey
 from waypost.shared.contracts import Claims
 from waypost.shared.tokens.issuer_keys import as_jwk, b64url
-from waypost.validator.dpop import ProofChecker
-from waypost.validator.tokens import TokenVerifier
+from waypost.validator.access.dpop import ProofChecker
+from waypost.validator.access.tokens import TokenVerifier
 
 pytestmark = pytest.mark.anyio
 

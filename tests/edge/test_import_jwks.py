@@ -19,7 +19,7 @@ from support.tokens import AUDIENCE, NOW, App
 from waypost.edge.project.project import Project
 from waypost.shared.tokens.issuer_keys import as_jwk
 from waypost.shared.trust import Trusted, open_bundle
-from waypost.validator.tokens import TokenVerifier
+from waypost.validator.access.tokens import TokenVerifier
 
 ISS = "https://idp.example"
 

@@ -35,8 +35,8 @@ from waypost.edge.tokens.issue import (
 )
 from waypost.shared.errors import PolicyError, StoreError, WaypostError
 from waypost.shared.tokens.issuer_keys import public_key
+from waypost.validator.access.tokens import TokenVerifier
 from waypost.validator.config import load_config
-from waypost.validator.tokens import TokenVerifier
 
 WAYPOST = Path(sys.executable).with_name("waypost")
 

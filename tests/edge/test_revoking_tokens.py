@@ -10,7 +10,7 @@ from support.tokens import AUDIENCE, NOW, App
 from waypost.edge.project.project import Project
 from waypost.shared.errors import TokenError, TrustError
 from waypost.shared.trust import open_bundle
-from waypost.validator.tokens import TokenVerifier
+from waypost.validator.access.tokens import TokenVerifier
 
 APP = App()
 OTHER = App(kid="app-2")

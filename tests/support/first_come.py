@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 from waypost.client.dpop import DPoPKey, FileKeyStore
-from waypost.validator.replay import SqliteSeen
+from waypost.validator.access.seen_once import SqliteSeen
 
 
 def firsts(path: Path, marks: int) -> int:

@@ -19,7 +19,7 @@ from waypost.validator.ledger import (
     scope_of,
 )
 from waypost.validator.ledger.calendar import CALENDAR
-from waypost.validator.ledger.grouped import GroupedLedger
+from waypost.validator.ledger.group_commit import GroupedLedger
 from waypost.validator.ledger.postgres import open_postgres
 from waypost.validator.ledger.redis import open_redis
 from waypost.validator.ledger.rows import HoldRow

@@ -12,7 +12,7 @@ from waypost.shared.decision.compiled import CompiledPolicy, compile_policy
 from waypost.shared.decision.engine import decide
 from waypost.shared.money import Usage, bill
 from waypost.shared.records import Attempt, AttemptOutcome, DecisionRecord, encode_record
-from waypost.validator.pipeline.call import decision_id
+from waypost.validator.pipeline.exchange import decision_id
 from waypost.validator.records import RecordStore
 
 DAY_MS = 86_400_000

@@ -19,12 +19,12 @@ from waypost.cli.listening import listen, url_of
 from waypost.shared.contracts import Policy, SpendLimit
 from waypost.shared.records import DecisionRecord
 from waypost.shared.trust import ManifestKeeper
-from waypost.validator.app import create_app
 from waypost.validator.config import ValidatorConfig
-from waypost.validator.desk import Desk
-from waypost.validator.guarded_http import GuardedProtocol
+from waypost.validator.http.server_protocol import GuardedProtocol
 from waypost.validator.ledger import scope_of
-from waypost.validator.opening import open_desk
+from waypost.validator.routes.app import create_app
+from waypost.validator.services import Desk
+from waypost.validator.startup.assembly import open_desk
 
 OPERATOR_TOKEN = "operator-0123456789abcdef"
 ENVIRONMENT = {"ACME_KEY": "sk-acme-secret", "CONSOLE_TOKEN": OPERATOR_TOKEN}

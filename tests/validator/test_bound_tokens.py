@@ -20,8 +20,8 @@ from waypost.client import AsyncWaypost, Waypost
 from waypost.client.dpop import DPoPKey
 from waypost.client.testing import StaticManifest
 from waypost.shared.errors import StoreError
-from waypost.validator.dpop import NONCE_SPAN_S, ProofChecker
-from waypost.validator.replay import SqliteSeen
+from waypost.validator.access.dpop import NONCE_SPAN_S, ProofChecker
+from waypost.validator.access.seen_once import SqliteSeen
 
 pytestmark = pytest.mark.anyio
 

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from support.worlds import a_model
 from waypost.validator.config.providers import ProviderConfig
-from waypost.validator.resilience.breaker import JITTER, Breaker, BreakerRules, Witness
-from waypost.validator.resilience.witnesses import fingerprint
-from waypost.validator.upstream import Upstream
+from waypost.validator.upstream.breaker import JITTER, Breaker, BreakerRules, Witness
+from waypost.validator.upstream.provider import Upstream
+from waypost.validator.upstream.witnesses import fingerprint
 
 NOW = 1_000.0
 RULES = BreakerRules()

@@ -21,12 +21,12 @@ from waypost.shared.decision.rules import cohort, place
 from waypost.shared.records import Shadow
 from waypost.shared.trust import ManifestKeeper
 from waypost.shared.wire.headers import parse_decision
-from waypost.validator.candidate import CANARY, Tally, shadow_of, worse
 from waypost.validator.config.manifests import CanaryConfig, SendConfig
 from waypost.validator.ledger import scope_of
+from waypost.validator.manifest.canary import CANARY, Tally, shadow_of, worse
 from waypost.validator.records import RecordFilter, SqliteRecordStore
 from waypost.validator.telemetry.counts import encode
-from waypost.validator.telemetry.siblings import Siblings
+from waypost.validator.telemetry.workers import Siblings
 
 pytestmark = pytest.mark.anyio
 
@@ -105,7 +105,7 @@ async def test_a_shadow_that_takes_long_to_measure_does_so_off_the_loop(
         threads.append(threading.get_ident())
         return shadow_of(*told)
 
-    monkeypatch.setattr("waypost.validator.candidate.shadow_of", watched)
+    monkeypatch.setattr("waypost.validator.manifest.canary.shadow_of", watched)
     async with _on_trial(tmp_path, acme, shadow_share=1) as validator:
         await validator.record(await validator.chat())
         # As one is that reads meaning: that is an extra, which not everybody installs.

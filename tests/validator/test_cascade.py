@@ -27,8 +27,8 @@ from support.worlds import a_model, a_policy
 from waypost.shared.contracts import Cascade, Policy, Route, Signal, SpendLimit
 from waypost.shared.records import DecisionRecord
 from waypost.shared.scoring.judge import FEATURES, JudgeModel, features, judge
-from waypost.validator.cascade.answers import Answer, read_answer
-from waypost.validator.cascade.signals import agreement, confidence
+from waypost.validator.pipeline.cascade.answers import Answer, read_answer
+from waypost.validator.pipeline.cascade.signals import agreement, confidence
 
 pytestmark = pytest.mark.anyio
 

@@ -19,8 +19,8 @@ from support.tokens import AUDIENCE, NOW, App
 from waypost.client.dpop import DPoPKey
 from waypost.shared.errors import ForbiddenError, TokenError
 from waypost.shared.tokens.issuer_keys import b64url, jwk_of
-from waypost.validator.dpop import ProofChecker
-from waypost.validator.tokens import TokenVerifier
+from waypost.validator.access.dpop import ProofChecker
+from waypost.validator.access.tokens import TokenVerifier
 
 CHECKS = (Path(__file__).parents[2] / "docs/checks.md").read_text()
 APP = App()

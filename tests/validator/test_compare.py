@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from support.recorded import a_record, fill
 from support.worlds import NOW
 from waypost.shared.records import Attempt, DecisionRecord, Feedback, Shadow
-from waypost.validator import decisions_cli
+from waypost.validator.commands import decisions_cli
 from waypost.validator.records import RecordFilter, SqliteRecordStore
 from waypost.validator.records.compare import (
     Arm,

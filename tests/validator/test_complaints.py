@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from waypost.validator.logs import JsonFormatter, hide_in_logs
-from waypost.validator.resilience.causes import cause_of_rejection, cause_of_status
-from waypost.validator.resilience.complaints import MOST_CHARS, read_complaint
-from waypost.validator.resilience.known_answers import FOREIGN_STATE, TOO_LONG, TROUBLES
-from waypost.validator.scrubbing import HIDDEN, Scrubber
+from waypost.validator.http.provider_errors import MOST_CHARS, read_complaint
+from waypost.validator.startup.logs import JsonFormatter, hide_in_logs
+from waypost.validator.telemetry.scrubber import HIDDEN, Scrubber
+from waypost.validator.upstream.causes import cause_of_rejection, cause_of_status
+from waypost.validator.upstream.known_answers import FOREIGN_STATE, TOO_LONG, TROUBLES
 
 _TEXT = st.text(min_size=1, max_size=30)
 _JSON = st.recursive(

@@ -9,7 +9,7 @@ from waypost.shared.contracts import SpendLimit
 from waypost.shared.errors import StoreError
 from waypost.validator.config import ConfigError, load_config
 from waypost.validator.config.callers import PseudonymConfig, load_pseudonym_key
-from waypost.validator.opening import open_desk
+from waypost.validator.startup.assembly import open_desk
 
 GOOD = """\
 audience: https://validator.example

@@ -16,7 +16,7 @@ from support.recorded import DIGEST, POLICY, a_record, fill
 from support.worlds import some_facts
 from waypost.shared.contracts import Proposal
 from waypost.shared.records import Attempt, DecisionRecord
-from waypost.validator import decisions_cli
+from waypost.validator.commands import decisions_cli
 from waypost.validator.records import SqliteRecordStore
 
 Run = Callable[..., Result]

@@ -15,7 +15,7 @@ from support.tokens import NOW, App
 from waypost.client.dpop import DPoPKey
 from waypost.shared.errors import TokenError
 from waypost.shared.tokens.issuer_keys import jwk_of, thumbprint
-from waypost.validator.dpop import NONCE_SPAN_S, Proof, ProofChecker
+from waypost.validator.access.dpop import NONCE_SPAN_S, Proof, ProofChecker
 
 ORIGIN = "https://gateway.example"
 PATH = "/v1/chat/completions"

@@ -17,7 +17,7 @@ from waypost.shared.contracts import SpendLimit
 from waypost.shared.records import DecisionRecord
 from waypost.validator.config import load_config
 from waypost.validator.ledger import scope_of
-from waypost.validator.opening import open_desk
+from waypost.validator.startup.assembly import open_desk
 
 pytestmark = pytest.mark.anyio
 

@@ -12,7 +12,7 @@ from support.validator import OPERATOR_TOKEN, Running, running_validator, settin
 from waypost.edge.publishing.repository import LIFETIME_S
 from waypost.shared.errors import RefusalError, TrustError
 from waypost.shared.trust import ManifestKeeper
-from waypost.validator.opening import open_desk
+from waypost.validator.startup.assembly import open_desk
 
 pytestmark = pytest.mark.anyio
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from support.recorded import a_record, fill
 from waypost.shared.contracts import Proposal
 from waypost.shared.records import encode_record
-from waypost.validator import decisions_cli
+from waypost.validator.commands import decisions_cli
 from waypost.validator.records import SqliteRecordStore
 
 RECORDS = [

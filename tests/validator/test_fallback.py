@@ -21,8 +21,8 @@ from support.validator import HELLO, Running, running_validator
 from support.worlds import a_model, a_policy
 from waypost.shared.contracts import Policy, Route, SpendLimit
 from waypost.shared.decision.costs import cost_bound_nusd
-from waypost.validator.resilience.budget import RESERVE
-from waypost.validator.resilience.keys import LONGEST_REST_S
+from waypost.validator.upstream.key_pool import LONGEST_REST_S
+from waypost.validator.upstream.retry_budget import RESERVE
 
 pytestmark = pytest.mark.anyio
 

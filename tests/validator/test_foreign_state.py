@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from waypost.validator.apis.state import without_state
+from waypost.validator.dialects.passthrough.state import without_state
 
 THOUGHT: dict[str, Any] = {"type": "thinking", "thinking": "Hm.", "signature": "Eq=="}
 CALL: dict[str, Any] = {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {}}

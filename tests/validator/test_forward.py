@@ -23,7 +23,7 @@ from support.worlds import a_model, a_policy
 from waypost.shared.contracts import Policy, Route, SpendLimit
 from waypost.shared.records import fate_of
 from waypost.shared.wire.headers import parse_decision
-from waypost.validator.resilience.breaker import JITTER, BreakerRules
+from waypost.validator.upstream.breaker import JITTER, BreakerRules
 
 pytestmark = pytest.mark.anyio
 

@@ -8,7 +8,7 @@ import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from support.validator import serving
-from waypost.validator.guarded_http import has_whole_body
+from waypost.validator.http.server_protocol import has_whole_body
 
 pytestmark = pytest.mark.anyio
 

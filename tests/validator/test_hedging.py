@@ -11,7 +11,7 @@ from support.validator import HELLO, running_validator
 from support.worlds import a_model, a_policy
 from waypost.shared.contracts import Hedge, Policy, Route
 from waypost.shared.decision.costs import cost_bound_nusd
-from waypost.validator.resilience.limiter import ENOUGH, Limiter
+from waypost.validator.upstream.limiter import ENOUGH, Limiter
 
 pytestmark = pytest.mark.anyio
 

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from support.answers import Sent, answers, heard_by_h11, pieces
-from waypost.validator.http1 import ExchangeError, Origin
-from waypost.validator.transports.connection import State
+from waypost.validator.http.client import ExchangeError, Origin
+from waypost.validator.http.transports.connection import State
 
 # More than sockets hold, so that the request is still written when an early answer comes: where
 # all of it has left, nobody can tell that the server does not mean to read it.

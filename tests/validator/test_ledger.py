@@ -51,7 +51,7 @@ from waypost.validator.ledger import (
     open_sqlite,
     scope_of,
 )
-from waypost.validator.ledger.grouped import GroupedLedger
+from waypost.validator.ledger.group_commit import GroupedLedger
 from waypost.validator.ledger.operations import Operation, Reserve
 from waypost.validator.ledger.postgres import open_postgres
 from waypost.validator.ledger.redis import open_redis

@@ -28,10 +28,10 @@ from support.redis import RedisCluster, find_redis, running_cluster
 from support.upstream import running_upstream
 from support.validator import ENVIRONMENT, running_validator
 from waypost.shared.errors import StoreError
+from waypost.validator.access.seen_once_redis import RedisSeen
 from waypost.validator.ledger import Held, IdempotencyKey, RateLimit, Repeat, Shortfall, scope_of
-from waypost.validator.ledger.grouped import GroupedLedger
+from waypost.validator.ledger.group_commit import GroupedLedger
 from waypost.validator.ledger.redis import open_redis
-from waypost.validator.replay_redis import RedisSeen
 
 pytestmark = pytest.mark.anyio
 

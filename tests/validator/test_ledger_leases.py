@@ -26,7 +26,7 @@ from waypost.validator.ledger import (
     Shortfall,
     open_sqlite,
 )
-from waypost.validator.ledger.grouped import GroupedLedger
+from waypost.validator.ledger.group_commit import GroupedLedger
 from waypost.validator.ledger.leased import LeasedLedger
 from waypost.validator.ledger.redis import open_redis
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.answers import Heard, Sent, answers, heard_by_h11, pieces
-from waypost.validator.transports.message import MalformedError, Message
+from waypost.validator.http.transports.message import MalformedError, Message
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"transfer-encoding: chunked\r\n\r\n"

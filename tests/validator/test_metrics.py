@@ -25,7 +25,7 @@ from support.worlds import a_policy
 from waypost.shared.records import Attempt
 from waypost.validator.telemetry.counts import MOST_LABELS, Counts, added, decode, encode
 from waypost.validator.telemetry.exposition import expose
-from waypost.validator.telemetry.siblings import Siblings
+from waypost.validator.telemetry.workers import Siblings
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 

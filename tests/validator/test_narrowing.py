@@ -17,7 +17,7 @@ from waypost.shared.errors import TokenError
 from waypost.shared.tokens.issuer_keys import jwk_of
 from waypost.shared.tokens.narrowing import MAX_NARROWINGS
 from waypost.shared.tokens.unverified import unverified_claims
-from waypost.validator.tokens import TokenVerifier
+from waypost.validator.access.tokens import TokenVerifier
 
 APP = App()
 HOLDER, CHILD, OTHER = (DPoPKey.generate() for _ in range(3))

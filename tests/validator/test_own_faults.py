@@ -12,11 +12,11 @@ from support.upstream import Upstream
 from support.validator import HELLO, Running
 from support.wires import message, message_events, streaming
 from waypost.shared.records import fate_of
-from waypost.validator.desk import Desk
+from waypost.validator.dialects.adapter import Native
+from waypost.validator.manifest.active import Serving
 from waypost.validator.pipeline.attempt import Try
-from waypost.validator.pipeline.call import Call
-from waypost.validator.serving import Serving
-from waypost.validator.speech import Native
+from waypost.validator.pipeline.exchange import Call
+from waypost.validator.services import Desk
 
 pytestmark = pytest.mark.anyio
 

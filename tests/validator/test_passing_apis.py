@@ -9,7 +9,7 @@ from support.upstream import DONE, USAGE, usage_event
 from support.wires import message, message_events, named_event
 from waypost.shared.money import Usage
 from waypost.shared.requests.apis import decode
-from waypost.validator.apis import APIS, StreamReader
+from waypost.validator.dialects.passthrough import APIS, StreamReader
 
 BODIES = {
     "completions": b'{"prompt":"x"}',

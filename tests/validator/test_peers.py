@@ -16,9 +16,9 @@ from support.validator import ENVIRONMENT, HELLO, Running, running_validator
 from support.worlds import a_model, a_policy
 from waypost.shared.contracts import Policy, Route
 from waypost.validator.config import ConfigError
-from waypost.validator.peers import Peers
-from waypost.validator.resilience.breaker import Breaker, BreakerRules
-from waypost.validator.resilience.witnesses import fingerprint
+from waypost.validator.upstream.breaker import Breaker, BreakerRules
+from waypost.validator.upstream.peers import Peers
+from waypost.validator.upstream.witnesses import fingerprint
 
 pytestmark = pytest.mark.anyio
 

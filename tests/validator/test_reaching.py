@@ -20,17 +20,17 @@ from support.validator import ENVIRONMENT, running_validator
 from waypost.cli.listening import listen
 from waypost.validator.config import ConfigError, load_config
 from waypost.validator.config.providers import ProviderConfig
-from waypost.validator.http1 import ExchangeError, Origin
-from waypost.validator.transports import dialing
-from waypost.validator.transports.exchange import Transport
-from waypost.validator.transports.library import LibraryOrigin
-from waypost.validator.transports.opening import open_transport
-from waypost.validator.transports.proxies import (
+from waypost.validator.http.client import ExchangeError, Origin
+from waypost.validator.http.transports import dialer
+from waypost.validator.http.transports.interface import Transport
+from waypost.validator.http.transports.library import LibraryOrigin
+from waypost.validator.http.transports.proxies import (
     Proxy,
     ProxyError,
     environment_proxy,
     parse_proxy,
 )
+from waypost.validator.http.transports.selection import open_transport
 
 pytestmark = pytest.mark.anyio
 
@@ -59,7 +59,7 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[str, int]) -> 
         kind = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
         return [(*kind, address) for address in addresses]
 
-    monkeypatch.setattr(dialing, "look_up", getaddrinfo)
+    monkeypatch.setattr(dialer, "look_up", getaddrinfo)
 
 
 async def post(transport: Transport, *, wait_s: float = 5.0) -> bytes:
@@ -131,7 +131,7 @@ async def test_a_name_server_that_hangs_is_asked_once_and_ends_in_time(
         asked += 1
         await asyncio.sleep(3_600)
 
-    monkeypatch.setattr(dialing, "look_up", hang)
+    monkeypatch.setattr(dialer, "look_up", hang)
     transport = Origin("http://a.test/v1", headers={}, connect_timeout_s=0.2)
     until = asyncio.get_running_loop().time() + 5
     failures = await asyncio.gather(

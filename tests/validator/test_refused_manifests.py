@@ -14,8 +14,8 @@ from support.worlds import a_model, a_policy
 from waypost.shared.contracts import Policy, Route
 from waypost.shared.errors import StoreError
 from waypost.shared.trust import ManifestKeeper
-from waypost.validator.opening import open_desk
-from waypost.validator.worker import require_manifest
+from waypost.validator.startup.assembly import open_desk
+from waypost.validator.startup.worker import require_manifest
 
 pytestmark = pytest.mark.anyio
 

@@ -21,7 +21,7 @@ from waypost.shared.decision.compiled import compile_policy
 from waypost.shared.decision.engine import decide
 from waypost.shared.decision.replay import decision_digest, downgraded, replay
 from waypost.shared.records import DecisionRecord, decode_record, encode_record
-from waypost.validator import decisions_cli
+from waypost.validator.commands import decisions_cli
 from waypost.validator.records import SqliteRecordStore
 
 

@@ -12,8 +12,8 @@ from support.redis import RedisServer, find_redis, running_redis
 from support.upstream import Upstream
 from support.validator import ENVIRONMENT, running_validator
 from waypost.shared.errors import StoreError
-from waypost.validator.replay import SeenOnce, SqliteSeen
-from waypost.validator.replay_redis import RedisSeen
+from waypost.validator.access.seen_once import SeenOnce, SqliteSeen
+from waypost.validator.access.seen_once_redis import RedisSeen
 
 pytestmark = pytest.mark.anyio
 

@@ -15,8 +15,8 @@ from support.recorded import DIGEST, POLICY, a_record, fill
 from support.worlds import a_policy
 from waypost.shared.money import Usage
 from waypost.shared.records import DecisionRecord
+from waypost.validator.commands import report_cli
 from waypost.validator.records import SqliteRecordStore, StatsRow
-from waypost.validator.report import report_cli
 from waypost.validator.report.baseline import Alone, best_in_use
 
 NOW_MS = int(time.time() * 1_000)

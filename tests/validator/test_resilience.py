@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from waypost.validator.resilience.budget import RESERVE, ExtraBudget, full_jitter_s
-from waypost.validator.resilience.causes import cause_of_rejection
-from waypost.validator.resilience.keys import (
+from waypost.validator.upstream.causes import cause_of_rejection
+from waypost.validator.upstream.key_pool import (
     LIMITED_S,
     LONGEST_REST_S,
     REFUSED_S,
     KeyPool,
     retry_after_s,
 )
-from waypost.validator.resilience.limiter import DROPPED, LOWEST, Limiter
+from waypost.validator.upstream.limiter import DROPPED, LOWEST, Limiter
+from waypost.validator.upstream.retry_budget import RESERVE, ExtraBudget, full_jitter_s
 
 NOW = 1_000.0
 

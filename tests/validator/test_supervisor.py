@@ -17,8 +17,8 @@ import yaml
 
 from support.serving import eventually
 from waypost.cli.listening import bind
-from waypost.validator import supervisor
-from waypost.validator.supervisor import END_S, StartError, Stopping, Supervisor
+from waypost.validator.startup import supervisor
+from waypost.validator.startup.supervisor import END_S, StartError, Stopping, Supervisor
 
 pytestmark = pytest.mark.anyio
 
@@ -28,7 +28,7 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 WORKER = """
 import argparse, asyncio, os, signal, socket, sys
 from pathlib import Path
-from waypost.validator.control import Channel, Close, Failed, Ready
+from waypost.validator.startup.control import Channel, Close, Failed, Ready
 
 parser = argparse.ArgumentParser()
 for name in ("--control", "--port", "--folder"):

@@ -11,8 +11,8 @@ from support.tokens import AUDIENCE, NOW, App
 from waypost.shared.contracts import Confirmation, Issuers, Limits, SpendLimit
 from waypost.shared.errors import ForbiddenError, PolicyError, TokenError
 from waypost.shared.tokens.issuer_keys import b64url
-from waypost.validator.jose import REFUSAL
-from waypost.validator.tokens import TokenVerifier
+from waypost.validator.access.jose import REFUSAL
+from waypost.validator.access.tokens import TokenVerifier
 
 RSA_2048 = App.with_rs256().public_key().n or ""
 SPARE = {"A": "B", "Q": "R", "g": "h", "w": "x"}  # differ in bits that say nothing

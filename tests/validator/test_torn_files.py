@@ -27,7 +27,7 @@ from waypost.validator.receipts.log import ReceiptLog, read_entries
 from waypost.validator.receipts.tlog import leaf_hash, open_checkpoint, root_of
 from waypost.validator.records import RecordFilter
 from waypost.validator.records.jsonl import JsonlRecordStore
-from waypost.validator.telemetry.siblings import Siblings
+from waypost.validator.telemetry.workers import Siblings
 from waypost.validator.whole_files import make_once, replace_file
 
 pytestmark = pytest.mark.anyio

@@ -172,7 +172,7 @@ async def test_a_collector_that_is_away_costs_no_answer(tmp_path: Path, acme: Up
 
 def test_without_tracing_nothing_of_opentelemetry_is_imported() -> None:
     code = (
-        "import sys, waypost.validator.worker, waypost.client\n"
+        "import sys, waypost.validator.startup.worker, waypost.client\n"
         "print([name for name in sys.modules if name.startswith('opentelemetry')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

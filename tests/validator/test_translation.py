@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from support.wires import message, message_events
 from waypost.shared.money import Usage
 from waypost.shared.requests.apis import decode
-from waypost.validator.dialects.usage import NOTHING, UsageReport
-from waypost.validator.providers import DIALECTS, Dialect, anthropic, gemini, openai
-from waypost.validator.speech import Asked, UntranslatableError
-from waypost.validator.translation import CALLERS, CallerSide, Translated, chat, messages
-from waypost.validator.translation.neutral import (
+from waypost.validator.dialects.adapter import Asked, UntranslatableError
+from waypost.validator.dialects.providers import DIALECTS, Dialect, anthropic, gemini, openai
+from waypost.validator.dialects.translation import CALLERS, CallerSide, Translated, chat, messages
+from waypost.validator.dialects.translation.neutral import (
     Answer,
     Choice,
     Image,
@@ -31,6 +30,7 @@ from waypost.validator.translation.neutral import (
     ToolResult,
     Turn,
 )
+from waypost.validator.dialects.usage import NOTHING, UsageReport
 
 BODIES: dict[str, bytes] = {
     "chat.completions": b'{"messages":[{"role":"user","content":"Hi"}],"stream":true,'

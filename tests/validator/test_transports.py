@@ -15,10 +15,10 @@ from support.certificates import Authority
 from support.proxy import running_proxy
 from support.upstream import Behaviour, Exchange, Upstream, running_upstream
 from waypost.validator.config.providers import ProviderConfig
-from waypost.validator.http1 import ExchangeError, Origin
-from waypost.validator.transports.exchange import Transport
-from waypost.validator.transports.library import LibraryOrigin
-from waypost.validator.transports.opening import open_transport
+from waypost.validator.http.client import ExchangeError, Origin
+from waypost.validator.http.transports.interface import Transport
+from waypost.validator.http.transports.library import LibraryOrigin
+from waypost.validator.http.transports.selection import open_transport
 
 pytestmark = pytest.mark.anyio
 

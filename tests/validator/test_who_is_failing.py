@@ -20,7 +20,7 @@ from support.upstream import (
 from support.validator import ENVIRONMENT, HELLO, Running, running_validator
 from support.worlds import a_model, a_policy
 from waypost.shared.contracts import ENDPOINTS, Policy, Route
-from waypost.validator.resilience.breaker import BreakerRules
+from waypost.validator.upstream.breaker import BreakerRules
 
 pytestmark = pytest.mark.anyio
 

@@ -14,7 +14,7 @@
 
 The rule: ``code`` is for machines and never changes meaning; ``message`` is for people, says
 what was found and what was expected, and holds neither secrets nor prompt text. HTTP status
-codes are the validator's business (``waypost.validator.problems``).
+codes are the validator's business (``waypost.validator.http.problems``).
 """
 
 from typing import Literal

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from waypost.validator import budget_cli, decisions_cli, receipts_cli
-from waypost.validator.report import report_cli
+from waypost.validator.commands import budget_cli, decisions_cli, receipts_cli, report_cli
 
 __all__ = ["register"]
 
@@ -52,8 +51,8 @@ def serve(
 ) -> None:
     """Serve chat completions under the signed manifest."""
     # Server and stores take half a second to import, which `--help` should not.
-    from waypost.validator.server import run
-    from waypost.validator.supervisor import Stopping
+    from waypost.validator.startup.server import run
+    from waypost.validator.startup.supervisor import Stopping
 
     run(
         config,

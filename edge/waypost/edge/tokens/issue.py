@@ -1,6 +1,6 @@
 """Issues access tokens, for apps that have no identity provider to do it.
 
-The other half is ``waypost.validator.tokens``. Pure: keys, time and the token's id arrive as
+The other half is ``waypost.validator.access.tokens``. Pure: keys, time and the token's id arrive as
 arguments. The profile is RFC 9068 with one signature algorithm per key.
 """
 

@@ -12,7 +12,6 @@ from pydantic import Field
 from waypost.cli.yamlfile import FileError, FileModel, YAMLFile, did_you_mean, read_yaml
 from waypost.validator.config.budgets import Budgets
 from waypost.validator.config.callers import CORSConfig, DPoPConfig, PseudonymConfig
-from waypost.validator.config.fields import Channel, ConfigError, NameText, Seconds
 from waypost.validator.config.manifests import CandidateConfig, ManifestConfig
 from waypost.validator.config.oversight import (
     ConsoleConfig,
@@ -27,6 +26,7 @@ from waypost.validator.config.stores import (
     RecordsConfig,
     ReplayConfig,
 )
+from waypost.validator.config.value_types import Channel, ConfigError, NameText, Seconds
 
 __all__ = ["ConfigError", "LimitsConfig", "ValidatorConfig", "load_config"]
 

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from waypost.cli.yamlfile import FileModel
 from waypost.shared.contracts import SpendLimit, Window
 from waypost.shared.money import NUSD_PER_USD
-from waypost.validator.config.fields import EnvName, Usd, wrong
+from waypost.validator.config.value_types import EnvName, Usd, wrong
 from waypost.validator.ledger.base import RateLimit, Scope, scope_of
 from waypost.validator.ledger.calendar import Calendar
 

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from waypost.cli.yamlfile import FileModel
 from waypost.shared.errors import StoreError
-from waypost.validator.config.fields import ConfigError, EnvName, FilePath, plain_http, wrong
+from waypost.validator.config.value_types import ConfigError, EnvName, FilePath, plain_http, wrong
 from waypost.validator.whole_files import make_once
 
 __all__ = ["CORSConfig", "DPoPConfig", "PseudonymConfig", "load_pseudonym_key"]

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 
 from waypost.cli.yamlfile import FileModel
 from waypost.validator.config.budgets import SpendRule
-from waypost.validator.config.fields import (
+from waypost.validator.config.value_types import (
     Channel,
     EnvName,
     FilePath,

@@ -6,7 +6,14 @@ from typing import Annotated
 from pydantic import field_validator, model_validator
 
 from waypost.cli.yamlfile import FileModel
-from waypost.validator.config.fields import EnvName, FilePath, Fraction, http_url, matching, wrong
+from waypost.validator.config.value_types import (
+    EnvName,
+    FilePath,
+    Fraction,
+    http_url,
+    matching,
+    wrong,
+)
 
 __all__ = ["ConsoleConfig", "MetricsConfig", "ReceiptsConfig", "TracingConfig"]
 

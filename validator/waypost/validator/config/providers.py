@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from waypost.cli.yamlfile import FileModel
-from waypost.validator.config.fields import (
+from waypost.validator.config.value_types import (
     EnvName,
     FilePath,
     Number,
@@ -15,7 +15,6 @@ from waypost.validator.config.fields import (
     plain_proxy,
     wrong,
 )
-from waypost.validator.resilience.breaker import BreakerRules
 
 __all__ = ["BreakerConfig", "ProviderConfig"]
 
@@ -31,11 +30,6 @@ class BreakerConfig(FileModel):
     slow_after_s: Seconds = 30.0
     first_rest_s: Seconds = 5.0
     last_rest_s: Seconds = 300.0
-
-    @property
-    def rules(self) -> BreakerRules:
-        """The same as the breaker reads it."""
-        return BreakerRules(**self.model_dump())
 
 
 class ProviderConfig(FileModel):

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from waypost.cli.yamlfile import FileModel
-from waypost.validator.config.fields import EnvName, FilePath, NameText, Number, Seconds, wrong
+from waypost.validator.config.value_types import EnvName, FilePath, NameText, Number, Seconds, wrong
 
 __all__ = ["LedgerConfig", "PeersConfig", "RecordsConfig", "ReplayConfig"]
 

@@ -4,6 +4,6 @@ The rule: it reads. Nothing here changes a budget, a policy or a provider, and n
 holds up a request: stores are read and pages rendered in threads.
 """
 
-from waypost.validator.console.app import Console
+from waypost.validator.console.console import Console
 
 __all__ = ["Console"]

@@ -22,9 +22,9 @@ from waypost.validator.console.charts import Chart, stacked_bars
 from waypost.validator.console.flow import flow_of, steps_of
 from waypost.validator.console.pages import DAY, WINDOWS, Window, desk_of, page, window_of
 from waypost.validator.console.words import count, csv_cell, when
-from waypost.validator.desk import Desk
-from waypost.validator.problems import SEE_OTHER
+from waypost.validator.http.problems import SEE_OTHER
 from waypost.validator.records import RecordFilter, RecordStats, StatsRow
+from waypost.validator.services import Desk
 
 __all__ = ["ID", "asked_of", "export", "listing", "one"]
 

@@ -17,9 +17,9 @@ from waypost.validator.console.decisions import ID, asked_of
 from waypost.validator.console.pages import desk_of, is_over
 from waypost.validator.console.render import render
 from waypost.validator.console.session import Session
-from waypost.validator.desk import Desk
-from waypost.validator.guarded_http import end_with_server
+from waypost.validator.http.server_protocol import end_with_server
 from waypost.validator.records import RecordFilter
+from waypost.validator.services import Desk
 
 __all__ = ["follow"]
 

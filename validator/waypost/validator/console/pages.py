@@ -12,8 +12,8 @@ from waypost.shared.errors import InvalidRequestError
 from waypost.validator.console.render import render
 from waypost.validator.console.session import ALL_SESSIONS, Session
 from waypost.validator.console.words import when
-from waypost.validator.desk import Desk
-from waypost.validator.problems import OK
+from waypost.validator.http.problems import OK
+from waypost.validator.services import Desk
 
 __all__ = [
     "DAY",

@@ -23,11 +23,11 @@ from waypost.shared.decision.explain import Explanation, explain
 from waypost.shared.errors import InvalidRequestError, RefusalError
 from waypost.shared.requests.measure import decode_chat, measure_chat
 from waypost.validator.console.pages import desk_of, form_of, page
-from waypost.validator.desk import Desk
 from waypost.validator.detectors import json_text
+from waypost.validator.http.problems import describe
+from waypost.validator.manifest.active import Serving
 from waypost.validator.pipeline.reserve import bound_nusd
-from waypost.validator.problems import describe
-from waypost.validator.serving import Serving
+from waypost.validator.services import Desk
 
 __all__ = ["ask", "form"]
 

@@ -19,9 +19,9 @@ from waypost.validator.config.budgets import Budgets
 from waypost.validator.console.charts import Chart, lines
 from waypost.validator.console.pages import WINDOWS, Window, desk_of, page, window_of
 from waypost.validator.console.words import decimal_ms, duration
-from waypost.validator.desk import Desk
 from waypost.validator.ledger import Balance, Scope, scope_of
 from waypost.validator.records import RecordFilter, RecordStats, StatsRow
+from waypost.validator.services import Desk
 
 __all__ = ["budgets", "manifest", "providers", "routes"]
 

@@ -17,6 +17,7 @@ from secrets import token_hex
 
 from waypost.shared.contracts import Window
 from waypost.shared.errors import StoreError
+from waypost.validator.ledger.accounting import HELD
 from waypost.validator.ledger.base import (
     MAX_NUSD,
     Balance,
@@ -29,7 +30,6 @@ from waypost.validator.ledger.base import (
     Scope,
     WindowSum,
 )
-from waypost.validator.ledger.books import HELD
 from waypost.validator.ledger.calendar import Calendar
 
 __all__ = ["LeasedLedger"]

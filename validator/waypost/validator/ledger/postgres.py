@@ -19,8 +19,8 @@ from psycopg.rows import TupleRow
 
 from waypost.shared.contracts import Window
 from waypost.shared.errors import StoreError
+from waypost.validator.ledger.accounting import Books
 from waypost.validator.ledger.base import Entry, WindowSum
-from waypost.validator.ledger.books import Books
 from waypost.validator.ledger.calendar import CALENDAR, Calendar
 from waypost.validator.ledger.columns import (
     check_zone,
@@ -32,7 +32,7 @@ from waypost.validator.ledger.columns import (
     window_sum,
     window_values,
 )
-from waypost.validator.ledger.grouped import GroupedLedger, UnavailableError, unavailable
+from waypost.validator.ledger.group_commit import GroupedLedger, UnavailableError, unavailable
 from waypost.validator.ledger.limits import KEEP_KEYS_S, rate_name
 from waypost.validator.ledger.operations import (
     FreeKey,

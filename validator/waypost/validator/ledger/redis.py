@@ -20,6 +20,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from waypost.shared.contracts import SpendLimit, Window
 from waypost.shared.errors import StoreError
+from waypost.validator.ledger.accounting import HELD
 from waypost.validator.ledger.base import (
     MAX_NUSD,
     Crossed,
@@ -31,10 +32,9 @@ from waypost.validator.ledger.base import (
     Scope,
     WindowSum,
 )
-from waypost.validator.ledger.books import HELD
 from waypost.validator.ledger.calendar import CALENDAR, DURATION_S, Calendar
 from waypost.validator.ledger.columns import check_zone
-from waypost.validator.ledger.grouped import GroupedLedger, UnavailableError, unavailable
+from waypost.validator.ledger.group_commit import GroupedLedger, UnavailableError, unavailable
 from waypost.validator.ledger.limits import (
     KEEP_KEYS_S,
     US,

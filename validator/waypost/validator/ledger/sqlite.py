@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 from waypost.shared.contracts import Window
 from waypost.shared.errors import StoreError
+from waypost.validator.ledger.accounting import Books
 from waypost.validator.ledger.base import Entry, WindowSum
-from waypost.validator.ledger.books import Books
 from waypost.validator.ledger.calendar import CALENDAR, Calendar
 from waypost.validator.ledger.columns import (
     check_zone,
@@ -31,7 +31,7 @@ from waypost.validator.ledger.columns import (
     window_sum,
     window_values,
 )
-from waypost.validator.ledger.grouped import GroupedLedger, UnavailableError
+from waypost.validator.ledger.group_commit import GroupedLedger, UnavailableError
 from waypost.validator.ledger.limits import KEEP_KEYS_S
 from waypost.validator.ledger.operations import Operation
 from waypost.validator.ledger.rows import HoldRow, KeyRow, RateRow, WindowRow

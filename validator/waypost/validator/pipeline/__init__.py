@@ -12,17 +12,17 @@ from functools import partial
 
 from waypost.shared.decision.engine import decide as engine_decide
 from waypost.shared.errors import RefusalError, StoreError, WaypostError
-from waypost.validator.desk import Desk
+from waypost.validator.http.problems import INTERNAL, describe, stopping
 from waypost.validator.pipeline.authenticate import authenticate
-from waypost.validator.pipeline.call import Call, Considered, pick_headers
 from waypost.validator.pipeline.decide import require_served, woken
+from waypost.validator.pipeline.exchange import Call, Considered, pick_headers
 from waypost.validator.pipeline.forward import forward
+from waypost.validator.pipeline.mirror import is_drawn, send_along
 from waypost.validator.pipeline.record import receipt_of, record_of
 from waypost.validator.pipeline.reserve import Booking, reserve
 from waypost.validator.pipeline.settle import let_go, settle
-from waypost.validator.pipeline.shadow import is_drawn, send_along
 from waypost.validator.pipeline.understand import bound_time, understand
-from waypost.validator.problems import INTERNAL, describe, stopping
+from waypost.validator.services import Desk
 
 __all__ = ["consider", "refuse", "serve"]
 

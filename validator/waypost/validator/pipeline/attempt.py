@@ -17,22 +17,22 @@ from msgspec import Struct, structs
 from waypost.shared.contracts import Model
 from waypost.shared.records import Attempt, AttemptKind, AttemptOutcome
 from waypost.shared.wire.trace_context import traceparent
-from waypost.validator.apis import StreamReader
-from waypost.validator.cascade.answers import Answer, read_answer, with_logprobs
-from waypost.validator.desk import Desk
+from waypost.validator.dialects.adapter import Outgoing, UnreadableError, heard
+from waypost.validator.dialects.passthrough import StreamReader
 from waypost.validator.dialects.usage import NOTHING
+from waypost.validator.http.problems import OK, deadline_exceeded, describe, outcome_of, rejected
+from waypost.validator.http.provider_errors import read_complaint
 from waypost.validator.lane import is_large
-from waypost.validator.pipeline.call import Call, Considered, in_ms
+from waypost.validator.manifest.active import Target
+from waypost.validator.pipeline.cascade.answers import Answer, read_answer, with_logprobs
 from waypost.validator.pipeline.charge import Evidence
+from waypost.validator.pipeline.exchange import Call, Considered, in_ms
 from waypost.validator.pipeline.reserve import Booking
-from waypost.validator.problems import OK, deadline_exceeded, describe, outcome_of, rejected
-from waypost.validator.resilience.breaker import ANYONE, Witness
-from waypost.validator.resilience.causes import cause_of_status
-from waypost.validator.resilience.complaints import read_complaint
-from waypost.validator.resilience.keys import retry_after_s
-from waypost.validator.serving import Target
-from waypost.validator.speech import Outgoing, UnreadableError, heard
-from waypost.validator.upstream import NoAnswerError, Stream
+from waypost.validator.services import Desk
+from waypost.validator.upstream.breaker import ANYONE, Witness
+from waypost.validator.upstream.causes import cause_of_status
+from waypost.validator.upstream.key_pool import retry_after_s
+from waypost.validator.upstream.provider import NoAnswerError, Stream
 
 __all__ = ["Delivered", "Try"]
 

@@ -9,12 +9,12 @@ from msgspec import UNSET
 from waypost.shared.contracts import Claims, Signed
 from waypost.shared.decision.rules import cohort
 from waypost.shared.errors import TokenError
-from waypost.validator.desk import Desk
-from waypost.validator.dpop import Proof
-from waypost.validator.jose import refused
+from waypost.validator.access.dpop import Proof
+from waypost.validator.access.jose import refused
+from waypost.validator.access.tokens import LEEWAY_S
 from waypost.validator.ledger import scope_of
-from waypost.validator.serving import Caller, Serving
-from waypost.validator.tokens import LEEWAY_S
+from waypost.validator.manifest.active import Caller, Serving
+from waypost.validator.services import Desk
 
 __all__ = ["authenticate", "pseudonym"]
 

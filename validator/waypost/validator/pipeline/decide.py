@@ -14,9 +14,9 @@ from waypost.shared.errors import (
     RefusalError,
     UpstreamError,
 )
-from waypost.validator.resilience.breaker import Witness
-from waypost.validator.serving import Serving, Target
-from waypost.validator.speech import Asked
+from waypost.validator.dialects.adapter import Asked
+from waypost.validator.manifest.active import Serving, Target
+from waypost.validator.upstream.breaker import Witness
 
 __all__ = ["require_served", "woken"]
 

@@ -3,21 +3,21 @@
 The rule: another try is made only before the first byte has gone out, only at a model of the
 set that the policy allows, only when what it may cost is held, and only within the caller's
 deadline. Every try that a provider charges for is paid for, whether or not the caller got it.
-What a try is, is ``attempt``'s business; where the next one goes, ``walk``'s.
+What a try is, is ``attempt``'s business; where the next one goes, ``failover``'s.
 """
 
 import asyncio
 
 from waypost.shared.decision.engine import Decision
 from waypost.shared.errors import UpstreamError
-from waypost.validator.desk import Desk
+from waypost.validator.http.problems import CALLER_GONE, stopping
 from waypost.validator.pipeline.attempt import Delivered, Try
-from waypost.validator.pipeline.call import Call, Considered
-from waypost.validator.pipeline.hang_up import HangUp
+from waypost.validator.pipeline.disconnect import HangUp
+from waypost.validator.pipeline.exchange import Call, Considered
+from waypost.validator.pipeline.failover import Walk
 from waypost.validator.pipeline.reserve import Booking
 from waypost.validator.pipeline.settle import let_go, pay
-from waypost.validator.pipeline.walk import Walk
-from waypost.validator.problems import CALLER_GONE, stopping
+from waypost.validator.services import Desk
 
 __all__ = ["forward"]
 

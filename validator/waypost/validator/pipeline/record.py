@@ -5,7 +5,7 @@ import logging
 from waypost.shared.decision.replay import DOWNGRADE, decision_digest
 from waypost.shared.money import bill
 from waypost.shared.records import DecisionRecord
-from waypost.validator.pipeline.call import Call
+from waypost.validator.pipeline.exchange import Call
 from waypost.validator.receipts.keys import ReceiptKeys
 from waypost.validator.receipts.receipt import Receipt, facts_digest, sign_receipt
 

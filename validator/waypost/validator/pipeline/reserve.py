@@ -26,7 +26,7 @@ from waypost.shared.errors import (
     StoreError,
 )
 from waypost.shared.money import format_usd, upper_bound
-from waypost.validator.desk import Desk
+from waypost.validator.http.problems import reset_text
 from waypost.validator.ledger import (
     Crossed,
     Held,
@@ -38,9 +38,9 @@ from waypost.validator.ledger import (
     Shortfall,
     Throttled,
 )
-from waypost.validator.pipeline.call import Call, Considered
-from waypost.validator.problems import reset_text
-from waypost.validator.serving import Caller, Target
+from waypost.validator.manifest.active import Caller, Target
+from waypost.validator.pipeline.exchange import Call, Considered
+from waypost.validator.services import Desk
 
 __all__ = ["Booking", "Plan", "ask_first", "body_digest", "bound_nusd", "preview", "reserve"]
 

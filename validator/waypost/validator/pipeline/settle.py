@@ -12,8 +12,8 @@ from waypost.shared.contracts import Facts
 from waypost.shared.errors import StoreError
 from waypost.shared.money import format_usd
 from waypost.validator.pipeline.attempt import Delivered
-from waypost.validator.pipeline.call import Call
 from waypost.validator.pipeline.charge import Charge, charge_for
+from waypost.validator.pipeline.exchange import Call
 from waypost.validator.pipeline.reserve import Booking
 
 __all__ = ["let_go", "pay", "settle"]

@@ -14,13 +14,13 @@ from waypost.cli.structured import read_facts, read_proposal
 from waypost.shared.contracts import AUTO, Declared, Facts, Measured, Proposal
 from waypost.shared.errors import InvalidRequestError
 from waypost.shared.requests.apis import Request, decode, measure
-from waypost.validator.desk import Desk
 from waypost.validator.detectors import json_text
+from waypost.validator.dialects.adapter import Asked, UntranslatableError
 from waypost.validator.lane import is_large
-from waypost.validator.pipeline.call import Call, Headers, Receive
+from waypost.validator.manifest.active import Caller, Serving
+from waypost.validator.pipeline.exchange import Call, Headers, Receive
 from waypost.validator.pipeline.reserve import ask_first, body_digest
-from waypost.validator.serving import Caller, Serving
-from waypost.validator.speech import Asked, UntranslatableError
+from waypost.validator.services import Desk
 
 __all__ = ["bound_time", "read_body", "understand"]
 

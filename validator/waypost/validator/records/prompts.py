@@ -8,7 +8,7 @@ from waypost.shared.decision.reading import Findings, TextReader
 from waypost.shared.requests.apis import measure
 from waypost.validator.detectors import Detectors, load_detectors
 from waypost.validator.detectors.patterns import BUILT_IN
-from waypost.validator.speech import Asked
+from waypost.validator.dialects.adapter import Asked
 
 __all__ = ["newest_message", "redacted", "redactor"]
 

@@ -1,0 +1,1 @@
+"""Who is asking, and may this token be used here? Tokens, proofs, what counts once."""

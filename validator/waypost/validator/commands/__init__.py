@@ -1,0 +1,1 @@
+"""What can an operator ask at a terminal? One module per command."""

@@ -1,0 +1,1 @@
+"""Which URL answers what? The hot path, and everything that Starlette serves."""

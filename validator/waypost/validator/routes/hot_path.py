@@ -1,0 +1,79 @@
+"""The hot route, as bare ASGI: no framework between server and pipeline (docs/adr/0008)."""
+
+import random
+
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from waypost.shared.requests.apis import ENDPOINT_BY_PATH
+from waypost.validator.config.callers import CORSConfig
+from waypost.validator.http.server_protocol import has_whole_body
+from waypost.validator.pipeline import serve
+from waypost.validator.pipeline.exchange import Call
+from waypost.validator.services import Desk
+
+__all__ = ["ValidatorApp", "new_call"]
+
+# What a page's script may read of an answer.
+_EXPOSED = (
+    "DPoP-Nonce",
+    "Request-Id",
+    "Retry-After",
+    "Server-Timing",
+    "Waypost-Budget",
+    "Waypost-Decision",
+    "Waypost-Manifest",
+    "Waypost-Receipt",
+    "WWW-Authenticate",
+    "X-Request-ID",
+    "X-Should-Retry",
+)
+
+
+class ValidatorApp:
+    """What models answer by the short way, everything else by the framework."""
+
+    def __init__(self, rest: ASGIApp) -> None:
+        self.desk: Desk | None = None
+        self._rest = rest
+        self._crossing: ASGIApp | None = None
+
+    def allow(self, cors: CORSConfig) -> None:
+        """Have pages of these origins ask what stands below ``/v1/``."""
+        self._crossing = None
+        if cors.origins:
+            self._crossing = CORSMiddleware(
+                self._answer,
+                allow_origins=cors.origins,
+                allow_methods=("GET", "POST"),
+                allow_headers=("*",),  # those that are not known are neither read nor passed on
+                expose_headers=_EXPOSED,
+                max_age=cors.max_age_s,
+            )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._crossing is None or not scope.get("path", "").startswith("/v1/"):
+            await self._answer(scope, receive, send)
+        else:
+            await self._crossing(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.desk is not None and scope["type"] == "http" and scope["method"] == "POST":
+            endpoint = ENDPOINT_BY_PATH.get(scope["path"])
+            if endpoint is not None:
+                await serve(self.desk, new_call(self.desk, scope, receive, send, endpoint))
+                return
+        await self._rest(scope, receive, send)
+
+
+def new_call(desk: Desk, scope: Scope, receive: Receive, send: Send, endpoint: str) -> Call:
+    """Return the call that ``scope`` begins, arriving now by the API ``endpoint``."""
+    return Call.begin(
+        scope,
+        receive,
+        send,
+        endpoint=endpoint,
+        at=desk.clock(),
+        randomness=random.getrandbits(74),
+        has_whole_body=has_whole_body(scope),
+    )
