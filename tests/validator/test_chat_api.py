@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.upstream import DONE, USAGE, completion, event, usage_event
 from waypost.shared.money import Usage
 from waypost.validator.dialects.passthrough import chat
-from waypost.validator.http.sse import MAX_EVENT_BYTES
+from waypost.validator.dialects.sse import MAX_EVENT_BYTES
 
 STREAM = event("Grüße, ") + b": keep-alive\n\n" + event("Welt") + event(None) + usage_event() + DONE
 TOLD = Usage(input_tokens=20, output_tokens=7)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from waypost.validator.http.sse import EventReader, write_event
+from waypost.validator.dialects.sse import EventReader, write_event
 
 ENDS = ("\n", "\r\n", "\r")
 LINES = (

@@ -15,8 +15,8 @@ from waypost.validator.dialects.passthrough.body_fields import (
     is_present,
     size,
 )
+from waypost.validator.dialects.sse import EventReader, is_end_mark, require_object
 from waypost.validator.dialects.usage import NOTHING, Told, UsageReport, read_completion_parts
-from waypost.validator.http.sse import EventReader, is_end_mark, require_object
 
 __all__ = ["Reader", "bounded", "is_error", "order_usage", "reader", "report", "shows_usage"]
 

@@ -13,8 +13,8 @@ from waypost.validator.dialects.passthrough.body_fields import (
     is_present,
     size,
 )
+from waypost.validator.dialects.sse import EventReader, is_end_mark, require_object, write_event
 from waypost.validator.dialects.usage import UsageReport, read_anthropic
-from waypost.validator.http.sse import EventReader, is_end_mark, require_object, write_event
 
 __all__ = ["bounded", "is_error", "reader", "report"]
 

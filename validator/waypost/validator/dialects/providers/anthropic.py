@@ -7,6 +7,7 @@ from msgspec import Raw, Struct
 
 from waypost.validator.dialects.adapter import Outgoing
 from waypost.validator.dialects.passthrough.body_fields import encode
+from waypost.validator.dialects.sse import is_end_mark
 from waypost.validator.dialects.translation.neutral import (
     UNSAID,
     Answer,
@@ -24,7 +25,6 @@ from waypost.validator.dialects.translation.neutral import (
     untranslatable,
 )
 from waypost.validator.dialects.usage import UsageReport, read_anthropic
-from waypost.validator.http.sse import is_end_mark
 
 __all__ = [
     "NATIVE",

@@ -8,6 +8,7 @@ from msgspec import Meta, Raw, Struct
 
 from waypost.validator.dialects.adapter import Outgoing
 from waypost.validator.dialects.passthrough.body_fields import ABSENT, encode, is_present
+from waypost.validator.dialects.sse import is_end_mark
 from waypost.validator.dialects.translation.neutral import (
     UNSAID,
     Answer,
@@ -27,7 +28,6 @@ from waypost.validator.dialects.translation.neutral import (
     untranslatable,
 )
 from waypost.validator.dialects.usage import UsageReport, read_gemini
-from waypost.validator.http.sse import is_end_mark
 
 __all__ = [
     "NATIVE",

@@ -10,6 +10,7 @@ from msgspec import Raw, Struct
 
 from waypost.validator.dialects.adapter import Outgoing
 from waypost.validator.dialects.passthrough.body_fields import ABSENT, encode, is_present
+from waypost.validator.dialects.sse import is_end_mark
 from waypost.validator.dialects.translation.neutral import (
     UNSAID,
     Answer,
@@ -32,7 +33,6 @@ from waypost.validator.dialects.usage import (
     read_completion,
     read_completion_parts,
 )
-from waypost.validator.http.sse import is_end_mark
 
 __all__ = [
     "NATIVE",

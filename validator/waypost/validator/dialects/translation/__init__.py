@@ -7,6 +7,7 @@ from typing import Protocol
 
 from waypost.validator.dialects.adapter import Asked, Outgoing, Reply, UntranslatableError
 from waypost.validator.dialects.passthrough import StreamReader
+from waypost.validator.dialects.sse import EventReader
 from waypost.validator.dialects.translation import chat, messages, responses
 from waypost.validator.dialects.translation.neutral import (
     Answer,
@@ -17,7 +18,6 @@ from waypost.validator.dialects.translation.neutral import (
     Writer,
 )
 from waypost.validator.dialects.usage import UsageReport
-from waypost.validator.http.sse import EventReader
 
 __all__ = ["CALLERS", "CallerSide", "Decoder", "ProviderSide", "Translated"]
 

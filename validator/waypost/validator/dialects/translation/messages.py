@@ -7,6 +7,7 @@ import msgspec
 from waypost.shared.money import Usage
 from waypost.validator.dialects.adapter import Asked
 from waypost.validator.dialects.passthrough.body_fields import encode
+from waypost.validator.dialects.sse import write_event
 from waypost.validator.dialects.translation.neutral import (
     Answer,
     Choice,
@@ -30,7 +31,6 @@ from waypost.validator.dialects.translation.strict import (
     only,
     read,
 )
-from waypost.validator.http.sse import write_event
 
 __all__ = ["PARAMS", "STOP_REASONS", "answer", "failure", "prompt", "writer"]
 

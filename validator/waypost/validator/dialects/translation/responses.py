@@ -8,6 +8,7 @@ from waypost.shared.money import Usage
 from waypost.validator.dialects.adapter import Asked
 from waypost.validator.dialects.passthrough.body_fields import encode
 from waypost.validator.dialects.passthrough.responses import broken_off
+from waypost.validator.dialects.sse import write_event
 from waypost.validator.dialects.translation.chat import failure
 from waypost.validator.dialects.translation.neutral import (
     Answer,
@@ -33,7 +34,6 @@ from waypost.validator.dialects.translation.strict import (
     openai_choice,
     read,
 )
-from waypost.validator.http.sse import write_event
 
 __all__ = ["PARAMS", "answer", "failure", "prompt", "writer"]
 
