@@ -357,7 +357,8 @@ def test_a_choice_s_endpoint_is_of_the_callers_region() -> None:
 LEAN = """
 import sys
 from waypost.client.testing import static_waypost, unsigned_token
-from waypost.shared.contracts import Model, Policy, Price, Route
+from waypost.shared.contracts import Model, Policy, Route
+from waypost.shared.money import Price
 model = Model(id="m", provider="p", name="n", tiers=("free",), context_tokens=9_000,
     max_output_tokens=9, price=Price(input_nusd_per_mtok=1, output_nusd_per_mtok=1))
 policy = Policy(channel="prod", version=1, issued_at=0, tiers=("free",), models=(model,),

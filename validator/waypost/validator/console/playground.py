@@ -26,7 +26,7 @@ from waypost.validator.console.pages import desk_of, form_of, page
 from waypost.validator.detectors import json_text
 from waypost.validator.http.problems import describe
 from waypost.validator.manifest.active import Serving
-from waypost.validator.pipeline.reserve import bound_nusd
+from waypost.validator.pipeline.hold import bound_nusd
 from waypost.validator.services import Desk
 
 __all__ = ["ask", "form"]

@@ -17,9 +17,10 @@ from waypost.validator.pipeline.authenticate import authenticate
 from waypost.validator.pipeline.decide import require_served, woken
 from waypost.validator.pipeline.exchange import Call, Considered, pick_headers
 from waypost.validator.pipeline.forward import forward
+from waypost.validator.pipeline.hold import Booking
 from waypost.validator.pipeline.mirror import is_drawn, send_along
 from waypost.validator.pipeline.record import receipt_of, record_of
-from waypost.validator.pipeline.reserve import Booking, reserve
+from waypost.validator.pipeline.reserve import reserve
 from waypost.validator.pipeline.settle import let_go, settle
 from waypost.validator.pipeline.understand import bound_time, understand
 from waypost.validator.services import Desk

@@ -27,7 +27,7 @@ from waypost.validator.manifest.active import Target
 from waypost.validator.pipeline.cascade.answers import Answer, read_answer, with_logprobs
 from waypost.validator.pipeline.charge import Evidence
 from waypost.validator.pipeline.exchange import Call, Considered, in_ms
-from waypost.validator.pipeline.reserve import Booking
+from waypost.validator.pipeline.hold import Booking
 from waypost.validator.services import Desk
 from waypost.validator.upstream.breaker import ANYONE, Witness
 from waypost.validator.upstream.causes import cause_of_status

@@ -24,7 +24,7 @@ from waypost.validator.pipeline.attempt import Try
 from waypost.validator.pipeline.cascade.answers import Answer
 from waypost.validator.pipeline.cascade.signals import agreement, confidence, needs_logprobs
 from waypost.validator.pipeline.exchange import Call, Considered
-from waypost.validator.pipeline.reserve import Booking
+from waypost.validator.pipeline.hold import Booking
 from waypost.validator.pipeline.settle import pay
 from waypost.validator.services import Desk
 from waypost.validator.upstream.breaker import ANYONE, Witness

@@ -15,7 +15,7 @@ from waypost.validator.pipeline.attempt import Delivered, Try
 from waypost.validator.pipeline.disconnect import HangUp
 from waypost.validator.pipeline.exchange import Call, Considered
 from waypost.validator.pipeline.failover import Walk
-from waypost.validator.pipeline.reserve import Booking
+from waypost.validator.pipeline.hold import Booking
 from waypost.validator.pipeline.settle import let_go, pay
 from waypost.validator.services import Desk
 

@@ -18,7 +18,7 @@ from waypost.validator.config.manifests import SendConfig
 from waypost.validator.manifest.active import Serving, Target
 from waypost.validator.pipeline.attempt import Try
 from waypost.validator.pipeline.exchange import Call, Considered
-from waypost.validator.pipeline.reserve import Booking
+from waypost.validator.pipeline.hold import Booking
 from waypost.validator.pipeline.settle import pay
 from waypost.validator.services import Desk
 from waypost.validator.upstream.breaker import Witness

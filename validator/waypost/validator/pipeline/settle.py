@@ -14,7 +14,7 @@ from waypost.shared.money import format_usd
 from waypost.validator.pipeline.attempt import Delivered
 from waypost.validator.pipeline.charge import Charge, charge_for
 from waypost.validator.pipeline.exchange import Call
-from waypost.validator.pipeline.reserve import Booking
+from waypost.validator.pipeline.hold import Booking
 
 __all__ = ["let_go", "pay", "settle"]
 

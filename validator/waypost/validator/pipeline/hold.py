@@ -1,0 +1,201 @@
+"""The money held for one request: for one provider at a time, settled once or given back."""
+
+from contextlib import suppress
+from hashlib import sha256
+
+from msgspec import structs
+
+from waypost.shared.contracts import Facts, Model
+from waypost.shared.decision.costs import (
+    affordable_output,
+    output_bound,
+    price_needs,
+)
+from waypost.shared.errors import (
+    InvalidRequestError,
+    StoreError,
+)
+from waypost.shared.money import upper_bound
+from waypost.validator.ledger import (
+    Crossed,
+    Held,
+    Hold,
+    IdempotencyKey,
+    Refusal,
+    Scope,
+    Shortfall,
+)
+from waypost.validator.manifest.active import Caller, Target
+from waypost.validator.pipeline.exchange import Call, Considered
+from waypost.validator.pipeline.reserve import body_digest
+from waypost.validator.services import Desk
+
+__all__ = ["Booking", "bound_nusd", "worthwhile"]
+
+# Cutting an answer shorter than this to fit a budget would sell a stump as an answer.
+MIN_ANSWER_TOKENS = 64
+
+MAX_KEY_BYTES = 255
+
+# How long after the provider's own time-out a hold waits for its bill; then it is charged.
+LEASE_MARGIN_S = 60
+
+
+class Booking:
+    """The money held for one request, for one provider at a time.
+
+    Attributes:
+        is_exposed: whether a provider may have been given something to charge for.
+        hold_id: ``None`` when nothing is held.
+        amount_nusd: how much is.
+        output_tokens: bound of one answer that the amount covers; sent upstream.
+        crossed: soft limits that are used up.
+    """
+
+    __slots__ = (
+        "_call",
+        "_facts",
+        "_holds",
+        "_key",
+        "_ledger",
+        "_name",
+        "_scopes",
+        "_target",
+        "amount_nusd",
+        "crossed",
+        "hold_id",
+        "is_exposed",
+        "output_tokens",
+    )
+
+    def __init__(self, desk: Desk, call: Call, considered: Considered, *, part: str = "") -> None:
+        """Args:
+        part: tells the holds of one request apart, where it asks several providers at once.
+        """
+        self._ledger = desk.ledger
+        self._name = call.id + part
+        self._call = call
+        self._facts = considered.facts
+        scopes = considered.caller.scopes
+        # What is asked besides is no other request of this caller, nor of this key.
+        self._scopes = tuple(map(_without_request_rates, scopes)) if part else scopes
+        self._key = None if part else _idempotency_key(call, considered.caller)
+        self._holds = 0
+        self._target: Target | None = None
+        self.is_exposed = False
+        self.hold_id: str | None = None
+        self.amount_nusd = 0
+        self.output_tokens = 0
+        self.crossed: tuple[Crossed, ...] = ()
+
+    async def hold(self, target: Target, *, output_tokens: int) -> Refusal | None:
+        """Hold what ``target`` may cost; return ``None`` when it is held.
+
+        A hold for the same target that is large enough already stays; one that is not is given
+        back first, so that a request never holds twice what it can cost.
+        """
+        call = self._call
+        amount = bound_nusd(target.model, self._facts, output_tokens=output_tokens)
+        if self.hold_id is None or target is not self._target or amount > self.amount_nusd:
+            await self.release()
+            hold_id = self._name if not self._holds else f"{self._name}.{self._holds}"
+            lease_s = LEASE_MARGIN_S + 2 * int(target.upstream.timeout_s)
+            measured = self._facts.measured
+            # Held anew, a request is still one request.
+            is_counted = self._holds or call.is_counted
+            scopes = map(_without_request_rates, self._scopes) if is_counted else self._scopes
+            held = await self._ledger.reserve(
+                Hold(
+                    id=hold_id,
+                    amount_nusd=amount,
+                    scopes=(*scopes, *target.scopes),
+                    now=call.now,
+                    expires_at=call.now + lease_s,
+                    tokens=measured.input_tokens + output_tokens * measured.choices,
+                    key=self._key,
+                )
+            )
+            if not isinstance(held, Held):
+                return held
+            self._holds += 1
+            self.crossed = held.crossed
+            self.hold_id, self.amount_nusd, self._target = hold_id, amount, target
+        self.output_tokens = output_tokens
+        return None
+
+    async def cover(self, target: Target) -> bool:
+        """Hold what ``target`` may cost, its answer cut to what the account can pay if need be."""
+        tokens = output_bound(target.model, self._facts)
+        refusal = await self.hold(target, output_tokens=tokens)
+        if refusal is None:
+            return True
+        if not isinstance(refusal, Shortfall):
+            return False
+        tokens = worthwhile(target.model, self._facts, refusal.available_nusd)
+        return bool(tokens) and await self.hold(target, output_tokens=tokens) is None
+
+    async def settle(
+        self, cost_nusd: int, *, tokens: int | None = None, is_confirmed: bool = True
+    ) -> None:
+        """Charge this much, and give back the rest of what is held.
+
+        Args:
+            is_confirmed: whether the provider said so.
+        """
+        if self.hold_id is not None:
+            hold_id, self.hold_id = self.hold_id, None
+            await self._ledger.settle(hold_id, cost_nusd, tokens=tokens, is_confirmed=is_confirmed)
+
+    async def release(self) -> None:
+        """Give back what is held; nobody will charge for it."""
+        if self.hold_id is not None:
+            hold_id, self.hold_id, self.amount_nusd = self.hold_id, None, 0
+            await self._ledger.release(hold_id)
+
+    async def free_key(self) -> None:
+        """Let the idempotency key be used again: the request has ended without a charge.
+
+        What is held still may become one.
+        """
+        if self._key is not None and self._holds and self.hold_id is None:
+            with suppress(StoreError):  # then it is free after a day
+                await self._ledger.free_key(self._key.digest, self._name)
+
+
+def _without_request_rates(scope: Scope) -> Scope:
+    if all(rate.unit != "requests" for rate in scope.rates):
+        return scope
+    rates = tuple(rate for rate in scope.rates if rate.unit != "requests")
+    return structs.replace(scope, rates=rates)
+
+
+def _idempotency_key(call: Call, caller: Caller) -> IdempotencyKey | None:
+    key = call.headers.get(b"idempotency-key")
+    if key is None:
+        return None
+    if not 1 <= len(key) <= MAX_KEY_BYTES:
+        raise InvalidRequestError(
+            f"An Idempotency-Key has 1 to {MAX_KEY_BYTES} bytes.",
+            code="idempotency_key_invalid",
+            param="idempotency-key",
+        )
+    # Nobody learns which keys of others exist, and the same body at another API is another.
+    whose = sha256(f"{caller.subject} {caller.account} ".encode() + key)
+    body = call.body_digest or body_digest(call)
+    return IdempotencyKey(digest=whose.hexdigest(), body=body, request_id=call.id)
+
+
+def bound_nusd(model: Model, facts: Facts, *, output_tokens: int) -> int:
+    """Return the most that answers of at most ``output_tokens`` each can cost."""
+    return upper_bound(
+        model.price,
+        input_tokens=facts.measured.max_input_tokens,
+        output_tokens=output_tokens * facts.measured.choices,
+        needs=price_needs(facts.measured),
+    )
+
+
+def worthwhile(model: Model, facts: Facts, budget_nusd: int) -> int:
+    """Return how long an answer ``budget_nusd`` pays for; 0 if that is not worth having."""
+    tokens = affordable_output(model, facts, budget_nusd=budget_nusd)
+    return tokens if tokens >= min(MIN_ANSWER_TOKENS, output_bound(model, facts)) else 0

@@ -1,0 +1,40 @@
+"""All processes' counts, and this one's state, for Prometheus to scrape."""
+
+import hmac
+from functools import partial
+
+from anyio import to_thread
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from waypost.shared.errors import InvalidRequestError
+from waypost.validator.access.jose import refused
+from waypost.validator.http.problems import OK
+from waypost.validator.routes.common import desk_of
+from waypost.validator.routes.gauges import gauges
+from waypost.validator.telemetry.exposition import expose
+
+__all__ = ["ROUTES"]
+
+
+async def _metrics(request: Request) -> Response:
+    """All processes' counts, and this one's state, for Prometheus to scrape."""
+    desk = desk_of(request)
+    if not desk.config.metrics.enabled:
+        raise InvalidRequestError("There is nothing at this path.", code="not_found")
+    if desk.metrics_token is not None:
+        given = request.headers.get("authorization", "").encode("latin-1")
+        if not hmac.compare_digest(given, b"Bearer " + desk.metrics_token.encode()):
+            raise refused("token_missing" if not given else "token_signature")
+    families = await desk.all_counts()
+    told = await gauges(desk, shows_budgets=desk.metrics_token is not None)
+    body, media_type = await to_thread.run_sync(
+        partial(expose, families, desk.counts, told, accept=request.headers.get("accept", ""))
+    )
+    return Response(body, OK, {"content-type": media_type, "cache-control": "no-store"})
+
+
+ROUTES = [
+    Route("/metrics", _metrics, methods=["GET"]),
+]
