@@ -1,6 +1,6 @@
 """Forged, bent and oversized tokens. PyJWT by itself takes about half of these.
 
-Attacks on proofs of possession are in ``validator/test_dpop.py`` and ``test_bound_tokens.py``, on
+Attacks on proofs of possession are in ``validator/access/test_dpop.py`` and ``test_bound_tokens.py``, on
 narrowed tokens in ``test_narrowing.py``, Wycheproof's beside this file.
 """
 

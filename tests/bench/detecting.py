@@ -13,7 +13,7 @@ from msgspec.json import Decoder
 from waypost.validator.detectors import Detectors, json_text, load_detectors
 from waypost.validator.detectors.patterns import BUILT_IN
 
-FOLDER = Path(__file__).parent.parent / "validator" / "detector_cases"
+FOLDER = Path(__file__).parent.parent / "validator" / "detectors" / "cases"
 CHAT_CHARS = 1_500
 
 

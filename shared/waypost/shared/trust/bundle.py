@@ -26,7 +26,7 @@ __all__ = [
 
 Projection = Literal["client", "full"]
 
-# A policy of 2,000 models makes a bundle of about 1.1 MB; see tests/trust/test_bundle.py.
+# A policy of 2,000 models makes a bundle of about 1.1 MB; see tests/shared/trust/test_bundle.py.
 MAX_BUNDLE_BYTES = 4 * 2**20
 MAX_FILE_BYTES = 2 * 2**20
 MAX_FILES = 64

@@ -1,6 +1,6 @@
 """One exchange with a provider, as every transport offers it.
 
-The contract, which tests/validator/test_transports.py holds each transport to:
+The contract, which tests/validator/http/test_transports.py holds each transport to:
 
 - whatever goes wrong is one ``ExchangeError`` that says at which stage;
 - every wait ends at ``until``, also while connecting and while a large request is written;

@@ -112,7 +112,7 @@ def test_a_provider_s_tokens_hold_once_its_keys_are_imported_and_published(
 
 
 def test_the_example_of_the_tokens_page_works(command: Command, provider: Provider) -> None:
-    page = (Path(__file__).parents[2] / "docs/tokens.md").read_text()
+    page = (Path(__file__).parents[3] / "docs/tokens.md").read_text()
     section = page.split("## Keys of an identity provider")[1].split("\n## ")[0]
     settings, by_hand, timer = re.findall(r"^```\w*\n(.*?)^```", section, re.S | re.M)
     Project(command.folder).issuers.write_text(settings)

@@ -1,4 +1,4 @@
-"""Takes the README's picture: PYTHONPATH=tests python -m console.screenshot
+"""Takes the README's picture: PYTHONPATH=tests python -m support.screenshot
 
 A validator on the policy of ``waypost init``, a day of made-up traffic, and Chromium.
 """

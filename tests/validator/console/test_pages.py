@@ -13,7 +13,7 @@ import httpx
 import pytest
 from msgspec import structs
 
-from console.conftest import RECORDS, Console, start_console
+from support.console import RECORDS, Console, start_console
 from support.recorded import a_record, fill
 from waypost.shared.contracts import Proposal
 from waypost.shared.errors import StoreError

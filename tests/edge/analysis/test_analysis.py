@@ -281,7 +281,7 @@ def test_a_request_shown_is_measured_as_the_facts_it_shows(tmp_path: Path) -> No
 
 # ── the commands ───────────────────────────────────────────────────────────────────────────────
 
-TEMPLATE = (Path(__file__).parents[2] / "edge/waypost/edge/templates/policy.yaml").read_text()
+TEMPLATE = (Path(__file__).parents[3] / "edge/waypost/edge/templates/policy.yaml").read_text()
 FREE = "  - {name: free is cheap, when: {tier: free}, then: {max_cost: 0.001, for: {input_tokens: 4_000, output_tokens: 1_000}}}\n"  # fmt: skip
 PHI = "  - {name: phi stays at home, when: {data: phi}, then: {promises: hipaa_baa}}\n"
 

@@ -222,7 +222,7 @@ async def test_feedback_is_taken_on_ones_own_answers_alone(validator: Running) -
 
 # ── dashboard and alerts ───────────────────────────────────────────────────────────────────────
 
-MONITORING = Path(__file__).parents[2] / "deploy" / "monitoring"
+MONITORING = Path(__file__).parents[3] / "deploy" / "monitoring"
 
 
 @pytest.mark.anyio

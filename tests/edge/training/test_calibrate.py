@@ -153,7 +153,7 @@ def test_what_the_command_writes_a_policy_can_use(tmp_path: Path) -> None:
 def test_the_command_of_the_resilience_page_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    page = (Path(__file__).parents[2] / "docs/resilience.md").read_text()
+    page = (Path(__file__).parents[3] / "docs/resilience.md").read_text()
     (line,) = re.findall(r"^\$ waypost policy calibrate (.*)$", page, re.M)
     write(tmp_path / "graded.jsonl", spoken(400))
     monkeypatch.chdir(tmp_path)

@@ -306,7 +306,7 @@ def test_hidden_models_count() -> None:
 
 # ── written ────────────────────────────────────────────────────────────────────────────────────
 
-POLICY = Path(__file__).parents[2] / "edge/waypost/edge/templates/policy.yaml"
+POLICY = Path(__file__).parents[3] / "edge/waypost/edge/templates/policy.yaml"
 
 
 def written(tmp_path: Path, then: str, when: str = "{}") -> Authored:

@@ -25,7 +25,7 @@ from support.redis import find_redis, running_redis
 
 pytestmark = pytest.mark.anyio
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 
 
 @contextmanager

@@ -618,7 +618,7 @@ def test_a_mistake_in_issuers_is_named_with_its_line_path_and_mend(
 
 # ── the reference ──────────────────────────────────────────────────────────────────────────────
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[3] / "docs"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from waypost.validator.startup.supervisor import END_S, StartError, Stopping, Su
 
 pytestmark = pytest.mark.anyio
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
+DEPLOY = Path(__file__).parents[3] / "deploy"
 
 # A worker that is as slow to start, or fails, as the file beside it says.
 WORKER = """

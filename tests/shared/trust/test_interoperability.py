@@ -16,7 +16,7 @@ import pytest
 from support.publisher import Publisher
 from support.site import Site, site, tree_of
 
-CLIENT = Path(__file__).parents[1] / "conformance_client.py"
+CLIENT = Path(__file__).parents[2] / "conformance_client.py"
 TUF_JS = "tuf-js@4.1.0"  # the newest for Node 20
 
 VERIFY_JS = """

@@ -1,11 +1,9 @@
-"""One validator with a week of traffic, and one browser, for all tests of a module."""
+"""A validator with a week of traffic, to look at its console."""
 
 import asyncio
-import os
-import shutil
 import threading
 import time
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Coroutine, Generator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,8 +11,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
-import pytest
-from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
 from support.traffic import pour, some_traffic
 from support.upstream import running_upstream
@@ -24,8 +20,6 @@ from support.worlds import a_policy
 T = TypeVar("T")
 
 RECORDS = 600
-# What Chromium remarks on that is no mistake: a login without a name, and a page meant to be 404.
-BY_THE_WAY = ("[DOM] Password forms should have", "Failed to load resource: the server responded")
 
 
 @dataclass
@@ -92,46 +86,3 @@ def start_console(folder: Path, *, records: int = RECORDS) -> Generator[Console]
         ended.set()
         thread.join(10)
         assert not thread.is_alive()
-
-
-@pytest.fixture(scope="module")
-def console(tmp_path_factory: pytest.TempPathFactory) -> Generator[Console]:
-    yield from start_console(tmp_path_factory.mktemp("console"))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Generator[Browser]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("Chromium is not installed (Debian: chromium)")
-    with sync_playwright() as playwright:
-        sandbox = ["--no-sandbox"] if os.getuid() == 0 else []
-        browser = playwright.chromium.launch(executable_path=chromium, args=sandbox)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def visit(browser: Browser, console: Console) -> Generator[Callable[..., BrowserContext]]:
-    """Makes browser contexts that have logged in; any console message of a page is a failure."""
-    contexts: list[BrowserContext] = []
-    said: list[str] = []
-
-    def make(*, logged_in: bool = True, **options: Any) -> BrowserContext:  # noqa: ANN401
-        context = browser.new_context(base_url=console.running.url, **options)
-        contexts.append(context)
-        context.set_default_timeout(8_000)
-        context.on("console", lambda message: said.append(message.text))
-        context.on("weberror", lambda error: said.append(str(error.error)))
-        if logged_in:
-            with console.operator() as client:
-                value = client.cookies["waypost_console"]
-            context.add_cookies(
-                [{"name": "waypost_console", "value": value, "url": f"{console.url}/"}]
-            )
-        return context
-
-    yield make
-    for context in contexts:
-        context.close()
-    assert [text for text in said if not text.startswith(BY_THE_WAY)] == []

@@ -6,7 +6,7 @@ from collections.abc import Generator
 import httpx
 import pytest
 
-from console.conftest import Console
+from support.console import Console
 from support.validator import OPERATOR_TOKEN
 from waypost.shared.errors import StoreError
 from waypost.validator.console.session import (

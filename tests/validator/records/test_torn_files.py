@@ -169,7 +169,7 @@ while True:
 
 def test_a_log_whose_process_is_killed_goes_on_whole(tmp_path: Path) -> None:
     draw, promised = random.Random(9), 0
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     for start in (0, 10**6):
         command = [sys.executable, "-c", _SEALER, str(tmp_path), str(start)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:

@@ -22,7 +22,7 @@ from waypost.shared.tokens.issuer_keys import b64url, jwk_of
 from waypost.validator.access.dpop import ProofChecker
 from waypost.validator.access.tokens import TokenVerifier
 
-CHECKS = (Path(__file__).parents[2] / "docs/checks.md").read_text()
+CHECKS = (Path(__file__).parents[3] / "docs/checks.md").read_text()
 APP = App()
 KEY, OTHER = DPoPKey.generate(), DPoPKey.generate()
 METHOD, ORIGIN, PATH = "POST", "https://gateway.example", "/v1/chat/completions"

@@ -10,7 +10,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import BrowserContext, Page, ViewportSize, expect
 from typer.testing import CliRunner
 
-from console.conftest import Console
+from support.console import Console
 from support.recorded import a_record, fill
 from support.validator import OPERATOR_TOKEN
 from waypost.validator.commands import report_cli

@@ -13,7 +13,7 @@ from waypost.edge.publishing import signing_keys
 from waypost.shared.errors import TrustError
 from waypost.shared.trust import ManifestKeeper, Projection
 
-PAGE = Path(__file__).parents[2] / "docs" / "key-ceremony.md"
+PAGE = Path(__file__).parents[3] / "docs" / "key-ceremony.md"
 LINES = [
     line
     for block in re.findall(r"```sh\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)

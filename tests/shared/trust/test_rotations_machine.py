@@ -7,7 +7,7 @@ forges with stolen keys. Two things hold after each step:
 - no client has ever taken a policy that the publisher did not sign, nor an older one than before;
 - whoever is then shown the publisher's newest manifest takes it.
 
-A longer run: ``WAYPOST_ROTATIONS=50000 pytest --timeout=0 tests/trust/test_rotations_machine.py``.
+A longer run: ``WAYPOST_ROTATIONS=50000 pytest --timeout=0 tests/shared/trust/test_rotations_machine.py``.
 """
 
 import os
