@@ -772,12 +772,3 @@ async def test_cancelling_a_request_leaves_nothing_behind(clock: Clock) -> None:
             await client.post(url, json={**BODY, "model": "a"})
     assert not world.wp._core.models.track("a").active
     assert expected_ms(world, "a") == 800
-
-
-def test_both_libraries_are_served_alike() -> None:
-    """The two bindings are one text, so that a mend in one cannot be forgotten in the other."""
-    from inspect import getsource
-
-    from waypost.client import _httpx, _httpx2
-
-    assert getsource(_httpx).replace("httpx", "httpx2") == getsource(_httpx2)

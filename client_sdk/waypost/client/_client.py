@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Generic, Self, TypeVar, Unpack
 
 import msgspec
 
+from waypost.client._binding import bind
 from waypost.client._choose import Choice, Freshness
 from waypost.client._core import Core
 from waypost.client._facts import Names, names, said, saying
@@ -331,11 +332,10 @@ class Waypost(_Client[Tokens]):
         """
         import httpx
 
-        from waypost.client import _httpx
-
+        binding = bind(httpx)
         return httpx.Client(
-            transport=_httpx.transport(self._core, self._tokens, transport),
-            timeout=_httpx.timeout(timeout),
+            transport=binding.transport(self._core, self._tokens, transport),
+            timeout=binding.timeout(timeout),
         )
 
     @named
@@ -348,11 +348,10 @@ class Waypost(_Client[Tokens]):
         """Return the same for httpx2, which ``openai`` ≥ 3 and ``anthropic`` ≥ 2 are built on."""
         import httpx2
 
-        from waypost.client import _httpx2
-
+        binding = bind(httpx2)
         return httpx2.Client(
-            transport=_httpx2.transport(self._core, self._tokens, transport),
-            timeout=_httpx2.timeout(timeout),
+            transport=binding.transport(self._core, self._tokens, transport),
+            timeout=binding.timeout(timeout),
         )
 
     @named
@@ -432,11 +431,10 @@ class AsyncWaypost(_Client[AsyncTokens]):
         """Return a client to hand to an SDK that takes an ``httpx.AsyncClient``."""
         import httpx
 
-        from waypost.client import _httpx
-
+        binding = bind(httpx)
         return httpx.AsyncClient(
-            transport=_httpx.async_transport(self._core, self._tokens, transport),
-            timeout=_httpx.timeout(timeout),
+            transport=binding.async_transport(self._core, self._tokens, transport),
+            timeout=binding.timeout(timeout),
         )
 
     @named
@@ -449,11 +447,10 @@ class AsyncWaypost(_Client[AsyncTokens]):
         """Return the same for httpx2, which ``openai`` ≥ 3 and ``anthropic`` ≥ 2 are built on."""
         import httpx2
 
-        from waypost.client import _httpx2
-
+        binding = bind(httpx2)
         return httpx2.AsyncClient(
-            transport=_httpx2.async_transport(self._core, self._tokens, transport),
-            timeout=_httpx2.timeout(timeout),
+            transport=binding.async_transport(self._core, self._tokens, transport),
+            timeout=binding.timeout(timeout),
         )
 
     @named

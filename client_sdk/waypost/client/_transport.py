@@ -1,7 +1,7 @@
 """Drives ``exchange`` over an httpx-shaped transport: one driver blocks, one awaits.
 
 httpx and its successor httpx2 have the same shape and different classes, so the drivers are
-mixins that ``_httpx`` and ``_httpx2`` complete, a few lines each.
+mixins that ``_binding`` completes, a few lines each.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -197,8 +197,7 @@ def watched(response: ResponseT, watch: Watch, stream: "type[WatchedStream]") ->
 class WatchedStream:
     """A response body that tells its watch when it starts, ends and breaks.
 
-    Serves as sync and as async stream; ``_httpx`` and ``_httpx2`` add the base classes that
-    their clients insist on.
+    Serves as sync and as async stream; ``_binding`` adds the base classes that clients insist on.
     """
 
     def __init__(self, inner: Any, watch: Watch) -> None:  # noqa: ANN401 - of either library
