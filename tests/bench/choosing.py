@@ -76,7 +76,7 @@ def _client(models: int) -> Waypost:
     book = wp._core.models  # to be as after some requests
     for place, model in enumerate(chosen.decision.candidates):
         book.observe(model, 300.0 + 5 * place, expected_ms=300.0, now_s=monotonic())
-        book.observe_pace(model, 1.1, monotonic())
+        book.observe_tpot(model, 1.1, monotonic())
     return wp
 
 

@@ -74,7 +74,7 @@ async def _times(running: Running) -> dict[str, tuple[float, float, float]]:
     origin = {"origin": running.url, "accept": "text/html"}
     async with httpx.AsyncClient(base_url=running.url, headers=origin, timeout=60) as operator:
         await operator.post("/console/login", data={"token": OPERATOR_TOKEN})
-        newest = (await running.desk.store.list(RecordFilter(), limit=1))[0].id
+        newest = (await running.services.store.list(RecordFilter(), limit=1))[0].id
         found: dict[str, tuple[float, float, float]] = {}
         for page in (*PAGES, f"decisions/{newest}"):
             taken: list[float] = []

@@ -21,7 +21,7 @@ from statistics import fmean, median
 
 from waypost.client._choose import Chooser
 from waypost.client._core import EJECT_MODEL_AFTER
-from waypost.client._latency import Book
+from waypost.client._latency import LatencyTracker
 from waypost.shared.contracts import (
     Declared,
     Facts,
@@ -145,7 +145,7 @@ class Upstream:
         return (start_s - at_s) * 1_000
 
 
-def way_ms(one: str, other: str) -> float:
+def rtt_ms(one: str, other: str) -> float:
     """Return the round trip between two regions."""
     if one == other:
         return 10.0
@@ -209,7 +209,7 @@ class World:
         upstream = self.upstreams[name]
         ttft_ms = upstream.ttft_ms * upstream.pace() * self.slower(name, at_s)
         answer_ms = EXPECTED_TOKENS * upstream.ms_per_token
-        return way_ms(region, upstream.region) + upstream.queue_ms(at_s) + ttft_ms + answer_ms
+        return rtt_ms(region, upstream.region) + upstream.queue_ms(at_s) + ttft_ms + answer_ms
 
     def send(self, name: str, asked: Asked, region: str, at_s: float) -> tuple[float, float] | None:
         """Return the time to the first and from there to the last token; ``None``: it failed."""
@@ -221,7 +221,7 @@ class World:
         ttft_ms = upstream.ttft_ms * upstream.pace() * self.slower(name, at_s) * asked.luck
         answer_ms = asked.tokens * upstream.ms_per_token
         queued_ms = upstream.serve(at_s, ttft_ms, answer_ms)
-        return way_ms(region, upstream.region) + queued_ms + ttft_ms, answer_ms
+        return rtt_ms(region, upstream.region) + queued_ms + ttft_ms, answer_ms
 
 
 def region_of(client: int) -> str:
@@ -341,7 +341,7 @@ class Ours(Sender):
         super().__init__(world)
         self._draw = random.Random(f"{world.scale.seed}ours").random
         self._policy = a_policy()
-        self._books: dict[int, Book] = {}
+        self._trackers: dict[int, LatencyTracker] = {}
         self._breakers = {
             (region, name): Breaker() for region in REGIONS for name in world.upstreams
         }
@@ -356,12 +356,12 @@ class Ours(Sender):
         home = region_of(asked.client)
         chooser, facts, decision = self._ready(asked, at_s)
         proposed, second, _ = chooser.pick(decision, facts, at_s)
-        book = self._books[asked.client]
-        book.start(proposed, asked, at_s)
+        tracker = self._trackers[asked.client]
+        tracker.start(proposed, asked, at_s)
         breaker = self._breakers[home, proposed]
         if not breaker.admit(at_s):
             # Overridden: the validator knows better, and says so.
-            book.finish(proposed, asked)
+            tracker.finish(proposed, asked)
             self._fail(asked.client, proposed, chooser, at_s)
         else:
             yield proposed
@@ -371,12 +371,14 @@ class Ours(Sender):
 
     def _ready(self, asked: Asked, at_s: float) -> tuple[Chooser, Facts, Decision]:
         compiled = self._policy_at(at_s - self._lag_s[asked.client])
-        book = self._books.get(asked.client)
-        if book is None:
-            book = self._books[asked.client] = Book(eject_after=EJECT_MODEL_AFTER, draw=self._draw)
+        tracker = self._trackers.get(asked.client)
+        if tracker is None:
+            tracker = self._trackers[asked.client] = LatencyTracker(
+                eject_after=EJECT_MODEL_AFTER, rng=self._draw
+            )
         held = self._choosers.get(asked.client)
         if held is None or held[0] is not compiled:
-            held = (compiled, Chooser(compiled, book, self._draw))
+            held = (compiled, Chooser(compiled, tracker, self._draw))
             self._choosers[asked.client] = held
         facts = Facts(
             now=int(at_s),
@@ -396,26 +398,28 @@ class Ours(Sender):
     def answered(self, name: str, asked: Asked, ttft_ms: float, answer_ms: float) -> None:
         now_s = asked.at_s + (ttft_ms + answer_ms) / 1_000
         breaker = self._breakers[region_of(asked.client), name]
-        breaker.succeeded(now_s, after_s=ttft_ms / 1_000, luck=self._draw())
+        breaker.succeeded(now_s, after_s=ttft_ms / 1_000, rng=self._draw())
         # What validators see lacks the way between them and the client; here they are neighbours.
         self._fleet[name].append((ttft_ms, answer_ms / asked.tokens))
-        chooser, book = self._choosers[asked.client][1], self._books[asked.client]
-        book.finish(name, asked)
-        book.succeed(name)
+        chooser, tracker = self._choosers[asked.client][1], self._trackers[asked.client]
+        tracker.finish(name, asked)
+        tracker.succeed(name)
         chooser.waited(name, ttft_ms, region=region_of(asked.client), now_s=now_s)
 
     def failed(self, name: str, asked: Asked, at_s: float) -> None:
         home = region_of(asked.client)
         # A 429 says that a limit was reached, not that the provider is ill.
         if self.world.is_down(name, at_s):
-            self._breakers[home, name].failed(at_s, luck=self._draw())
+            self._breakers[home, name].failed(at_s, rng=self._draw())
         self._failures[name] += 1
-        self._books[asked.client].finish(name, asked)
+        self._trackers[asked.client].finish(name, asked)
         self._fail(asked.client, name, self._choosers[asked.client][1], at_s)
 
     def _fail(self, client: int, name: str, chooser: Chooser, at_s: float) -> None:
         expected_ms = chooser.expected_ttft_ms(name, region_of(client))
-        self._books[client].fail(name, elapsed_ms=FAST_FAIL_MS, expected_ms=expected_ms, now_s=at_s)
+        self._trackers[client].fail(
+            name, elapsed_ms=FAST_FAIL_MS, expected_ms=expected_ms, now_s=at_s
+        )
 
     def _publish_hints(self, at_s: float) -> None:
         if at_s < self._hinted[-1][0] + HINTS_EVERY_S:
@@ -506,7 +510,7 @@ def run(kind: Callable[[World], Sender], scale: Scale) -> Outcome:
             outcome.sent.append((at_s, name))
             answer = world.send(name, asked, region, at_s)
             if answer is None:
-                at_s += (FAST_FAIL_MS + way_ms(region, world.upstreams[name].region)) / 1_000
+                at_s += (FAST_FAIL_MS + rtt_ms(region, world.upstreams[name].region)) / 1_000
                 sender.failed(name, asked, at_s)
                 continue
             ended_s = at_s + sum(answer) / 1_000

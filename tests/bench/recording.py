@@ -45,7 +45,7 @@ def _per_request(folder: Path) -> list[tuple[str, str, str]]:
 
     put_us, count_us = asyncio.run(measure())
     header = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"
-    trace_us = _each_us(range(CALLS), lambda n: begin(header, share=0.1, luck=0.5, randomness=n))
+    trace_us = _each_us(range(CALLS), lambda n: begin(header, share=0.1, rng=0.5, randomness=n))
     return [
         ("a record: encoded and queued", f"{put_us:.1f} us", ""),
         ("a record: counted for the metrics", f"{count_us:.1f} us", ""),

@@ -23,7 +23,7 @@ from waypost.client.testing import (
 )
 from waypost.shared.errors import StoreError
 
-Call = Callable[..., object]
+Exchange = Callable[..., object]
 
 
 @pytest.fixture(params=[Waypost, AsyncWaypost])
@@ -32,14 +32,14 @@ def client(request: pytest.FixtureRequest) -> type[Waypost]:
     return kind
 
 
-def a_client(kind: Call, **options: object) -> Any:  # noqa: ANN401 - either
+def a_client(kind: Exchange, **options: object) -> Any:  # noqa: ANN401 - either
     return kind(manifest=StaticManifest(a_policy()), refresh_interval_s=None, **options)
 
 
 # ── no argument that nobody reads ──────────────────────────────────────────────────────────────
 
 
-def taken_by_name(function: Call) -> list[str]:
+def taken_by_name(function: Exchange) -> list[str]:
     return [
         name
         for name, each in inspect.signature(function).parameters.items()
@@ -47,13 +47,13 @@ def taken_by_name(function: Call) -> list[str]:
     ]
 
 
-def public_calls() -> dict[str, tuple[Call, list[str]]]:
+def public_calls() -> dict[str, tuple[Exchange, list[str]]]:
     """Return all that apps call, each with what it takes by name."""
     key = dpop.DPoPKey.generate()
     made = {"Waypost": a_client(Waypost), "AsyncWaypost": a_client(AsyncWaypost)}
     made |= {"StaticManifest": StaticManifest(a_policy()), "DPoPKey": key}
     made |= {"FakeValidator": FakeValidator(a_policy())}
-    found: dict[str, tuple[Call, list[str]]] = {}
+    found: dict[str, tuple[Exchange, list[str]]] = {}
     for owner, each in made.items():
         for name, method in inspect.getmembers(each, callable):
             if not name.startswith("_") and inspect.isroutine(method):
@@ -110,7 +110,7 @@ def test_what_is_like_nothing_there_is_is_refused_too(client: type[Waypost]) -> 
 
 
 @pytest.mark.parametrize("make", [static_waypost, static_async_waypost])
-def test_testing_helpers_take_their_manifest_once(make: Call) -> None:
+def test_testing_helpers_take_their_manifest_once(make: Exchange) -> None:
     with pytest.raises(TypeError, match="manifest"):
         make(a_policy(), manifest=StaticManifest(a_policy()))
 

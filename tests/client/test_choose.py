@@ -330,10 +330,10 @@ def test_models_no_manifest_names_leave_no_tracks() -> None:
     with static_waypost(manifest) as wp:
         slow(wp, "invented")
         slow(wp, "a")
-        assert set(wp._core.models.tracks) == {"a"}
+        assert set(wp._core.models.estimates) == {"a"}
         manifest.publish(a_fast_route("b", "c", version=43))
         wp.refresh()
-        assert not wp._core.models.tracks
+        assert not wp._core.models.estimates
 
 
 # ── endpoints ──────────────────────────────────────────────────────────────────────────────────

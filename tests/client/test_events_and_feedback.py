@@ -112,7 +112,7 @@ async def validator(tmp_path: Path) -> AsyncGenerator[Running]:
 
 async def rated(validator: Running, decision: str) -> tuple[str, str | None]:
     for _ in range(500):  # records are written off the request's path
-        record = await validator.desk.store.get(decision)
+        record = await validator.services.store.get(decision)
         if record is not None and record.feedback is not None:
             return record.feedback.rating, record.feedback.cause
         await anyio.sleep(0.01)

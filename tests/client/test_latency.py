@@ -7,125 +7,133 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from waypost.client._latency import EJECTED, FAILURE_MS, FAR_MS, FLOOR, GROSS, Book, two_choices
+from waypost.client._latency import (
+    EJECTED,
+    FAILURE_MS,
+    FAR_MS,
+    FLOOR,
+    GROSS,
+    LatencyTracker,
+    two_choices,
+)
 
 EXPECTED_MS = 400.0
 
 
-def a_book(**changes: int) -> Book:
-    return Book(eject_after=changes.get("eject_after", 5), draw=lambda: 0.5)
+def a_tracker(**changes: int) -> LatencyTracker:
+    return LatencyTracker(eject_after=changes.get("eject_after", 5), rng=lambda: 0.5)
 
 
-def wait_ms(book: Book, at_s: float) -> float:
-    return book.track("m").wait_ms(EXPECTED_MS, at_s)
+def wait_ms(tracker: LatencyTracker, at_s: float) -> float:
+    return tracker.estimate("m").ttft_ms(EXPECTED_MS, at_s)
 
 
 def test_before_any_news_the_manifest_is_believed() -> None:
-    assert wait_ms(a_book(), 0.0) == EXPECTED_MS
+    assert wait_ms(a_tracker(), 0.0) == EXPECTED_MS
 
 
 def test_slow_answers_count_at_once() -> None:
-    book = a_book()
-    book.observe("m", 400, expected_ms=EXPECTED_MS, now_s=0.0)
-    book.observe("m", 1_400, expected_ms=EXPECTED_MS, now_s=0.1)
-    assert wait_ms(book, 0.1) == pytest.approx(900), "half the way: one may be bad luck"
+    tracker = a_tracker()
+    tracker.observe("m", 400, expected_ms=EXPECTED_MS, now_s=0.0)
+    tracker.observe("m", 1_400, expected_ms=EXPECTED_MS, now_s=0.1)
+    assert wait_ms(tracker, 0.1) == pytest.approx(900), "half the way: one may be bad luck"
     for _ in range(3):
-        book.observe("m", 1_400, expected_ms=EXPECTED_MS, now_s=0.1)
-    assert wait_ms(book, 0.1) > 1_300
+        tracker.observe("m", 1_400, expected_ms=EXPECTED_MS, now_s=0.1)
+    assert wait_ms(tracker, 0.1) > 1_300
 
 
 def test_a_wait_beyond_what_chance_does_counts_whole() -> None:
-    book = a_book()
-    book.observe("m", GROSS * EXPECTED_MS, expected_ms=EXPECTED_MS, now_s=0.0)
-    assert wait_ms(book, 0.0) == pytest.approx(GROSS * EXPECTED_MS)
+    tracker = a_tracker()
+    tracker.observe("m", GROSS * EXPECTED_MS, expected_ms=EXPECTED_MS, now_s=0.0)
+    assert wait_ms(tracker, 0.0) == pytest.approx(GROSS * EXPECTED_MS)
 
 
 def test_a_fast_answer_counts_by_and_by() -> None:
-    book = a_book()
-    book.fail("m", elapsed_ms=20, expected_ms=EXPECTED_MS, now_s=0.0)
-    book.observe("m", 400, expected_ms=EXPECTED_MS, now_s=0.1)
-    assert 4_900 < wait_ms(book, 0.1) < 5_000
+    tracker = a_tracker()
+    tracker.fail("m", elapsed_ms=20, expected_ms=EXPECTED_MS, now_s=0.0)
+    tracker.observe("m", 400, expected_ms=EXPECTED_MS, now_s=0.1)
+    assert 4_900 < wait_ms(tracker, 0.1) < 5_000
 
 
 def test_without_news_the_estimate_returns_to_what_the_manifest_expects() -> None:
-    book = a_book()
-    book.observe("m", 4_000, expected_ms=EXPECTED_MS, now_s=0.0)
-    waits = [wait_ms(book, at_s) for at_s in range(0, 120, 10)]
+    tracker = a_tracker()
+    tracker.observe("m", 4_000, expected_ms=EXPECTED_MS, now_s=0.0)
+    waits = [wait_ms(tracker, at_s) for at_s in range(0, 120, 10)]
     assert waits == sorted(waits, reverse=True)
     assert waits[-1] == pytest.approx(EXPECTED_MS, rel=0.01)
 
 
 def test_a_lucky_answer_draws_no_more_than_twice_the_traffic() -> None:
-    book = a_book()
-    book.observe("m", 1, expected_ms=EXPECTED_MS, now_s=0.0)
-    assert wait_ms(book, 0.0) == EXPECTED_MS * FLOOR
+    tracker = a_tracker()
+    tracker.observe("m", 1, expected_ms=EXPECTED_MS, now_s=0.0)
+    assert wait_ms(tracker, 0.0) == EXPECTED_MS * FLOOR
 
 
 def test_failing_fast_is_not_being_fast() -> None:
-    book = a_book()
-    book.fail("m", elapsed_ms=20, expected_ms=EXPECTED_MS, now_s=0.0)
-    assert wait_ms(book, 0.0) == pytest.approx(FAILURE_MS)
+    tracker = a_tracker()
+    tracker.fail("m", elapsed_ms=20, expected_ms=EXPECTED_MS, now_s=0.0)
+    assert wait_ms(tracker, 0.0) == pytest.approx(FAILURE_MS)
 
 
 @pytest.mark.parametrize(("asked_s", "counted_ms"), [(1, 5_000), (60, 60_000), (10**9, 300_000)])
 def test_retry_after_lengthens_a_failure_within_reason(asked_s: int, counted_ms: int) -> None:
-    book = a_book()
-    book.fail("m", elapsed_ms=20, expected_ms=EXPECTED_MS, now_s=0.0, retry_after_s=asked_s)
-    assert wait_ms(book, 0.0) == pytest.approx(counted_ms)
+    tracker = a_tracker()
+    tracker.fail("m", elapsed_ms=20, expected_ms=EXPECTED_MS, now_s=0.0, retry_after_s=asked_s)
+    assert wait_ms(tracker, 0.0) == pytest.approx(counted_ms)
 
 
-def failed(book: Book, times: int, now_s: float = 0.0) -> None:
+def failed(tracker: LatencyTracker, times: int, now_s: float = 0.0) -> None:
     for _ in range(times):
-        book.fail("m", elapsed_ms=20, expected_ms=EXPECTED_MS, now_s=now_s)
+        tracker.fail("m", elapsed_ms=20, expected_ms=EXPECTED_MS, now_s=now_s)
 
 
 def test_failures_in_a_row_eject_for_a_while() -> None:
-    book = a_book()
-    failed(book, 4)
-    assert not book.is_ejected("m", 0.0)
-    failed(book, 1)
-    assert book.is_ejected("m", 29.0)
-    assert not book.is_ejected("m", 31.0)
+    tracker = a_tracker()
+    failed(tracker, 4)
+    assert not tracker.is_ejected("m", 0.0)
+    failed(tracker, 1)
+    assert tracker.is_ejected("m", 29.0)
+    assert not tracker.is_ejected("m", 31.0)
 
 
 def test_one_success_ends_the_row() -> None:
-    book = a_book()
-    failed(book, 4)
-    book.succeed("m")
-    failed(book, 4)
-    assert not book.is_ejected("m", 0.0)
+    tracker = a_tracker()
+    failed(tracker, 4)
+    tracker.succeed("m")
+    failed(tracker, 4)
+    assert not tracker.is_ejected("m", 0.0)
 
 
 def test_one_request_at_a_time_probes_what_was_ejected() -> None:
-    book = a_book()
-    failed(book, 5)
-    book.start("m", object(), 31.0)
-    assert book.is_ejected("m", 31.0), "a second request must wait for the probe"
-    book.succeed("m")
-    assert not book.is_ejected("m", 31.0)
+    tracker = a_tracker()
+    failed(tracker, 5)
+    tracker.start("m", object(), 31.0)
+    assert tracker.is_ejected("m", 31.0), "a second request must wait for the probe"
+    tracker.succeed("m")
+    assert not tracker.is_ejected("m", 31.0)
 
 
 def test_a_failed_probe_ejects_for_longer() -> None:
-    book = a_book()
-    failed(book, 5)
-    book.start("m", object(), 31.0)
-    failed(book, 1, now_s=31.0)
-    assert book.is_ejected("m", 31.0 + 59)
-    assert not book.is_ejected("m", 31.0 + 61)
+    tracker = a_tracker()
+    failed(tracker, 5)
+    tracker.start("m", object(), 31.0)
+    failed(tracker, 1, now_s=31.0)
+    assert tracker.is_ejected("m", 31.0 + 59)
+    assert not tracker.is_ejected("m", 31.0 + 61)
 
 
 def test_requests_under_way_lengthen_the_queue() -> None:
-    book = a_book()
+    tracker = a_tracker()
     flights = [object(), object()]
     for flight in flights:
-        book.start("m", flight, 0.0)
+        tracker.start("m", flight, 0.0)
     waits = [500.0]
-    book.update(waits, {"m": 0}, [EXPECTED_MS], [100.0], 0.0)
+    tracker.update(waits, {"m": 0}, [EXPECTED_MS], [100.0], 0.0)
     assert waits == [EXPECTED_MS * 3 + 100]
     for flight in flights * 2:
-        book.finish("m", flight)
+        tracker.finish("m", flight)
     waits = [500.0]
-    book.update(waits, {"m": 0}, [EXPECTED_MS], [100.0], 0.0)
+    tracker.update(waits, {"m": 0}, [EXPECTED_MS], [100.0], 0.0)
     assert waits == [500.0]
 
 
@@ -136,64 +144,69 @@ def test_requests_under_way_lengthen_the_queue() -> None:
 def test_the_fast_way_and_the_readable_way_agree(
     samples: list[tuple[float, float]], later_s: float
 ) -> None:
-    book, now_s = a_book(), 0.0
+    tracker, now_s = a_tracker(), 0.0
     for gap_s, ms in samples:
         now_s += gap_s
-        book.observe("m", ms, expected_ms=EXPECTED_MS, now_s=now_s)
+        tracker.observe("m", ms, expected_ms=EXPECTED_MS, now_s=now_s)
     waits = [EXPECTED_MS]
-    book.update(waits, {"m": 0}, [EXPECTED_MS], [0.0], now_s + later_s)
-    assert waits[0] == pytest.approx(wait_ms(book, now_s + later_s))
+    tracker.update(waits, {"m": 0}, [EXPECTED_MS], [0.0], now_s + later_s)
+    assert waits[0] == pytest.approx(wait_ms(tracker, now_s + later_s))
 
 
 def test_what_is_ejected_waits_for_ever() -> None:
-    book = a_book()
-    failed(book, 5)
+    tracker = a_tracker()
+    failed(tracker, 5)
     waits = [1.0, 1.0]
-    assert book.update(waits, {"m": 1}, [1.0, 1.0], [0.0, 0.0], 0.0) == 1
+    assert tracker.update(waits, {"m": 1}, [1.0, 1.0], [0.0, 0.0], 0.0) == 1
     assert waits == [1.0, EJECTED]
 
 
 def test_the_pace_of_a_model_moves_by_and_by_and_returns() -> None:
-    book = a_book()
+    tracker = a_tracker()
     for _ in range(20):
-        book.observe_pace("m", 3.0, 0.0)
-    assert book.track("m").pace_now(0.0) == pytest.approx(3.0, rel=0.01)
+        tracker.observe_tpot("m", 3.0, 0.0)
+    assert tracker.estimate("m").tpot_ratio_now(0.0) == pytest.approx(3.0, rel=0.01)
     waits = [500.0]
-    book.update(waits, {"m": 0}, [EXPECTED_MS], [100.0], 0.0)
+    tracker.update(waits, {"m": 0}, [EXPECTED_MS], [100.0], 0.0)
     assert waits == [pytest.approx(EXPECTED_MS + 300, rel=0.01)]
-    assert book.track("m").pace_now(300.0) == pytest.approx(1.0, abs=0.02)
+    assert tracker.estimate("m").tpot_ratio_now(300.0) == pytest.approx(1.0, abs=0.02)
 
 
 def test_no_clock_makes_a_model_absurdly_slow() -> None:
-    book = a_book()
+    tracker = a_tracker()
     for _ in range(50):
-        book.observe_pace("m", 1e12, 0.0)
-    assert book.track("m").pace_now(0.0) <= 16
+        tracker.observe_tpot("m", 1e12, 0.0)
+    assert tracker.estimate("m").tpot_ratio_now(0.0) <= 16
 
 
 # ── the way to a region ────────────────────────────────────────────────────────────────────────
 
 
 def test_another_region_is_far_until_waits_tell_otherwise() -> None:
-    book = a_book()
-    assert book.way_ms("eu", "eu") == book.way_ms("eu", "global") == book.way_ms(None, "us") == 0
-    assert book.way_ms("eu", "us") == FAR_MS
+    tracker = a_tracker()
+    assert (
+        tracker.rtt_ms("eu", "eu")
+        == tracker.rtt_ms("eu", "global")
+        == tracker.rtt_ms(None, "us")
+        == 0
+    )
+    assert tracker.rtt_ms("eu", "us") == FAR_MS
     for _ in range(30):
-        book.observe_way("us", 20)
-    assert book.way_ms("eu", "us") == pytest.approx(30, abs=10)
+        tracker.observe_rtt("us", 20)
+    assert tracker.rtt_ms("eu", "us") == pytest.approx(30, abs=10)
 
 
 def test_one_answer_says_little_of_a_way() -> None:
-    book = a_book()
-    book.observe_way("eu", 250)
-    assert book.way_ms("eu", "eu") < 100
+    tracker = a_tracker()
+    tracker.observe_rtt("eu", 250)
+    assert tracker.rtt_ms("eu", "eu") < 100
 
 
 def test_a_hung_model_does_not_move_its_region_out_of_reach() -> None:
-    book = a_book()
+    tracker = a_tracker()
     for _ in range(30):
-        book.observe_way("us", 600_000)
-    assert book.way_ms("eu", "us") <= 500
+        tracker.observe_rtt("us", 600_000)
+    assert tracker.rtt_ms("eu", "us") <= 500
 
 
 # ── two choices ────────────────────────────────────────────────────────────────────────────────

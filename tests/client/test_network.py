@@ -179,7 +179,7 @@ def test_traffic_that_flows_again_ends_the_back_off() -> None:
     manifest = Counted()
     manifest.last_error = TrustError("no network", code="unavailable")
     with static_waypost(manifest, refresh_interval_s=10_000) as wp:
-        wp._core._refresher._draw = lambda: 1.0  # type: ignore[union-attr]
+        wp._core._refresher._rng = lambda: 1.0  # type: ignore[union-attr]
         wp.choose("Hello")
         assert manifest.asked.acquire(timeout=5), "the first use asks, and fails"
         wp._core._refresher._refreshed_s = -1e9  # type: ignore[union-attr]
@@ -195,4 +195,4 @@ def test_a_platform_that_tells_of_a_new_network_is_listened_to() -> None:
         wp._core.failed_endpoint("https://validator.test", 20)
         wp.network_changed()
         assert manifest.asked.acquire(timeout=5)
-        assert not wp._core.endpoints.tracks
+        assert not wp._core.endpoints.estimates

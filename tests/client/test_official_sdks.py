@@ -71,8 +71,8 @@ def test_openai_streams(wp: Waypost, library: str) -> None:
         stream = client.chat.completions.create(model="auto", messages=PROVE, stream=True)
         words = [chunk.choices[0].delta.content or "" for chunk in stream]
     assert "".join(words) == "This is large."
-    assert wp._core.models.track("large").at_s > 0, "the time to first token was taken"
-    assert not wp._core.models.track("large").active
+    assert wp._core.models.estimate("large").at_s > 0, "the time to first token was taken"
+    assert not wp._core.models.estimate("large").active
 
 
 @BOTH

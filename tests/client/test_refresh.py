@@ -30,7 +30,7 @@ def test_failures_back_off_up_to_five_minutes() -> None:
 
 
 def a_refresher(refresh: object, **options: object) -> Refresher:
-    defaults = {"interval_s": 0.01, "monotonic": time.monotonic, "draw": random.random}
+    defaults = {"interval_s": 0.01, "monotonic": time.monotonic, "rng": random.random}
     return Refresher(refresh, **{**defaults, **options})  # type: ignore[arg-type]
 
 
@@ -77,7 +77,7 @@ def test_a_fault_of_ours_does_not_end_the_refreshing(caplog: pytest.LogCaptureFi
         recovered.set()
         return True
 
-    refresher = a_refresher(refresh, draw=lambda: 0.0)
+    refresher = a_refresher(refresh, rng=lambda: 0.0)
     refresher.touch(time.monotonic())
     assert recovered.wait(5)
     refresher.stop()

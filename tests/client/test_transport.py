@@ -592,7 +592,7 @@ def answering(world: World, clock: Clock, *, after_s: float = 0.0, **answer: Any
 
 def expected_ms(world: World, model: str) -> float:
     core = world.wp._core
-    return float(core.models.track(model).wait_ms(800.0, core.monotonic()))
+    return float(core.models.estimate(model).ttft_ms(800.0, core.monotonic()))
 
 
 def proposed_of(world: World, model: str) -> dict[str, Any]:
@@ -621,7 +621,7 @@ def test_a_whole_answer_that_says_its_length_tells_how_slow_the_model_is(
     whole = answering(world, clock, after_s=5.4, kind="application/json", body=usage)
     a_race(world, clock).post(whole, **proposed_of(world, "a"))
     assert expected_ms(world, "a") == pytest.approx(800 * (1 + 3) / 2)
-    assert world.wp._core.models.track("a").pace_now(clock.now_s) == pytest.approx(1.6)
+    assert world.wp._core.models.estimate("a").tpot_ratio_now(clock.now_s) == pytest.approx(1.6)
 
 
 def test_the_pace_of_a_stream_that_says_its_length_is_remembered(
@@ -643,7 +643,7 @@ def test_the_pace_of_a_stream_that_says_its_length_is_remembered(
 
     a_race(world, clock).post(slow, **proposed_of(world, "a"))
     assert expected_ms(world, "a") == pytest.approx(800)
-    assert world.wp._core.models.track("a").pace_now(clock.now_s) == pytest.approx(1.3)
+    assert world.wp._core.models.estimate("a").tpot_ratio_now(clock.now_s) == pytest.approx(1.3)
 
 
 def test_the_model_that_answered_is_the_one_that_is_timed(world: World, clock: Clock) -> None:
@@ -718,7 +718,7 @@ def test_a_stream_that_breaks_off_is_a_failure_of_the_model(world: World, clock:
     with pytest.raises(world.lib.ReadError):
         a_race(world, clock).post(breaking, **proposed_of(world, "a"))
     assert expected_ms(world, "a") == pytest.approx(5_000)
-    assert not world.wp._core.models.track("a").active
+    assert not world.wp._core.models.estimate("a").active
 
 
 def test_nothing_stays_under_way_after_an_answer(world: World, clock: Clock) -> None:
@@ -726,12 +726,12 @@ def test_nothing_stays_under_way_after_an_answer(world: World, clock: Clock) -> 
     inner = answering(world, clock)
 
     def counting(request: Any) -> Any:
-        counted.append(len(world.wp._core.models.track("a").active))
+        counted.append(len(world.wp._core.models.estimate("a").active))
         return inner(request)
 
     a_race(world, clock).post(counting, **proposed_of(world, "a"))
     assert counted == [1]
-    assert not world.wp._core.models.track("a").active
+    assert not world.wp._core.models.estimate("a").active
 
 
 def test_a_decision_that_does_not_parse_is_ignored(world: World, clock: Clock) -> None:
@@ -753,9 +753,9 @@ def test_a_client_that_hangs_up_is_not_a_failure(clock: Clock) -> None:
         client.stream("POST", url, json={**BODY, "model": "a"}) as response,
     ):
         assert next(response.iter_raw()) == b"data: 1\n\n"
-        assert len(world.wp._core.models.track("a").active) == 1
-    assert not world.wp._core.models.track("a").active
-    assert world.wp._core.models.track("a").failures == 0
+        assert len(world.wp._core.models.estimate("a").active) == 1
+    assert not world.wp._core.models.estimate("a").active
+    assert world.wp._core.models.estimate("a").failures == 0
 
 
 @pytest.mark.anyio
@@ -770,5 +770,5 @@ async def test_cancelling_a_request_leaves_nothing_behind(clock: Clock) -> None:
     async with world.wp.http_client(transport=httpx.MockTransport(never)) as client:
         with anyio.move_on_after(0.05):
             await client.post(url, json={**BODY, "model": "a"})
-    assert not world.wp._core.models.track("a").active
+    assert not world.wp._core.models.estimate("a").active
     assert expected_ms(world, "a") == 800

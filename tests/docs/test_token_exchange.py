@@ -155,7 +155,7 @@ async def test_the_page_s_client_is_served_by_a_validator(
             tmp_path / "validator", {"acme": acme, "medcloud": acme}, audience="waypost"
         ) as validator,
     ):
-        validator.desk.proofs = ProofChecker([validator.url], nonce_key=b"n" * 32)
+        validator.services.proofs = ProofChecker([validator.url], nonce_key=b"n" * 32)
         bundle = validator.publisher.publish(issuers=BACKEND.issuers())
         await validator.client.put("/admin/bundle", content=bundle)
 

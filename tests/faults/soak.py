@@ -265,11 +265,11 @@ def _memory_kib() -> int:
 async def _counted(validator: Running) -> dict[str, int]:
     """Return what is there while nobody asks: the client's and the providers' ends included."""
     await validator.client.aclose()
-    for upstream in validator.desk.upstreams.values():
+    for upstream in validator.services.upstreams.values():
         await upstream.close()
     await asyncio.sleep(0.25)
     validator.client = httpx.AsyncClient(base_url=validator.url, timeout=20)
-    in_flight = sum(one.limiter.in_flight for one in validator.desk.upstreams.values())
+    in_flight = sum(one.limiter.in_flight for one in validator.services.upstreams.values())
     return {
         "tasks": len(asyncio.all_tasks()),
         "sockets": _sockets(),

@@ -346,7 +346,7 @@ async def test_a_provider_that_flaps_is_rested_by_its_rate_of_failures(
         tmp_path, {"acme": acme, "medcloud": medcloud}, policy=policy()
     ) as validator:
         statuses = [(await validator.chat()).status_code for _ in range(40)]
-        opened = validator.desk.upstreams["acme"].opened
+        opened = validator.services.upstreams["acme"].opened
 
     assert set(statuses) == {200}
     assert len(acme.seen) == 21  # never many in a row, but half of more than twenty

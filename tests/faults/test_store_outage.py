@@ -48,7 +48,7 @@ async def test_a_store_that_is_killed_under_load_has_every_record_when_it_is_bac
 
             is_over = asyncio.Event()
             callers = [asyncio.create_task(call()) for _ in range(CALLERS)]
-            sink, store = validator.desk.records, validator.desk.store
+            sink, store = validator.services.records, validator.services.store
             await _until(lambda: len(answered) > 50)
             await to_thread.run_sync(server.kill)
             down_at = len(answered)

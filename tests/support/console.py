@@ -66,7 +66,7 @@ def start_console(folder: Path, *, records: int = RECORDS) -> Generator[Console]
         ):
             policy = a_policy()
             traffic = some_traffic(records, policy, until_ms=now_ms, days=1)
-            await pour(running.desk.store, policy, traffic)
+            await pour(running.services.store, policy, traffic)
             ready.set_result(Console(running, asyncio.get_running_loop()))
             await asyncio.to_thread(ended.wait)
 

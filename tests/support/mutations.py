@@ -42,7 +42,7 @@ PIECES = ["\t", "*a", "&a ", "<<: *a\n", "!!python/object:os.system ", "\0", "\x
 
 def mutated_nodes(text: str, count: int, *, seed: int) -> Iterator[yaml.Node]:
     """Give the composed file ``count`` times, each time with one mistake in it, or two."""
-    luck = random.Random(seed)
+    rng = random.Random(seed)
     whole = yaml.compose(text, Loader=Loader)
     assert isinstance(whole, yaml.MappingNode)
     odd = [yaml.compose(each, Loader=Loader) for each in ODDITIES]
@@ -50,9 +50,9 @@ def mutated_nodes(text: str, count: int, *, seed: int) -> Iterator[yaml.Node]:
     for at in range(count):
         # Each place is met as often as any other.
         path = places[at % len(places)]
-        made = _changed(whole, path, luck, odd)
-        if luck.random() < 0.1 and made.value:
-            made = _changed(made, luck.choice(list(_places(made))), luck, odd)
+        made = _changed(whole, path, rng, odd)
+        if rng.random() < 0.1 and made.value:
+            made = _changed(made, rng.choice(list(_places(made))), rng, odd)
         yield made
 
 
@@ -69,16 +69,16 @@ def _value(entry: Entry) -> yaml.Node:
     return value
 
 
-def _changed(node: Entry, path: tuple[int, ...], luck: random.Random, odd: list[Entry]) -> Entry:
+def _changed(node: Entry, path: tuple[int, ...], rng: random.Random, odd: list[Entry]) -> Entry:
     """Return ``node`` with a mistake at ``path``; what is not on the way there is shared."""
     entries = list(node.value)
     at, *rest = path
     if rest:
-        value = _changed(_value(entries[at]), tuple(rest), luck, odd)
+        value = _changed(_value(entries[at]), tuple(rest), rng, odd)
         entries[at] = (entries[at][0], value) if isinstance(entries[at], tuple) else value
     else:
-        act = luck.choice(ACTS)
-        entries[at : at + 1] = act(entries[at], entries, luck, odd)
+        act = rng.choice(ACTS)
+        entries[at : at + 1] = act(entries[at], entries, rng, odd)
     return type(node)(node.tag, entries, node.start_mark, node.end_mark)
 
 
@@ -96,17 +96,13 @@ def _moved(node: Entry, to: yaml.Node) -> Entry:
     return type(node)(node.tag, value, to.start_mark, to.end_mark)
 
 
-def _renamed(
-    entry: Entry, entries: list[Entry], luck: random.Random, _: list[Entry]
-) -> list[Entry]:
+def _renamed(entry: Entry, entries: list[Entry], rng: random.Random, _: list[Entry]) -> list[Entry]:
     if not isinstance(entry, tuple):
         return []
     name, value = entry
     text = str(name.value)
-    at = luck.randrange(len(text) + 1)
-    other = luck.choice(
-        [text[:at] + text[at + 1 :], text[:at] + "x" + text[at:], luck.choice(NAMES)]
-    )
+    at = rng.randrange(len(text) + 1)
+    other = rng.choice([text[:at] + text[at + 1 :], text[:at] + "x" + text[at:], rng.choice(NAMES)])
     tag = "tag:yaml.org,2002:merge" if other == "<<" else name.tag
     return [(yaml.ScalarNode(tag, other, name.start_mark, name.end_mark), value)]
 
@@ -119,21 +115,21 @@ def _doubled(entry: Entry, *_: object) -> list[Entry]:
     return [entry, entry]
 
 
-def _odd(entry: Entry, entries: list[Entry], luck: random.Random, odd: list[Entry]) -> list[Entry]:
-    return [_with_value(entry, _moved(luck.choice(odd), _value(entry)))]
+def _odd(entry: Entry, entries: list[Entry], rng: random.Random, odd: list[Entry]) -> list[Entry]:
+    return [_with_value(entry, _moved(rng.choice(odd), _value(entry)))]
 
 
-def _nested(entry: Entry, entries: list[Entry], luck: random.Random, _: list[Entry]) -> list[Entry]:
+def _nested(entry: Entry, entries: list[Entry], rng: random.Random, _: list[Entry]) -> list[Entry]:
     value = _value(entry)
     made: Entry = value
-    for _level in range(luck.choice([1, 1, 1, 2, 28])):
-        if luck.random() < 0.5:
+    for _level in range(rng.choice([1, 1, 1, 2, 28])):
+        if rng.random() < 0.5:
             made = yaml.SequenceNode(
                 "tag:yaml.org,2002:seq", [made], value.start_mark, value.end_mark
             )
         else:
             name = yaml.ScalarNode(
-                "tag:yaml.org,2002:str", luck.choice(NAMES), value.start_mark, value.end_mark
+                "tag:yaml.org,2002:str", rng.choice(NAMES), value.start_mark, value.end_mark
             )
             made = yaml.MappingNode(
                 "tag:yaml.org,2002:map", [(name, made)], value.start_mark, value.end_mark
@@ -142,29 +138,27 @@ def _nested(entry: Entry, entries: list[Entry], luck: random.Random, _: list[Ent
 
 
 def _unwrapped(
-    entry: Entry, entries: list[Entry], luck: random.Random, _: list[Entry]
+    entry: Entry, entries: list[Entry], rng: random.Random, _: list[Entry]
 ) -> list[Entry]:
     value = _value(entry)
     if not isinstance(value, yaml.CollectionNode) or not value.value:
         return []
-    return [_with_value(entry, _value(luck.choice(value.value)))]
+    return [_with_value(entry, _value(rng.choice(value.value)))]
 
 
-def _swapped(
-    entry: Entry, entries: list[Entry], luck: random.Random, _: list[Entry]
-) -> list[Entry]:
-    return [_with_value(entry, _value(luck.choice(entries)))]
+def _swapped(entry: Entry, entries: list[Entry], rng: random.Random, _: list[Entry]) -> list[Entry]:
+    return [_with_value(entry, _value(rng.choice(entries)))]
 
 
 def _joined(
-    entry: Entry, entries: list[Entry], luck: random.Random, odd: list[Entry]
+    entry: Entry, entries: list[Entry], rng: random.Random, odd: list[Entry]
 ) -> list[Entry]:
     """What belongs one level down, written beside it."""
     value = _value(entry)
     alike = isinstance(value, yaml.CollectionNode) and [
         each for each in value.value if isinstance(each, tuple) == isinstance(entry, tuple)
     ]
-    return [entry, luck.choice(alike)] if alike else _odd(entry, entries, luck, odd)
+    return [entry, rng.choice(alike)] if alike else _odd(entry, entries, rng, odd)
 
 
 Act = Callable[[Any, list[Entry], random.Random, list[Entry]], list[Entry]]
@@ -175,30 +169,30 @@ ACTS: tuple[Act, ...] = (
 
 def mutated_texts(text: str, count: int, *, seed: int) -> Iterator[bytes]:
     """Give the text ``count`` times, each time with a slip of the hand in it."""
-    luck = random.Random(seed)
+    rng = random.Random(seed)
     lines = text.splitlines(keepends=True)
     for _ in range(count):
-        at, line = luck.randrange(len(text)), luck.randrange(len(lines))
-        kind = luck.randrange(6)
+        at, line = rng.randrange(len(text)), rng.randrange(len(lines))
+        kind = rng.randrange(6)
         if kind == 0:
-            yield (text[:at] + luck.choice(PIECES) + text[at:]).encode()
+            yield (text[:at] + rng.choice(PIECES) + text[at:]).encode()
         elif kind == 1:
-            yield (text[:at] + luck.choice(PIECES) + text[at + luck.randrange(9) :]).encode()
+            yield (text[:at] + rng.choice(PIECES) + text[at + rng.randrange(9) :]).encode()
         elif kind == 2:
             yield text[:at].encode()
         elif kind == 3:
-            other = luck.randrange(len(lines))
+            other = rng.randrange(len(lines))
             made = list(lines)
             made[line], made[other] = made[other], made[line]
             yield "".join(made).encode()
         elif kind == 4:
-            indented = luck.choice(
+            indented = rng.choice(
                 [" " + lines[line], lines[line][1:], "\t" + lines[line], lines[line] * 2]
             )
             yield "".join([*lines[:line], indented, *lines[line + 1 :]]).encode()
         else:
             yield (
                 text[:at].encode()
-                + luck.choice([b"\xff", b"\xed\xa0\x80", b"\xc3"])
+                + rng.choice([b"\xff", b"\xed\xa0\x80", b"\xc3"])
                 + text[at:].encode()
             )

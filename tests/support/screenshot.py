@@ -35,7 +35,7 @@ async def main() -> None:
                 Path(folder), upstreams, policy=policy, console={"token": "CONSOLE_TOKEN"}
             ) as running:
                 traffic = some_traffic(RECORDS, policy, until_ms=now * 1_000, days=1.1)
-                await pour(running.desk.store, policy, traffic)
+                await pour(running.services.store, policy, traffic)
                 _save(await _picture(running.url))
 
 

@@ -23,40 +23,40 @@ TENANTS = ("north", "south", "eu", None)
 TASKS = (None, None, None, "coding", "triage", "review")
 
 
-def _facts(luck: random.Random, policy: Policy) -> Facts:
-    tokens = int(luck.lognormvariate(4.6, 1.3)) + 4
-    hard = luck.random() < 0.18
+def _facts(rng: random.Random, policy: Policy) -> Facts:
+    tokens = int(rng.lognormvariate(4.6, 1.3)) + 4
+    hard = rng.random() < 0.18
     return Facts(
         now=policy.issued_at,
         signed=Signed(
-            tier=luck.choices(policy.tiers, (6, 3, 1)[: len(policy.tiers)])[0],
-            tenant=luck.choice(TENANTS),
-            data_classes=luck.choices(((), ("pii",), ("phi",)), (90, 6, 4))[0],
+            tier=rng.choices(policy.tiers, (6, 3, 1)[: len(policy.tiers)])[0],
+            tenant=rng.choice(TENANTS),
+            data_classes=rng.choices(((), ("pii",), ("phi",)), (90, 6, 4))[0],
         ),
         measured=Measured(
             input_bytes=tokens * 4,
             input_tokens=tokens,
             max_input_tokens=tokens * 5,
             keywords=("prove",) if hard else (),
-            needs=luck.choices(((), ("json",), ("tools",)), (80, 12, 8))[0],
+            needs=rng.choices(((), ("json",), ("tools",)), (80, 12, 8))[0],
         ),
-        declared=Declared(interactive=luck.random() < 0.85, task=luck.choice(TASKS)),
+        declared=Declared(interactive=rng.random() < 0.85, task=rng.choice(TASKS)),
     )
 
 
-def _proposal(luck: random.Random, compiled: CompiledPolicy, facts: Facts) -> Proposal | None:
-    if luck.random() < 0.12:
+def _proposal(rng: random.Random, compiled: CompiledPolicy, facts: Facts) -> Proposal | None:
+    if rng.random() < 0.12:
         return None
-    if luck.random() < 0.07:
-        return Proposal(model=luck.choice(list(compiled.models)))
+    if rng.random() < 0.07:
+        return Proposal(model=rng.choice(list(compiled.models)))
     model = decide(compiled, facts).model
     return Proposal(model=model) if model is not None else None
 
 
-def _shape(luck: random.Random, compiled: CompiledPolicy, digest: str) -> DecisionRecord:
+def _shape(rng: random.Random, compiled: CompiledPolicy, digest: str) -> DecisionRecord:
     policy = compiled.policy
-    facts = _facts(luck, policy)
-    proposal = _proposal(luck, compiled, facts)
+    facts = _facts(rng, policy)
+    proposal = _proposal(rng, compiled, facts)
     decision = decide(compiled, facts, proposal)
     record = DecisionRecord(
         id="",
@@ -64,10 +64,10 @@ def _shape(luck: random.Random, compiled: CompiledPolicy, digest: str) -> Decisi
         verdict=decision.verdict,
         reason=decision.reason,
         http_status=200 if decision.model else 403,
-        subject=f"{luck.getrandbits(96):024x}",
+        subject=f"{rng.getrandbits(96):024x}",
         tenant=facts.signed.tenant,
         tier=facts.signed.tier,
-        account=luck.choice(ACCOUNTS),
+        account=rng.choice(ACCOUNTS),
         manifest_version=policy.version,
         manifest_digest=digest,
         facts=facts,
@@ -80,10 +80,10 @@ def _shape(luck: random.Random, compiled: CompiledPolicy, digest: str) -> Decisi
     if decision.model is None:
         return record
     usage = Usage(
-        input_tokens=facts.measured.input_tokens, output_tokens=int(luck.lognormvariate(5, 0.9))
+        input_tokens=facts.measured.input_tokens, output_tokens=int(rng.lognormvariate(5, 0.9))
     )
-    failing: AttemptOutcome = luck.choice(("server_error", "timeout", "rate_limited"))
-    fails = len(decision.chain) > 1 and luck.random() < 0.02
+    failing: AttemptOutcome = rng.choice(("server_error", "timeout", "rate_limited"))
+    fails = len(decision.chain) > 1 and rng.random() < 0.02
     attempts = [
         Attempt(model=name, provider=compiled.models[name].provider, outcome=outcome)
         for name, outcome in zip(
@@ -99,18 +99,18 @@ def _shape(luck: random.Random, compiled: CompiledPolicy, digest: str) -> Decisi
         usage=usage,
         cost_nusd=bill(answered.price, usage),
         baseline_cost_nusd=bill(best.price, usage),
-        streamed=luck.random() < 0.8,
+        streamed=rng.random() < 0.8,
     )
 
 
 def _timed(
-    shape: DecisionRecord, luck: random.Random, compiled: CompiledPolicy, at_ms: int
+    shape: DecisionRecord, rng: random.Random, compiled: CompiledPolicy, at_ms: int
 ) -> DecisionRecord:
     attempts: list[Attempt] = []
     begins = sum(shape.steps_ms.values())
     for attempt in shape.attempts:
         model = compiled.models[attempt.model]
-        ttft = model.ttft_prior_ms * luck.lognormvariate(0, 0.3)
+        ttft = model.ttft_prior_ms * rng.lognormvariate(0, 0.3)
         tokens = shape.usage.output_tokens if shape.usage else 0
         whole = ttft + tokens / model.tokens_per_s_prior * 1_000
         is_ok = attempt.outcome == "ok"
@@ -130,7 +130,7 @@ def _timed(
         steps["settle"] = 0.21
     return structs.replace(
         shape,
-        id=decision_id(at_ms, luck.getrandbits(74)),
+        id=decision_id(at_ms, rng.getrandbits(74)),
         at_ms=at_ms,
         attempts=tuple(attempts),
         steps_ms=steps,
@@ -143,14 +143,14 @@ def some_traffic(
     count: int, policy: Policy, *, until_ms: int, days: float = 7, seed: int = 7
 ) -> Iterator[DecisionRecord]:
     """Give ``count`` records of the last ``days``, oldest first, busier by day than by night."""
-    luck = random.Random(seed)
+    rng = random.Random(seed)
     compiled = compile_policy(policy)
     digest = policy_digest(policy)
-    shapes = [_shape(luck, compiled, digest) for _ in range(min(SHAPES, count))]
+    shapes = [_shape(rng, compiled, digest) for _ in range(min(SHAPES, count))]
     span = days * DAY_MS
-    places = (luck.random() ** 0.9 for _ in range(count))
+    places = (rng.random() ** 0.9 for _ in range(count))
     for place in sorted(places):
-        yield _timed(luck.choice(shapes), luck, compiled, until_ms - int((1 - place) * span))
+        yield _timed(rng.choice(shapes), rng, compiled, until_ms - int((1 - place) * span))
 
 
 def policy_digest(policy: Policy) -> str:

@@ -23,8 +23,8 @@ from waypost.validator.config import ValidatorConfig
 from waypost.validator.http.server_protocol import GuardedProtocol
 from waypost.validator.ledger import scope_of
 from waypost.validator.routes.app import create_app
-from waypost.validator.services import Desk
-from waypost.validator.startup.assembly import open_desk
+from waypost.validator.services import Services
+from waypost.validator.startup.assembly import open_services
 
 OPERATOR_TOKEN = "operator-0123456789abcdef"
 ENVIRONMENT = {"ACME_KEY": "sk-acme-secret", "CONSOLE_TOKEN": OPERATOR_TOKEN}
@@ -46,7 +46,7 @@ class Running:
     """A running validator, and a client of it."""
 
     url: str
-    desk: Desk
+    services: Services
     app: App
     publisher: Publisher
     client: httpx.AsyncClient
@@ -85,7 +85,7 @@ class Running:
 
     async def record_of(self, record_id: str) -> DecisionRecord:
         for _ in range(500):
-            record = await self.desk.records.get(record_id)
+            record = await self.services.records.get(record_id)
             if record is not None:
                 return record
             await asyncio.sleep(0.01)
@@ -104,7 +104,7 @@ class Running:
         """Return what the account has spent in all, and what is still held."""
         limit = SpendLimit(window="total", limit_nusd=10**15)
         scope = scope_of(f"account:{account}", (limit,))
-        (balance,) = await self.desk.ledger.balances((scope,), now=int(self.clock()))
+        (balance,) = await self.services.ledger.balances((scope,), now=int(self.clock()))
         return balance.spent_nusd, balance.reserved_nusd
 
 
@@ -184,16 +184,16 @@ async def running_validator(
         url=None, channel="prod", root=publisher.root, cache=config.manifest.cache
     )
     keeper.accept(bundle, etag=None)
-    desks: list[Desk] = []
+    all_services: list[Services] = []
 
     @asynccontextmanager
-    async def opening() -> AsyncGenerator[Desk]:
-        async with open_desk(config, environment=environment, clock=clock) as desk:
-            desks.append(desk)
-            yield desk
+    async def opening() -> AsyncGenerator[Services]:
+        async with open_services(config, environment=environment, clock=clock) as services:
+            all_services.append(services)
+            yield services
 
     async with (
         serving(create_app(opening)) as url,
         httpx.AsyncClient(base_url=url, timeout=20) as client,
     ):
-        yield Running(url, desks[0], app, publisher, client, clock)
+        yield Running(url, all_services[0], app, publisher, client, clock)

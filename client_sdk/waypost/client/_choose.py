@@ -10,7 +10,7 @@ from zlib import crc32
 
 from msgspec import Struct, structs
 
-from waypost.client._latency import EJECTED, Book, two_choices
+from waypost.client._latency import EJECTED, LatencyTracker, two_choices
 from waypost.shared.contracts import Endpoint, Facts, Route
 from waypost.shared.decision.compiled import CompiledPolicy
 from waypost.shared.decision.costs import cost_estimate_nusd, expected_output
@@ -125,10 +125,10 @@ class Choice(Struct, frozen=True, kw_only=True, eq=False):
         )
 
 
-class _Field:
+class _CandidateStats:
     """The candidates of one plan, with all that does not depend on the moment."""
 
-    __slots__ = ("answer_ms", "merits", "places", "providers", "ttft_ms", "waits")
+    __slots__ = ("answer_ms", "indices", "merits", "providers", "ttft_ms", "waits")
 
     def __init__(
         self,
@@ -136,12 +136,12 @@ class _Field:
         route: Route,
         names: tuple[str, ...],
         usage: Usage,
-        ways_ms: Mapping[str, float],
+        rtts_ms: Mapping[str, float],
     ) -> None:
         models = [policy.models[name] for name in names]
         self.providers = [model.provider for model in models]
-        self.places = {name: place for place, name in enumerate(names)}
-        self.ttft_ms = [policy.ttft_ms[model.id] + ways_ms[model.region] for model in models]
+        self.indices = {name: index for index, name in enumerate(names)}
+        self.ttft_ms = [policy.ttft_ms[model.id] + rtts_ms[model.region] for model in models]
         self.answer_ms = [usage.output_tokens * 1_000 / policy.tokens_per_s[name] for name in names]
         self.waits = [a + b for a, b in zip(self.ttft_ms, self.answer_ms, strict=True)]
         costs = [bill(model.price, usage) for model in models]
@@ -157,13 +157,15 @@ class _Field:
 class Chooser:
     """One manifest, ready to choose from."""
 
-    def __init__(self, policy: CompiledPolicy, book: Book, draw: Callable[[], float]) -> None:
+    def __init__(
+        self, policy: CompiledPolicy, tracker: LatencyTracker, rng: Callable[[], float]
+    ) -> None:
         self.policy = policy
-        self._book = book
-        self._draw = draw
+        self._tracker = tracker
+        self._rng = rng
         self._routes = {route.name: route for route in policy.policy.routes}
-        self._fields: dict[tuple[object, ...], _Field] = {}
-        self._ways: dict[str | None, tuple[int, dict[str, float], tuple[float, ...]]] = {}
+        self._stats: dict[tuple[object, ...], _CandidateStats] = {}
+        self._rtts: dict[str | None, tuple[int, dict[str, float], tuple[float, ...]]] = {}
         self._regions = sorted({model.region for model in policy.policy.models})
 
     def pick(
@@ -182,7 +184,7 @@ class Chooser:
             picked = self._fastest(route, names, facts, now_s)
             if picked is not None:
                 return picked
-        ejected = self._book.is_ejected
+        ejected = self._tracker.is_ejected
         first = decision.chain[0]
         good = [name for name in decision.chain if not ejected(name, now_s)]
         if good:
@@ -196,18 +198,18 @@ class Chooser:
     def _fastest(
         self, route: Route, names: tuple[str, ...], facts: Facts, now_s: float
     ) -> tuple[str, str | None, ChoiceReason] | None:
-        field = self._field(route, names, facts)
-        waits = field.waits.copy()
-        out = self._book.update(waits, field.places, field.ttft_ms, field.answer_ms, now_s)
+        stats = self._stats_of(route, names, facts)
+        waits = stats.waits.copy()
+        out = self._tracker.update(waits, stats.indices, stats.ttft_ms, stats.answer_ms, now_s)
         if out == len(names):
             return None
         best = min(waits)
         if route.optimize == "latency":
             limit = best * NEAR
-            near = [place for place, wait in enumerate(waits) if wait <= limit]
+            near = [index for index, wait in enumerate(waits) if wait <= limit]
         else:
-            near = _near_balanced(route, field.merits, waits, best)
-        picked, other = two_choices(near, waits, field.waits, field.providers, self._draw)
+            near = _near_balanced(route, stats.merits, waits, best)
+        picked, other = two_choices(near, waits, stats.waits, stats.providers, self._rng)
         second = None if other is None else names[other]
         if picked == 0:
             return names[0], second, "policy_order"
@@ -215,27 +217,27 @@ class Chooser:
             return names[picked], second, "others_failing"
         return names[picked], second, "faster" if waits[picked] < waits[0] else "spread"
 
-    def _field(self, route: Route, names: tuple[str, ...], facts: Facts) -> _Field:
+    def _stats_of(self, route: Route, names: tuple[str, ...], facts: Facts) -> _CandidateStats:
         # Sizes as powers of two, as in the engine: few fields serve all requests.
         size_in = _roughly(facts.measured.input_tokens)
         size_out = _roughly(expected_output(self.policy.policy, facts))
         region = facts.signed.region
-        learnt, ways_ms, ways = self._ways.get(region) or self._look_at_ways(region)
-        if learnt != self._book.ways_learnt:
-            _, ways_ms, ways = self._look_at_ways(region)
-        key = (route.name, names, size_in, size_out, ways)
-        field = self._fields.get(key)
-        if field is None:
-            if len(self._fields) >= MEMO_ENTRIES:
-                self._fields.clear()
+        learnt, rtts_ms, rtts = self._rtts.get(region) or self._look_at_rtts(region)
+        if learnt != self._tracker.rtts_learnt:
+            _, rtts_ms, rtts = self._look_at_rtts(region)
+        key = (route.name, names, size_in, size_out, rtts)
+        stats = self._stats.get(key)
+        if stats is None:
+            if len(self._stats) >= MEMO_ENTRIES:
+                self._stats.clear()
             usage = Usage(input_tokens=size_in, output_tokens=size_out)
-            field = self._fields[key] = _Field(self.policy, route, names, usage, ways_ms)
-        return field
+            stats = self._stats[key] = _CandidateStats(self.policy, route, names, usage, rtts_ms)
+        return stats
 
-    def _look_at_ways(self, region: str | None) -> tuple[int, dict[str, float], tuple[float, ...]]:
-        learnt, way_ms = self._book.ways_learnt, self._book.way_ms
-        ways_ms = {there: way_ms(region, there) for there in self._regions}
-        found = self._ways[region] = (learnt, ways_ms, tuple(ways_ms.values()))
+    def _look_at_rtts(self, region: str | None) -> tuple[int, dict[str, float], tuple[float, ...]]:
+        learnt, rtt_ms = self._tracker.rtts_learnt, self._tracker.rtt_ms
+        rtts_ms = {there: rtt_ms(region, there) for there in self._regions}
+        found = self._rtts[region] = (learnt, rtts_ms, tuple(rtts_ms.values()))
         return found
 
     # ── what to expect, and what came of it ────────────────────────────────────────────────────
@@ -243,17 +245,17 @@ class Chooser:
     def expected_ttft_ms(self, model: str, region: str | None) -> float:
         """Return the time to first token of ``model`` from ``region``, but for its last waits."""
         there = self.policy.models[model].region
-        return self.policy.ttft_ms[model] + self._book.way_ms(region, there)
+        return self.policy.ttft_ms[model] + self._tracker.rtt_ms(region, there)
 
     def predicted_ms(self, model: str, facts: Facts, now_s: float) -> tuple[float, float]:
         """Return the times to expect until the first and until the last token of ``model``."""
         expected_ms = self.expected_ttft_ms(model, facts.signed.region)
-        track = self._book.tracks.get(model)
+        estimate = self._tracker.estimates.get(model)
         answer_ms = self._answer_ms(model, expected_output(self.policy.policy, facts))
-        if track is None:
+        if estimate is None:
             return expected_ms, expected_ms + answer_ms
-        ttft_ms = track.wait_ms(expected_ms, now_s)
-        return ttft_ms, ttft_ms + answer_ms * track.pace_now(now_s)
+        ttft_ms = estimate.ttft_ms(expected_ms, now_s)
+        return ttft_ms, ttft_ms + answer_ms * estimate.tpot_ratio_now(now_s)
 
     def _answer_ms(self, model: str, tokens: int) -> float:
         return tokens * 1_000 / self.policy.tokens_per_s[model]
@@ -261,8 +263,8 @@ class Chooser:
     def waited(self, model: str, ms: float, *, region: str | None, now_s: float) -> None:
         """Learn the time to first token of ``model``, as seen from ``region``."""
         expected_ms = self.expected_ttft_ms(model, region)
-        self._book.observe(model, ms, expected_ms=expected_ms, now_s=now_s)
-        self._book.observe_way(self.policy.models[model].region, ms - self.policy.ttft_ms[model])
+        self._tracker.observe(model, ms, expected_ms=expected_ms, now_s=now_s)
+        self._tracker.observe_rtt(self.policy.models[model].region, ms - self.policy.ttft_ms[model])
 
     def took(
         self,
@@ -282,13 +284,13 @@ class Chooser:
         """
         answer_ms = self._answer_ms(model, tokens)
         if ttft_ms is not None:
-            self._book.observe_pace(model, (ms - ttft_ms) / answer_ms, now_s)
+            self._tracker.observe_tpot(model, (ms - ttft_ms) / answer_ms, now_s)
             return
         # One time for two unknowns: both were as much slower as the whole was.
         expected_ms = self.expected_ttft_ms(model, region)
         ratio = ms / (expected_ms + answer_ms)
-        self._book.observe(model, expected_ms * ratio, expected_ms=expected_ms, now_s=now_s)
-        self._book.observe_pace(model, ratio, now_s)
+        self._tracker.observe(model, expected_ms * ratio, expected_ms=expected_ms, now_s=now_s)
+        self._tracker.observe_tpot(model, ratio, now_s)
 
 
 def _roughly(tokens: int) -> int:
@@ -299,15 +301,15 @@ def _roughly(tokens: int) -> int:
 
 def _near_balanced(route: Route, merits: list[float], waits: list[float], best: float) -> list[int]:
     weights = route.weights
-    open_ = [place for place, wait in enumerate(waits) if wait != EJECTED]
-    span = max(waits[place] for place in open_) - best or 1.0
+    open_ = [index for index, wait in enumerate(waits) if wait != EJECTED]
+    span = max(waits[index] for index in open_) - best or 1.0
     scores = {
-        place: merits[place] + weights.latency * (waits[place] - best) * 1_000 / span
-        for place in open_
+        index: merits[index] + weights.latency * (waits[index] - best) * 1_000 / span
+        for index in open_
     }
     limit = min(scores.values())
     limit += NEAR_BALANCED * (weights.cost + weights.latency + weights.quality)
-    return [place for place, score in scores.items() if score <= limit]
+    return [index for index, score in scores.items() if score <= limit]
 
 
 # ── endpoints ──────────────────────────────────────────────────────────────────────────────────

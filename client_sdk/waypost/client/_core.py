@@ -16,7 +16,7 @@ from msgspec import structs
 from waypost.client._choose import Choice, Chooser, Freshness, base_of, endpoint_order
 from waypost.client._events import Event, EventHook, FactsElsewhere, Refreshed
 from waypost.client._facts import Said, current_facts, current_session, merge
-from waypost.client._latency import Book
+from waypost.client._latency import LatencyTracker
 from waypost.client._network import Network, RetryBudget
 from waypost.client._refresh import Refresher
 from waypost.client._sessions import Sessions
@@ -110,17 +110,17 @@ class Core:
         on_event: EventHook | None = None,
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
-        draw: Callable[[], float] = random.random,
+        rng: Callable[[], float] = random.random,
     ) -> None:
         self.now = now
         self.monotonic = monotonic
-        self._draw = draw
+        self._rng = rng
         self._source = source
         self._declared = merge(Declared(), declared)
-        self.models = Book(eject_after=EJECT_MODEL_AFTER, draw=draw)
-        self.endpoints = Book(
+        self.models = LatencyTracker(eject_after=EJECT_MODEL_AFTER, rng=rng)
+        self.endpoints = LatencyTracker(
             eject_after=EJECT_ENDPOINT_AFTER,
-            draw=draw,
+            rng=rng,
             tau_s=ENDPOINT_TAU_S,
             gross=float("inf"),  # a first answer's time has handshakes in it
         )
@@ -133,7 +133,7 @@ class Core:
         self._raced_s = float("-inf")
         self.sessions = Sessions()
         self._base = None if base_url is None else base_of(base_url)
-        self._seed = str(draw())
+        self._seed = str(rng())
         # What callers may send to; nothing else ever sees a token.
         self._bases: tuple[str, ...] = (self._base or PLACEHOLDER,)
         self._snapshot: _Snapshot | None = None
@@ -146,7 +146,7 @@ class Core:
             # and fails on a module that another thread is still importing.
             import_module("httpx")
             self._refresher = Refresher(
-                self.refresh, interval_s=refresh_interval_s, monotonic=monotonic, draw=draw
+                self.refresh, interval_s=refresh_interval_s, monotonic=monotonic, rng=rng
             )
         self.after_fork: list[Callable[[], None]] = []
         source.load()
@@ -244,12 +244,12 @@ class Core:
         if before is not None and before.manifest is manifest:
             before.freshness = freshness
             return
-        chooser = Chooser(manifest.compiled, self.models, self._draw)
+        chooser = Chooser(manifest.compiled, self.models, self._rng)
         self._snapshot = _Snapshot(manifest, chooser, freshness)
         # Those of earlier manifests stay: a client made then still sends to them.
         bases = {*self._bases, *(base_of(endpoint.url) for endpoint in manifest.policy.endpoints)}
         self._bases = tuple(sorted(bases, key=len, reverse=True))
-        self.models.forget(self.models.tracks.keys() - manifest.compiled.models.keys())
+        self.models.forget(self.models.estimates.keys() - manifest.compiled.models.keys())
 
     def heard_of(self, version: int) -> None:
         """Learn that a manifest of ``version`` exists."""
@@ -258,7 +258,7 @@ class Core:
 
     def network_changed(self) -> None:
         """Forget what was learned of endpoints, and ask for the manifest now."""
-        self.endpoints.forget(self.endpoints.tracks)
+        self.endpoints.forget(self.endpoints.estimates)
         self.network.forget()
         if self._refresher is not None:
             self._refresher.wake(at_once=True)
@@ -305,7 +305,7 @@ class Core:
         return snapshot is not None and model in snapshot.chooser.policy.models
 
     def _chooser_of(self, model: str) -> Chooser | None:
-        # None for what the manifest does not list: an answer must not make tracks without end.
+        # None for what the manifest does not list: an answer must not make estimates without end.
         snapshot = self._snapshot
         if snapshot is None or model not in snapshot.chooser.policy.models:
             return None
@@ -363,8 +363,8 @@ class Core:
         now_s = self.monotonic()
         if len(targets) < 2 or now_s - self._raced_s < RACE_GAP_S:
             return False
-        track = self.endpoints.tracks.get(targets[0])
-        if track is not None and now_s - track.at_s < DOUBT_S:
+        estimate = self.endpoints.estimates.get(targets[0])
+        if estimate is not None and now_s - estimate.at_s < DOUBT_S:
             return False
         self._raced_s = now_s
         return True
@@ -453,7 +453,7 @@ class Core:
         *,
         without_claims: str,
     ) -> Choice:
-        """Return the choice. Pure, but for reading two clocks and the latency book.
+        """Return the choice. Pure, but for reading two clocks and the latency tracker.
 
         Args:
             without_claims: the reason to give when there are no ``claims``.
@@ -518,10 +518,10 @@ class Core:
     def targets(self, region: str | None) -> tuple[str, ...]:
         """Return the bases to try, best first: the caller's region, the near ones, the failing."""
         ordered = self._ordered(region)
-        if len(ordered) < 2 or not self.endpoints.tracks:
+        if len(ordered) < 2 or not self.endpoints.estimates:
             return tuple(base for _, base in ordered)
-        now_s, book = self.monotonic(), self.endpoints
-        waits = {base: book.wait_ms(base, ENDPOINT_MS, now_s) for _, base in ordered}
+        now_s, tracker = self.monotonic(), self.endpoints
+        waits = {base: tracker.ttft_ms(base, ENDPOINT_MS, now_s) for _, base in ordered}
         nearest: dict[int, float] = {}
         for rank, base in ordered:
             nearest[rank] = min(nearest.get(rank, waits[base]), waits[base])
@@ -529,7 +529,7 @@ class Core:
         def place(ranked: tuple[int, str]) -> tuple[bool, int, bool]:
             rank, base = ranked
             far = waits[base] > nearest[rank] * NEAR_TIMES + NEAR_MS
-            return book.is_ejected(base, now_s), rank, far
+            return tracker.is_ejected(base, now_s), rank, far
 
         # Sorting is stable: of those that are as near, a client keeps to the one that it has.
         return tuple(base for _, base in sorted(ordered, key=place))

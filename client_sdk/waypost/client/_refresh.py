@@ -47,7 +47,7 @@ class Refresher:
         *,
         interval_s: float,
         monotonic: Callable[[], float],
-        draw: Callable[[], float],
+        rng: Callable[[], float],
     ) -> None:
         """Args:
         refresh: asks once; whether that went well. Must not raise.
@@ -55,7 +55,7 @@ class Refresher:
         self._refresh = refresh
         self._interval_s = interval_s
         self._monotonic = monotonic
-        self._draw = draw
+        self._rng = rng
         self._used_s = 0.0
         self._refreshed_s = float("-inf")
         self._thread: threading.Thread | None = None
@@ -98,7 +98,7 @@ class Refresher:
         while not self._stopped:
             failures = 0 if self._refreshed() else failures + 1
             self._refreshed_s = self._monotonic()
-            delay_s = next_delay_s(failures, interval_s=self._interval_s, chance=self._draw())
+            delay_s = next_delay_s(failures, interval_s=self._interval_s, chance=self._rng())
             self._wake.wait(delay_s)
             self._wake.clear()
             with self._lock:

@@ -9,7 +9,7 @@ from waypost.shared.contracts import SpendLimit
 from waypost.shared.errors import StoreError
 from waypost.validator.config import ConfigError, load_config
 from waypost.validator.config.callers import PseudonymConfig, load_pseudonym_key
-from waypost.validator.startup.assembly import open_desk
+from waypost.validator.startup.assembly import open_services
 
 GOOD = """\
 audience: https://validator.example
@@ -132,7 +132,7 @@ async def test_a_key_that_cannot_be_one_is_named_by_its_variable_only(
     config = load_config(written(tmp_path))
 
     with pytest.raises(ConfigError, match="ACME_KEY") as error:
-        async with open_desk(config, environment={"ACME_KEY": key}):
+        async with open_services(config, environment={"ACME_KEY": key}):
             pass
 
     assert "sk-" not in error.value.message
@@ -141,7 +141,7 @@ async def test_a_key_that_cannot_be_one_is_named_by_its_variable_only(
 @pytest.mark.anyio
 async def test_a_trusted_root_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"root\.json"):
-        async with open_desk(load_config(written(tmp_path)), environment={"ACME_KEY": "k"}):
+        async with open_services(load_config(written(tmp_path)), environment={"ACME_KEY": "k"}):
             pass
 
 

@@ -67,7 +67,7 @@ def test_a_decision_appears_while_one_looks(visit: Visit, console: Console) -> N
     now_ms = int(console.running.clock() * 1_000)
 
     console.run(
-        fill(console.running.desk.store, a_record(7_001, at_ms=now_ms, account="<b>while</b>"))
+        fill(console.running.services.store, a_record(7_001, at_ms=now_ms, account="<b>while</b>"))
     )
 
     expect(page.locator("tbody tr").first).to_contain_text("<b>while</b>")
@@ -158,7 +158,7 @@ def test_a_report_meets_wcag_aa_and_fits_a_phone(
     path = tmp_path / "report.html"
     app = typer.Typer()
     report_cli.register(app)
-    records = console.running.desk.config.records.path
+    records = console.running.services.config.records.path
     arguments = ["--db", str(records), "--html", str(path)]
     # It runs a loop of its own, which a thread that drives a browser has already.
     written = console.run(asyncio.to_thread(lambda: CliRunner().invoke(app, arguments)))

@@ -36,7 +36,7 @@ def operator(console: Console) -> Generator[httpx.Client]:
 
 
 def _write(console: Console, *records: DecisionRecord) -> None:
-    console.run(fill(console.running.desk.store, *records))
+    console.run(fill(console.running.services.store, *records))
 
 
 def _now_ms() -> int:
@@ -116,7 +116,7 @@ def test_a_decision_shows_how_it_was_rated_and_what_it_repeats(
     again = a_record(9_302, at_ms=_now_ms(), repeats=first.id, trace_id="4bf92f35" * 4)
     _write(console, first, again)
     rating = Feedback(rating="bad", cause="incomplete", at_ms=_now_ms())
-    console.run(console.running.desk.store.put_feedback(again, rating))
+    console.run(console.running.services.store.put_feedback(again, rating))
 
     page = operator.get(f"/console/decisions/{again.id}").text
 
@@ -214,7 +214,7 @@ def test_a_store_that_is_down_takes_one_page_and_not_the_others(
     async def broken(*_: object, **__: object) -> None:
         raise StoreError("/secret/records.sqlite cannot be read", code="records_unavailable")
 
-    monkeypatch.setattr(console.running.desk.store, "stats", broken)
+    monkeypatch.setattr(console.running.services.store, "stats", broken)
 
     answer = operator.get("/console/decisions")
 
@@ -283,7 +283,7 @@ def test_a_page_that_showed_nothing_gets_what_came_before_it_followed(
 def test_no_decision_comes_twice_when_the_store_was_away(
     operator: httpx.Client, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, polls = console.running.desk.store, Event()
+    store, polls = console.running.services.store, Event()
 
     async def broken(*_: object, **__: object) -> None:
         polls.set()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.wires import message, message_events
 from waypost.shared.money import Usage
 from waypost.shared.requests.apis import decode
-from waypost.validator.dialects.adapter import Asked, UntranslatableError
+from waypost.validator.dialects.adapter import InboundRequest, UntranslatableError
 from waypost.validator.dialects.providers import DIALECTS, Dialect, anthropic, gemini, openai
 from waypost.validator.dialects.translation import CALLERS, CallerSide, Translated, chat, messages
 from waypost.validator.dialects.translation.neutral import (
@@ -41,9 +41,9 @@ BODIES: dict[str, bytes] = {
 few = settings(max_examples=40)
 
 
-def asked(endpoint: str, body: bytes | None = None) -> Asked:
+def asked(endpoint: str, body: bytes | None = None) -> InboundRequest:
     body = body or BODIES[endpoint]
-    return Asked(endpoint, decode(endpoint, body), body, id="1", now=7)
+    return InboundRequest(endpoint, decode(endpoint, body), body, id="1", now=7)
 
 
 # ── strategies ─────────────────────────────────────────────────────────────────────────────────
@@ -321,11 +321,11 @@ def test_a_translated_stream_is_the_same_however_the_network_cuts_it(
     endpoint: str, places: list[int]
 ) -> None:
     stream = b"".join(message_events(message("Gr\u00fc\u00dfe aus Oslo.", thinking="Hm.")))
-    speech = Translated(
+    adapter = Translated(
         endpoint, anthropic, name="x", max_tokens_field="max_tokens", refuses=frozenset()
     )
     edges = [0, *sorted(place % len(stream) for place in places), len(stream)]
-    reader, whole = speech.reader(asked(endpoint)), speech.reader(asked(endpoint))
+    reader, whole = adapter.reader(asked(endpoint)), adapter.reader(asked(endpoint))
 
     pieces = b"".join(reader.feed(stream[a:b]) for a, b in pairwise(edges))
 

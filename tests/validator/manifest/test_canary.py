@@ -26,7 +26,7 @@ from waypost.validator.ledger import scope_of
 from waypost.validator.manifest.canary import CANARY, Tally, shadow_of, worse
 from waypost.validator.records import RecordFilter, SqliteRecordStore
 from waypost.validator.telemetry.counts import encode
-from waypost.validator.telemetry.workers import Siblings
+from waypost.validator.telemetry.workers import Workers
 
 pytestmark = pytest.mark.anyio
 
@@ -55,12 +55,12 @@ async def _on_trial(
             version=version,
             issuers=Issuers(channel="next", version=1, issued_at=int(time.time())),
         )
-        settings = validator.desk.config.candidate
+        settings = validator.services.config.candidate
         assert settings is not None
         ManifestKeeper(url=None, channel="next", root=publisher.root, cache=settings.cache).accept(
             bundle, etag=None
         )
-        await validator.desk.refresh()
+        await validator.services.refresh()
         yield validator
 
 
@@ -109,8 +109,8 @@ async def test_a_shadow_that_takes_long_to_measure_does_so_off_the_loop(
     async with _on_trial(tmp_path, acme, shadow_share=1) as validator:
         await validator.record(await validator.chat())
         # As one is that reads meaning: that is an extra, which not everybody installs.
-        assert validator.desk.candidate is not None
-        trial = validator.desk.candidate.serving
+        assert validator.services.candidate is not None
+        trial = validator.services.candidate.active
         assert trial is not None
         monkeypatch.setattr(trial.compiled.reader, "is_slow", True)
         record = await validator.record(await validator.chat())
@@ -123,10 +123,10 @@ async def test_a_candidate_of_another_root_is_no_candidate(tmp_path: Path, acme:
     async with running_validator(
         tmp_path, {"acme": acme}, candidate={"channel": "next", "shadow_share": 1}
     ) as validator:
-        settings = validator.desk.config.candidate
+        settings = validator.services.config.candidate
         assert settings is not None
         settings.cache.write_bytes(b'{"format":"tuf-bundle/1","files":{}}')
-        await validator.desk.refresh()
+        await validator.services.refresh()
         record = await validator.record(await validator.chat())
     assert record.shadow is None
 
@@ -142,11 +142,11 @@ async def test_a_candidate_without_any_provider_here_is_not_on_trial(
     )
     async with _on_trial(tmp_path, acme, elsewhere, **_canary(share=1.0)) as validator:
         answer = await validator.chat()
-        await validator.desk.refresh()
-        candidate = validator.desk.candidate
+        await validator.services.refresh()
+        candidate = validator.services.candidate
     assert answer.status_code == 200
     assert candidate is not None
-    assert candidate.serving is None
+    assert candidate.active is None
     told = [r.message for r in caplog.records if "candidate v2 refused" in r.message]
     assert len(told) == 1
     assert "far (of elsewhere)" in told[0]
@@ -163,7 +163,7 @@ def _sending(**changes: Any) -> dict[str, Any]:  # noqa: ANN401
 async def _shadow(validator: Running, response: httpx.Response) -> Shadow:
     """Return the shadow of the request that got ``response``, once it is over."""
     for _ in range(500):
-        record = await validator.desk.store.get(response.headers["x-request-id"])
+        record = await validator.services.store.get(response.headers["x-request-id"])
         if record is not None and record.shadow is not None:
             return record.shadow
         await asyncio.sleep(0.01)
@@ -179,7 +179,7 @@ async def test_a_shadow_may_be_sent_at_the_operators_cost_and_the_caller_learns_
         shadow = await _shadow(validator, answer)
         spent, reserved = await validator.spent()
         trial = scope_of("trial:next", (SpendLimit(window="total", limit_nusd=10**15),))
-        (paid,) = await validator.desk.ledger.balances((trial,), now=int(time.time()))
+        (paid,) = await validator.services.ledger.balances((trial,), now=int(time.time()))
         text = (await validator.client.get("/metrics")).text
     assert [seen.json["model"] for seen in acme.seen] == ["acme-small", "acme-large"]
     assert "traceparent" not in acme.seen[1].headers
@@ -190,7 +190,7 @@ async def test_a_shadow_may_be_sent_at_the_operators_cost_and_the_caller_learns_
     assert (spent, reserved) == (20 * 150 + 7 * 600, 0)
     assert parse_decision(answer.headers["waypost-decision"])["model"] == "small"
     assert 'waypost_shadow_sent_total{model="large",outcome="ok"} 1.0' in text
-    assert b"Four." not in b"".join(await validator.desk.store.bodies(RecordFilter(), limit=9))
+    assert b"Four." not in b"".join(await validator.services.store.bodies(RecordFilter(), limit=9))
 
 
 async def test_a_shadow_goes_nowhere_that_the_policy_in_force_forbids(
@@ -264,7 +264,7 @@ async def test_few_are_under_way_at_once_and_none_outlives_the_validator(
         looked_up = await validator.client.get(
             f"/v1/decisions/{first.headers['x-request-id']}", headers=validator.headers()
         )
-        config = validator.desk.config.records
+        config = validator.services.config.records
     assert second.not_sent == "busy"
     assert looked_up.status_code == 200
     store = SqliteRecordStore.open(config.path)
@@ -299,7 +299,7 @@ async def test_a_canary_serves_always_the_same_callers(tmp_path: Path, acme: Ups
             other = await validator.record(await validator.chat(sub=outside))
             assert (served.is_canary, served.model) == (True, "large")
             assert (other.is_canary, other.model) == (False, "small")
-        policy = await validator.desk.explained(served)
+        policy = await validator.services.explained(served)
     assert policy is not None
     assert policy.policy.channel == "next"
 
@@ -324,15 +324,15 @@ async def test_a_canary_that_costs_too_much_is_rolled_back_for_good(
         for _ in range(20):
             for caller in (inside, outside):
                 await validator.record(await validator.chat(sub=caller))
-        candidate = validator.desk.candidate
+        candidate = validator.services.candidate
         assert candidate is not None
-        candidate.judge(await validator.desk.all_counts())
+        candidate.judge(await validator.services.all_counts())
         assert candidate.rolled_back is not None
         assert candidate.rolled_back.startswith("cost: +1")
         back = await validator.chat(sub=inside)
         assert parse_decision(back.headers["waypost-decision"])["model"] == "small"
         # Another process, or this one after a restart, need not find out for itself.
-        await validator.desk.refresh()
+        await validator.services.refresh()
         candidate.rolled_back = None
         candidate.judge({})
         assert candidate.rolled_back is not None
@@ -346,19 +346,19 @@ async def test_workers_judge_by_what_all_of_them_have_seen(tmp_path: Path, acme:
         for _ in range(12):
             for caller in (inside, outside):
                 last = await validator.record(await validator.chat(sub=caller))
-        candidate, desk = validator.desk.candidate, validator.desk
+        candidate, services = validator.services.candidate, validator.services
         assert candidate is not None
-        candidate.judge(await desk.all_counts())
+        candidate.judge(await services.all_counts())
         assert candidate.rolled_back is None  # twelve of each are too few
 
         # Another worker has seen as many.
-        Siblings(desk.config.metrics.path).publish(encode(desk.counts.families))
-        candidate.judge(await desk.all_counts())
+        Workers(services.config.metrics.path).publish(encode(services.counts.families))
+        candidate.judge(await services.all_counts())
         assert candidate.rolled_back is not None
         # A request that began with the candidate of before counts in no trial of this one's.
-        desk.counts.families.clear()
+        services.counts.families.clear()
         candidate.note(structs.replace(last, is_canary=True, manifest_digest="before"))
-        assert set(desk.counts.families["trial"]) == {("before", "canary")}
+        assert set(services.counts.families["trial"]) == {("before", "canary")}
 
 
 async def test_a_canary_whose_requests_fail_is_rolled_back(tmp_path: Path, acme: Upstream) -> None:
@@ -380,9 +380,9 @@ async def test_a_canary_whose_requests_fail_is_rolled_back(tmp_path: Path, acme:
             assert broken.status_code != 200 == sound.status_code
             for answer in (broken, sound):
                 await validator.record(answer)
-        candidate = validator.desk.candidate
+        candidate = validator.services.candidate
         assert candidate is not None
-        candidate.judge(await validator.desk.all_counts())
+        candidate.judge(await validator.services.all_counts())
         # Once its breaker is open, requests are refused instead.
         assert (candidate.rolled_back or "").startswith(("failures: ", "refusals: "))
         assert (await validator.chat({**HELLO}, sub=inside)).status_code == 200

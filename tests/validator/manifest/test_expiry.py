@@ -12,7 +12,7 @@ from support.validator import OPERATOR_TOKEN, Running, running_validator, settin
 from waypost.edge.publishing.repository import LIFETIME_S
 from waypost.shared.errors import RefusalError, TrustError
 from waypost.shared.trust import ManifestKeeper
-from waypost.validator.startup.assembly import open_desk
+from waypost.validator.startup.assembly import open_services
 
 pytestmark = pytest.mark.anyio
 
@@ -75,7 +75,7 @@ async def test_the_log_says_it_once_a_day(
     )
     for ahead_s in (0, 30, DAY_S + 60, 4 * DAY_S + 60):
         validator.clock.ahead_s = ahead_s
-        await validator.desk.refresh()
+        await validator.services.refresh()
 
     told = [(r.levelname, r.message) for r in caplog.records if "signature of" in r.message]
     assert told == [
@@ -89,10 +89,10 @@ async def test_a_request_on_an_expired_manifest_is_told_to_publish_again(
     validator: Running,
 ) -> None:
     await sign(validator, targets=3_000)
-    validator.clock.ahead_s = 3_000 + validator.desk.config.manifest.grace_s + 60
+    validator.clock.ahead_s = 3_000 + validator.services.config.manifest.grace_s + 60
 
     with pytest.raises(RefusalError, match="publish again: waypost publish") as caught:
-        validator.desk.serving(validator.clock())
+        validator.services.active(validator.clock())
 
     assert caught.value.code == "manifest_expired"
 
@@ -103,17 +103,17 @@ async def test_one_that_starts_with_an_expired_manifest_does_not_say_to_try_agai
     publisher, app = Publisher(), App()
     (tmp_path / "root.json").write_bytes(publisher.root)
     config = settings(tmp_path, {"acme": {"base_url": "http://127.0.0.1:1"}})
-    async with open_desk(config, environment={}) as desk:
+    async with open_services(config, environment={}) as services:
         bundle = publisher.publish(issuers=app.issuers(), lifetime_s={**LIFETIME_S, "targets": -1})
         with pytest.raises(TrustError):
-            desk.keeper.accept(bundle, etag=None)
-        await desk.take_over()
+            services.keeper.accept(bundle, etag=None)
+        await services.take_over()
 
         with pytest.raises(RefusalError, match="expired: publish again: waypost publish") as caught:
-            desk.serving(desk.clock())
+            services.active(services.clock())
 
     assert caught.value.code == "manifest_expired"
-    assert isinstance(desk.keeper, ManifestKeeper)
+    assert isinstance(services.keeper, ManifestKeeper)
 
 
 async def test_the_console_shows_what_lapses(validator: Running) -> None:

@@ -299,7 +299,7 @@ async def test_a_limit_says_nothing_about_health(tmp_path: Path, acme: Upstream)
     async with running_validator(tmp_path, {"acme": acme}) as validator:
         for _ in range(20):
             await validator.chat(models=("small",))
-        breakers = validator.desk.upstreams["acme"].opened
+        breakers = validator.services.upstreams["acme"].opened
         response = await validator.chat(models=("small",))
 
     assert not breakers

@@ -272,13 +272,13 @@ async def test_a_long_rest_is_kept_only_while_there_is_somewhere_else_to_go(
         tmp_path, {"acme": acme, "medcloud": medcloud}, policy=two_models(), change=resting_long
     ) as validator:
         # It has failed for 164 s, and rests for as long from six seconds ago.
-        breaker = validator.desk.targets()["first"].breaker
-        began = validator.desk.monotonic() - 170
+        breaker = validator.services.targets()["first"].breaker
+        began = validator.services.monotonic() - 170
         for tries in range(15):
             at = began + 0.01 * (2**tries - 1)
             assert breaker.admit(at + 1e-6)
-            breaker.failed(at, luck=0)
-        assert breaker.rests_s(validator.desk.monotonic()) > 100
+            breaker.failed(at, rng=0)
+        assert breaker.rests_s(validator.services.monotonic()) > 100
 
         elsewhere = await validator.chat()
         still_rests = not breaker.is_closed

@@ -247,7 +247,7 @@ async def test_of_two_streams_that_begin_at_the_same_moment_one_is_let_go_of(
             acme.behave = medcloud.behave = behave
             assert "once." in (await validator.chat(STREAM)).text
         _, held = await validator.settled()
-        upstreams = validator.desk.upstreams.values()
+        upstreams = validator.services.upstreams.values()
 
     assert held == 0
     assert [one.limiter.in_flight for one in upstreams] == [0, 0]

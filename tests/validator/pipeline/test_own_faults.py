@@ -12,11 +12,11 @@ from support.upstream import Upstream
 from support.validator import HELLO, Running
 from support.wires import message, message_events, streaming
 from waypost.shared.records import fate_of
-from waypost.validator.dialects.adapter import Native
-from waypost.validator.manifest.active import Serving
-from waypost.validator.pipeline.attempt import Try
+from waypost.validator.dialects.adapter import Passthrough
+from waypost.validator.manifest.active import ActiveManifest
+from waypost.validator.pipeline.attempt import ProviderAttempt
 from waypost.validator.pipeline.exchange import Call
-from waypost.validator.services import Desk
+from waypost.validator.services import Services
 
 pytestmark = pytest.mark.anyio
 
@@ -33,9 +33,9 @@ def fault(*_: object, **__: object) -> NoReturn:
     ("owner", "name"),
     [
         (SETTLING, "cost_of"),
-        (Serving, "unrouted_price"),
-        (Desk, "with_shadow"),
-        (Desk, "with_prompt"),
+        (ActiveManifest, "unrouted_price"),
+        (Services, "with_shadow"),
+        (Services, "with_prompt"),
     ],
 )
 async def test_a_fault_after_the_answer_loses_neither_answer_nor_record_nor_money(
@@ -62,7 +62,7 @@ async def test_a_ledger_that_fails_in_a_way_of_its_own_loses_no_record(
     validator: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("settle", "release", "free_key"):
-        monkeypatch.setattr(validator.desk.ledger, name, fault)
+        monkeypatch.setattr(validator.services.ledger, name, fault)
 
     record = await validator.record(await validator.chat())
 
@@ -73,7 +73,7 @@ async def test_a_ledger_that_fails_in_a_way_of_its_own_loses_no_record(
 async def test_a_fault_before_anything_is_sent_costs_nothing(
     body: dict[str, Any], validator: Running, acme: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Native, "request", fault)
+    monkeypatch.setattr(Passthrough, "request", fault)
     for _ in range(5):  # as many failures of a provider's own would rest it
         await validator.chat(body)
     response = await validator.chat(body)
@@ -115,7 +115,7 @@ async def test_a_fault_in_the_middle_of_a_stream_ends_it_with_an_error_of_the_ap
     content = {"input": "Hi"} if path == "responses" else {**HELLO, "max_tokens": 50}
     async with running_dialects(tmp_path) as world:
         world.anthropic.behave = streaming(message_events(message("Half an ans"))[:5])
-        monkeypatch.setattr(Try, "_how_it_ended", _after_the_first("_how_it_ended"))
+        monkeypatch.setattr(ProviderAttempt, "_how_it_ended", _after_the_first("_how_it_ended"))
         response = await world.validator.client.post(
             f"/v1/{path}",
             json={**content, "model": "claude", "stream": True},
@@ -133,7 +133,7 @@ async def test_a_fault_in_the_middle_of_a_stream_ends_it_with_an_error_of_the_ap
 
 
 def _after_the_first(name: str) -> Any:  # noqa: ANN401 - a method
-    well, calls = getattr(Try, name), list[int]()
+    well, calls = getattr(ProviderAttempt, name), list[int]()
 
     def method(*args: Any, **named: Any) -> Any:  # noqa: ANN401 - as it comes
         calls.append(1)

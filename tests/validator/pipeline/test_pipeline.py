@@ -313,13 +313,13 @@ async def test_every_step_shows_how_long_it_took(validator: Running) -> None:
 async def test_an_expired_manifest_is_served_on_for_its_grace_and_no_longer(
     validator: Running,
 ) -> None:
-    trusted = validator.desk.keeper.current
+    trusted = validator.services.keeper.current
     assert trusted is not None
     lapse = trusted.expires_at - validator.clock()
 
     validator.clock.ahead_s = lapse + 10
     within = await validator.chat(now=int(validator.clock()))
-    validator.clock.ahead_s = lapse + validator.desk.config.manifest.grace_s + 10
+    validator.clock.ahead_s = lapse + validator.services.config.manifest.grace_s + 10
     beyond = await validator.chat(now=int(validator.clock()))
 
     assert within.status_code == 200

@@ -36,7 +36,7 @@ def impatient(**settings: Any) -> Any:  # noqa: ANN401
 
 
 async def journal(validator: Running) -> list[tuple[str, int]]:
-    entries = validator.desk.ledger.journal(since=0, until=2**40)
+    entries = validator.services.ledger.journal(since=0, until=2**40)
     return sorted([(entry.state, entry.cost_nusd) async for entry in entries])
 
 
@@ -117,7 +117,7 @@ async def test_an_answer_that_tells_no_usage_is_charged_by_its_bytes_until_someb
         hold_id, cost = record.id, record.cost_nusd
         assert await journal(validator) == [("unconfirmed", cost)]
 
-        await validator.desk.ledger.settle(hold_id, 17)
+        await validator.services.ledger.settle(hold_id, 17)
         assert await validator.spent() == (17, 0)
     assert record.unconfirmed_nusd == cost > 17
 

@@ -91,4 +91,4 @@ async def test_a_poisoned_request_harms_neither_record_nor_log(
     assert "<script>alert" not in encode_record(record).decode()
     assert "\x1b" not in caplog.text
     assert "<script>" not in caplog.text
-    assert validator.desk.records.dropped == 0
+    assert validator.services.records.dropped == 0

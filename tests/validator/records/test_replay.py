@@ -92,7 +92,7 @@ async def test_what_a_validator_did_is_decided_again_from_its_records(
             records.append(await validator.record(await validator.chat(body, **wishes)))
         acme.behave = failing(500)
         await validator.record(await validator.chat())
-        path = validator.desk.config.records.path
+        path = validator.services.config.records.path
     outcome = await asyncio.to_thread(_run, "replay", "--db", str(path), "--json")
     told = json.loads(outcome.stdout)
     assert told == {

@@ -27,7 +27,7 @@ from waypost.validator.receipts.log import ReceiptLog, read_entries
 from waypost.validator.receipts.tlog import leaf_hash, open_checkpoint, root_of
 from waypost.validator.records import RecordFilter
 from waypost.validator.records.jsonl import JsonlRecordStore
-from waypost.validator.telemetry.workers import Siblings
+from waypost.validator.telemetry.workers import Workers
 from waypost.validator.whole_files import make_once, replace_file
 
 pytestmark = pytest.mark.anyio
@@ -192,7 +192,7 @@ async def test_small_files_on_a_full_disk_stay_what_they_were_and_leave_no_draft
 ) -> None:
     with a_small_disk(tmp_path / "disk", kib=64) as disk:
         replace_file(disk / "kept", b"before")
-        siblings = Siblings(disk)
+        siblings = Workers(disk)
         (disk / "other").write_bytes(b"x" * 48_000)
         before = sorted(disk.iterdir())
         tries: list[Any] = [

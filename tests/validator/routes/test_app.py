@@ -157,14 +157,14 @@ async def test_probes_may_be_heads(validator: Running) -> None:
 async def test_readiness_says_what_is_missing(validator: Running) -> None:
     assert (await validator.client.get("/readyz")).status_code == 200
 
-    await validator.desk.ledger.close()
-    with sqlite3.connect(validator.desk.config.ledger.path) as db:
+    await validator.services.ledger.close()
+    with sqlite3.connect(validator.services.config.ledger.path) as db:
         db.execute("DROP TABLE windows")
     db.close()
-    trusted = validator.desk.keeper.current
+    trusted = validator.services.keeper.current
     assert trusted is not None
     validator.clock.ahead_s = (
-        trusted.expires_at - time.time() + validator.desk.config.manifest.grace_s + 60
+        trusted.expires_at - time.time() + validator.services.config.manifest.grace_s + 60
     )
     response = await validator.client.get("/readyz")
 

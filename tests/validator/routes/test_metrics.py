@@ -25,7 +25,7 @@ from support.worlds import a_policy
 from waypost.shared.records import Attempt
 from waypost.validator.telemetry.counts import MOST_LABELS, Counts, added, decode, encode
 from waypost.validator.telemetry.exposition import expose
-from waypost.validator.telemetry.workers import Siblings
+from waypost.validator.telemetry.workers import Workers
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -141,7 +141,7 @@ def test_no_family_grows_without_bound() -> None:
 
 def test_a_scrape_of_one_worker_tells_the_counts_of_all(tmp_path: Path) -> None:
     mine, theirs = _counted(a_record(0)), _counted(a_record(1), a_record(2, model="large"))
-    one, other = Siblings(tmp_path), Siblings(tmp_path)
+    one, other = Workers(tmp_path), Workers(tmp_path)
     other.publish(encode(theirs.families))
     one.publish(encode(mine.families))
     (tmp_path / "half.msgpack").write_bytes(b"\xc1")
@@ -156,8 +156,8 @@ def test_records_that_any_worker_lost_are_told_as_one_number(tmp_path: Path) -> 
     mine.lost({"queue_full": 2})
     theirs.lost({"queue_full": 3})
     theirs.lost({"queue_full": 3, "damaged": 1})  # of which one is new
-    Siblings(tmp_path).publish(encode(theirs.families))
-    total = Siblings(tmp_path).total(mine.families)
+    Workers(tmp_path).publish(encode(theirs.families))
+    total = Workers(tmp_path).total(mine.families)
     text = expose(total, mine, (), accept="")[0].decode()
     told = _samples(text)
     assert told["waypost_records_lost_total", (("reason", "queue_full"),)] == 5
@@ -189,7 +189,7 @@ async def test_a_callers_word_on_an_answer_is_kept_and_counted(validator: Runnin
     assert (await say(answer, "bad", cause="incomplete")).status_code == 200
     assert (await say(answer, "good")).json()["rating"] == "good"
     for _ in range(200):
-        kept = await validator.desk.store.get(answer.headers["x-request-id"])
+        kept = await validator.services.store.get(answer.headers["x-request-id"])
         if kept is not None:
             break
     assert kept is not None

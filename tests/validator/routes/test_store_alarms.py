@@ -41,7 +41,7 @@ async def _told(validator: Running) -> dict[str, float]:
 
 
 def _bearer(validator: Running) -> dict[str, str]:
-    token = validator.desk.metrics_token
+    token = validator.services.metrics_token
     return {} if token is None else {"Authorization": f"Bearer {token}"}
 
 
@@ -61,17 +61,17 @@ async def test_while_the_store_of_records_is_down_requests_are_served_and_it_say
     tmp_path: Path,
 ) -> None:
     async with _running(tmp_path) as validator:
-        store = validator.desk.store
+        store = validator.services.store
         down = StoreError("down", code="records_unavailable")
         with patch.object(store, "append", side_effect=down):
             assert (await validator.chat()).status_code == 200
-            await until(lambda: validator.desk.records.spilled_bytes > 0, pause_s=0.01)
+            await until(lambda: validator.services.records.spilled_bytes > 0, pause_s=0.01)
             ready = await validator.client.get("/readyz")
             told = await _told(validator)
         assert (ready.status_code, ready.json()["checks"]["records"]) == (200, "spilling")
         assert told["waypost_records_spilled_bytes"] > 0
         assert told["waypost_records_spill_full"] == 0
-        await until(lambda: not validator.desk.records.spilled_bytes, pause_s=0.01)
+        await until(lambda: not validator.services.records.spilled_bytes, pause_s=0.01)
         ready = await validator.client.get("/readyz")
         assert (ready.status_code, ready.json()["checks"]["records"]) == (200, "ok")
 
@@ -83,18 +83,18 @@ async def test_a_store_that_only_cannot_be_read_is_told_within_a_probes_patience
         await asyncio.Event().wait()
 
     async with _running(tmp_path) as validator:
-        with patch.object(validator.desk.store, "get", for_ever):
+        with patch.object(validator.services.store, "get", for_ever):
             ready = await validator.client.get("/readyz")
     assert (ready.status_code, ready.json()["checks"]["records"]) == (200, "spilling")
 
 
 async def test_a_spill_that_takes_nothing_and_what_is_lost_then_are_counted(tmp_path: Path) -> None:
     async with _running(tmp_path) as validator:
-        sink = validator.desk.records
+        sink = validator.services.records
         down = StoreError("down", code="records_unavailable")
         cast(Any, sink)._max_bytes = 3_000
         with (
-            patch.object(validator.desk.store, "append", side_effect=down),
+            patch.object(validator.services.store, "append", side_effect=down),
             patch("waypost.validator.records.spill.os.fsync", side_effect=OSError(28, "full")),
         ):
             for number in range(9):
@@ -146,14 +146,14 @@ async def test_expired_holds_and_unconfirmed_charges_are_counted(
     monkeypatch.setattr("waypost.validator.services.SWEEP_S", 0.01)
     async with _running(tmp_path) as validator:
         assert (await _told(validator))["waypost_holds_expired_total"] == 0
-        with patch.object(validator.desk.ledger, "settle", side_effect=StoreError("away")):
+        with patch.object(validator.services.ledger, "settle", side_effect=StoreError("away")):
             answer = await validator.chat()
             await validator.record(answer)
         validator.clock.ahead_s = 86_400
         await until(
             lambda: "charged 1 holds in full that nobody settled" in caplog.text, pause_s=0.01
         )
-        validator.desk.count(a_record(5, cost_nusd=7 * 10**9, unconfirmed_nusd=4 * 10**9))
+        validator.services.count(a_record(5, cost_nusd=7 * 10**9, unconfirmed_nusd=4 * 10**9))
         told = await _told(validator)
     assert told["waypost_holds_expired_total"] == 1
     unconfirmed = [told[name] for name in told if "waypost_unconfirmed_cost_usd_total" in name]
@@ -258,6 +258,6 @@ async def test_a_token_in_a_file_is_made_once_and_asked_for(tmp_path: Path) -> N
                 "waypost_cost_usd_total"
                 in (await validator.client.get("/metrics", headers=_bearer(validator))).text
             )
-            tokens.add(validator.desk.metrics_token or "")
+            tokens.add(validator.services.metrics_token or "")
     assert tokens == {path.read_text().strip()}
     assert path.stat().st_mode & 0o777 == 0o600

@@ -17,7 +17,7 @@ from waypost.shared.contracts import SpendLimit
 from waypost.shared.records import DecisionRecord
 from waypost.validator.config import load_config
 from waypost.validator.ledger import scope_of
-from waypost.validator.startup.assembly import open_desk
+from waypost.validator.startup.assembly import open_services
 
 pytestmark = pytest.mark.anyio
 
@@ -72,10 +72,10 @@ async def what_is_left(
 ) -> tuple[list[DecisionRecord | None], int, int]:
     """Return the records, what was spent, and what is still held."""
     environment = {**os.environ, "ACME_KEY": "sk"}
-    async with open_desk(load_config(project.file), environment=environment) as desk:
-        records = [await desk.records.get(one) for one in ids]
+    async with open_services(load_config(project.file), environment=environment) as services:
+        records = [await services.records.get(one) for one in ids]
         scope = scope_of("account:acme", (SpendLimit(window="total", limit_nusd=10**15),))
-        (balance,) = await desk.ledger.balances((scope,), now=int(time.time()))
+        (balance,) = await services.ledger.balances((scope,), now=int(time.time()))
     return records, balance.spent_nusd, balance.reserved_nusd
 
 

@@ -184,11 +184,11 @@ def test_without_tracing_nothing_of_opentelemetry_is_imported() -> None:
 
 @given(st.binary(max_size=80), st.integers(0, 2**192 - 1))
 def test_no_header_breaks_anything_or_gets_through(header: bytes, randomness: int) -> None:
-    trace = begin(header, share=1, luck=0.5, randomness=randomness)
+    trace = begin(header, share=1, rng=0.5, randomness=randomness)
     assert trace is not None
     assert trace.parent_span_id is None
     out = traceparent(trace, trace.span_id)
-    again = begin(out, share=0, luck=0.5, randomness=randomness)
+    again = begin(out, share=0, rng=0.5, randomness=randomness)
     assert again is not None
     assert (again.trace_id, again.parent_span_id) == (trace.trace_id, trace.span_id)
 
@@ -206,4 +206,4 @@ def test_no_header_breaks_anything_or_gets_through(header: bytes, randomness: in
 )
 def test_the_caller_decides_and_else_the_share(header: str | None, is_traced: bool) -> None:
     raw = None if header is None else header.encode()
-    assert (begin(raw, share=0.1, luck=0.5, randomness=1 << 70) is not None) == is_traced
+    assert (begin(raw, share=0.1, rng=0.5, randomness=1 << 70) is not None) == is_traced

@@ -23,7 +23,7 @@ def tripped() -> Breaker:
     breaker = Breaker()
     for _ in range(FAILURES):
         assert breaker.admit(NOW)
-        breaker.failed(NOW, luck=0)
+        breaker.failed(NOW, rng=0)
     return breaker
 
 
@@ -37,10 +37,10 @@ def test_failures_in_a_row_open_it() -> None:
 def test_a_success_in_between_starts_the_count_anew() -> None:
     breaker = Breaker()
     for _ in range(FAILURES - 1):
-        breaker.failed(NOW, luck=0)
+        breaker.failed(NOW, rng=0)
     breaker.succeeded(NOW, after_s=0.1)
     for _ in range(FAILURES - 1):
-        breaker.failed(NOW, luck=0)
+        breaker.failed(NOW, rng=0)
 
     assert breaker.is_closed
     assert breaker.admit(NOW)
@@ -69,7 +69,7 @@ def test_a_probe_that_fails_doubles_the_rest_up_to_a_limit() -> None:
     for _ in range(10):
         at += rest
         assert breaker.admit(at)
-        breaker.failed(at, luck=0)
+        breaker.failed(at, rng=0)
         rest = min(rest * 2, LAST_COOL_OFF_S)
         assert breaker.refuses(at + rest - 0.001)
         assert not breaker.refuses(at + rest)
@@ -86,7 +86,7 @@ def test_a_probe_that_tells_nothing_makes_room_for_another() -> None:
 
 def test_failures_of_requests_sent_before_it_opened_do_not_lengthen_the_rest() -> None:
     breaker = tripped()
-    breaker.failed(NOW + FIRST_COOL_OFF_S - 1, luck=0)
+    breaker.failed(NOW + FIRST_COOL_OFF_S - 1, rng=0)
 
     assert breaker.admit(NOW + FIRST_COOL_OFF_S)
 
@@ -95,7 +95,7 @@ def test_models_and_regions_rest_apart_and_a_new_manifest_wakes_none_of_them() -
     acme = Upstream("acme", ProviderConfig(base_url="http://127.0.0.1:1/v1"), api_keys=[])
     here, there = a_model("small", region="eu"), a_model("small", region="us")
     for _ in range(FAILURES):
-        acme.breaker(here).failed(NOW, luck=0)
+        acme.breaker(here).failed(NOW, rng=0)
 
     assert acme.breaker(a_model("small", region="eu", quality=99)).refuses(NOW)
     assert acme.breaker(there).is_closed
@@ -110,7 +110,7 @@ def test_a_probe_that_has_begun_to_answer_lets_the_others_in() -> None:
 
     assert breaker.is_closed
     # What becomes of it in the end counts as of any other.
-    breaker.failed(later, luck=0)
+    breaker.failed(later, rng=0)
     assert breaker.is_closed
 
 
@@ -136,14 +136,14 @@ def test_what_nothing_can_stand_in_for_is_probed_as_often_as_at_first() -> None:
     for _ in range(4):
         at += LAST_COOL_OFF_S
         assert breaker.admit(at)
-        breaker.failed(at, luck=0)
+        breaker.failed(at, rng=0)
 
     assert not breaker.wake(at + FIRST_COOL_OFF_S - 0.001)
     assert breaker.wake(at + FIRST_COOL_OFF_S)
     assert breaker.admit(at + FIRST_COOL_OFF_S)
     # One at a time, as ever, and a failure makes the rest no shorter.
     assert not breaker.wake(at + FIRST_COOL_OFF_S)
-    breaker.failed(at + FIRST_COOL_OFF_S, luck=0)
+    breaker.failed(at + FIRST_COOL_OFF_S, rng=0)
     assert breaker.refuses(at + 2 * FIRST_COOL_OFF_S)
 
 
@@ -166,7 +166,7 @@ def test_one_failure_confirms_a_doubt_and_opens() -> None:
     breaker = Breaker(tell=told.append)
     breaker.doubt(NOW)
     assert breaker.admit(NOW)
-    breaker.failed(NOW, luck=0)
+    breaker.failed(NOW, rng=0)
 
     assert breaker.refuses(NOW + FIRST_COOL_OFF_S - 0.001)
     assert breaker.admit(NOW + FIRST_COOL_OFF_S)
@@ -181,7 +181,7 @@ def test_any_answer_clears_a_doubt(sent_before: bool) -> None:
     if not sent_before:
         breaker.admit(NOW)
     breaker.succeeded(NOW, after_s=0.1)
-    breaker.failed(NOW, luck=0)
+    breaker.failed(NOW, rng=0)
 
     assert not breaker.is_being_tested(NOW)
     assert breaker.is_closed
@@ -192,7 +192,7 @@ def test_a_doubt_that_nobody_looked_into_is_forgotten() -> None:
     breaker.doubt(NOW)
     later = NOW + RULES.window_s
     breaker.admit(later)
-    breaker.failed(later, luck=0)
+    breaker.failed(later, rng=0)
 
     assert breaker.is_closed
 
@@ -207,7 +207,7 @@ def test_a_probe_is_not_hurried_by_what_others_say() -> None:
 def test_rests_differ_so_that_validators_do_not_probe_in_step() -> None:
     breaker = Breaker()
     for _ in range(FAILURES):
-        breaker.failed(NOW, luck=1)
+        breaker.failed(NOW, rng=1)
 
     assert breaker.refuses(NOW + FIRST_COOL_OFF_S * (1 + JITTER) - 0.001)
     assert not breaker.refuses(NOW + FIRST_COOL_OFF_S * (1 + JITTER))
@@ -223,7 +223,7 @@ def after(breaker: Breaker, outcomes: str, *, at: float = NOW, apart_s: float = 
         if not breaker.admit(now):
             break
         if outcome == "x":
-            breaker.failed(now, luck=0)
+            breaker.failed(now, rng=0)
         else:
             breaker.succeeded(now, after_s=RULES.slow_after_s + (outcome == "s"))
     return at + len(outcomes) * apart_s
@@ -282,7 +282,7 @@ def test_whoever_asks_for_all_breakers_that_are_not_closed_gets_them() -> None:
     opened: set[Breaker] = set()
     breaker = Breaker(opened=opened)
     for _ in range(FAILURES):
-        breaker.failed(NOW, luck=0)
+        breaker.failed(NOW, rng=0)
     assert opened == {breaker}
 
     breaker.admit(NOW + FIRST_COOL_OFF_S)
@@ -303,7 +303,7 @@ def failing_for(breaker: Breaker, *who: Witness, times: int = FAILURES) -> None:
     for place in range(times):
         one = who[place % len(who)]
         if breaker.admit(NOW, one):
-            breaker.failed(NOW, luck=0, who=one)
+            breaker.failed(NOW, rng=0, who=one)
 
 
 @given(_CALLS)
@@ -314,7 +314,7 @@ def test_one_accounts_failures_never_turn_another_away(calls: list[tuple[str, in
         if not breaker.admit(NOW, who):
             continue
         if fails and account == "a":
-            breaker.failed(NOW, luck=0, who=who)
+            breaker.failed(NOW, rng=0, who=who)
         else:
             breaker.succeeded(NOW, after_s=0.1, who=who)
 
@@ -332,7 +332,7 @@ def test_one_bodys_failures_never_turn_another_body_away(
         if not breaker.admit(NOW, who):
             continue
         if fails and body == 0:
-            breaker.failed(NOW, luck=0, who=who)
+            breaker.failed(NOW, rng=0, who=who)
         else:
             breaker.succeeded(NOW, after_s=0.1, who=who)
 
@@ -367,7 +367,7 @@ def test_a_rate_opens_for_all_only_if_it_holds_without_the_loudest_account() -> 
             if place % 2 and breaker.admit(NOW, who):
                 breaker.succeeded(NOW, after_s=0.1, who=Witness("carol", place))
             elif breaker.admit(NOW, who):
-                breaker.failed(NOW, luck=0, who=who)
+                breaker.failed(NOW, rng=0, who=who)
 
     assert loud.is_closed
     assert not loud.refuses(NOW, BOB)
@@ -387,7 +387,7 @@ def test_whoever_failed_as_a_probe_lets_another_find_out() -> None:
     failing_for(breaker, ALICE, BOB)
     at = NOW + FIRST_COOL_OFF_S
     assert breaker.admit(at, ALICE)
-    breaker.failed(at, luck=0, who=ALICE)
+    breaker.failed(at, rng=0, who=ALICE)
     again = at + 2 * FIRST_COOL_OFF_S
 
     assert breaker.refuses(again, ALICE)
@@ -403,7 +403,7 @@ def test_an_account_that_is_alone_finds_out_in_the_end() -> None:
     for _ in range(8):
         at += 2 * LAST_COOL_OFF_S
         assert breaker.admit(at, ALICE)
-        breaker.failed(at, luck=0, who=ALICE)
+        breaker.failed(at, rng=0, who=ALICE)
     at += 2 * LAST_COOL_OFF_S
     assert breaker.admit(at, ALICE)
     breaker.succeeded(at, after_s=0.1, who=ALICE)
@@ -432,8 +432,8 @@ def test_a_rest_of_one_account_ends_as_any_other_and_is_forgotten() -> None:
 def test_a_doubt_of_one_account_is_not_confirmed_by_that_account() -> None:
     breaker = Breaker()
     breaker.doubt(NOW, frozenset({fingerprint("alice")}))
-    breaker.failed(NOW, luck=0, who=ALICE)
+    breaker.failed(NOW, rng=0, who=ALICE)
     assert not breaker.refuses(NOW, BOB)
 
-    breaker.failed(NOW, luck=0, who=BOB)
+    breaker.failed(NOW, rng=0, who=BOB)
     assert breaker.refuses(NOW, Witness("carol", 7))

@@ -84,7 +84,7 @@ async def heard(url: str, folder: Path, *, listeners: int = 2) -> None:
 
 
 def breaker_of(validator: Running, name: str = "first") -> Breaker:
-    return validator.desk.targets()[name].breaker
+    return validator.services.targets()[name].breaker
 
 
 async def fail_for_two(validator: Running) -> None:
@@ -97,9 +97,9 @@ async def fail_for_two(validator: Running) -> None:
 
 def rests(validator: Running) -> None:
     """Have a validator say that ``first`` rests, whether it does or not."""
-    upstream = validator.desk.upstreams["acme"]
+    upstream = validator.services.upstreams["acme"]
     assert upstream.on_rest is not None
-    region = validator.desk.targets()["first"].model.region
+    region = validator.services.targets()["first"].model.region
     upstream.on_rest("acme", "acme-first", region, frozenset())
 
 
@@ -107,7 +107,7 @@ async def doubted(validator: Running) -> Breaker:
     """Return the breaker once its validator has heard; looked at without sending anything."""
     breaker = breaker_of(validator)
     for _ in range(500):
-        if breaker.is_doubted(validator.desk.monotonic()):
+        if breaker.is_doubted(validator.services.monotonic()):
             return breaker
         await asyncio.sleep(0.01)
     raise AssertionError("it has not heard")
@@ -169,9 +169,9 @@ async def test_one_account_that_fails_here_and_there_takes_no_provider_from_othe
     async with AsyncExitStack() as stack:
         one, two = await fleet(stack, tmp_path, server.url, {"acme": acme, "medcloud": medcloud})
         await heard(server.url, tmp_path)
-        upstream = one.desk.upstreams["acme"]
+        upstream = one.services.upstreams["acme"]
         assert upstream.on_rest is not None
-        region = one.desk.targets()["first"].model.region
+        region = one.services.targets()["first"].model.region
         upstream.on_rest("acme", "acme-first", region, frozenset({fingerprint("acme")}))
         breaker = await doubted(two)
         for place in range(2 * FAILURES):

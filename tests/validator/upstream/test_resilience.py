@@ -54,8 +54,8 @@ def test_no_share_means_not_even_the_reserve() -> None:
 
 
 def test_pauses_are_drawn_from_nothing_up_to_a_bound_that_doubles() -> None:
-    assert [full_jitter_s(tries, luck=1) for tries in (1, 2, 3, 20)] == [0.05, 0.1, 0.2, 2.0]
-    assert full_jitter_s(3, luck=0) == 0
+    assert [full_jitter_s(tries, rng=1) for tries in (1, 2, 3, 20)] == [0.05, 0.1, 0.2, 2.0]
+    assert full_jitter_s(3, rng=0) == 0
 
 
 # ── keys ───────────────────────────────────────────────────────────────────────────────────────

@@ -208,7 +208,7 @@ async def test_an_api_that_a_provider_does_not_have_is_translated_from_then_on(
             assert answer.status_code == 200, answer.text
             assert 'model="first"' in answer.headers["waypost-decision"]
         chat = await validator.chat({**HELLO, "model": "first"})
-        is_closed = validator.desk.targets()["first"].breaker.is_closed
+        is_closed = validator.services.targets()["first"].breaker.is_closed
 
     assert [seen.path for seen in acme.seen].count("/v1/responses") == 1
     assert is_closed
@@ -271,7 +271,7 @@ async def test_a_404_on_a_model_or_a_thing_says_nothing_of_the_api(
         tmp_path, {"acme": acme, "medcloud": medcloud}, policy=first_then_second()
     ) as validator:
         record = await validator.record(await validator.chat())
-        unspoken = validator.desk.upstreams["acme"].unspoken
+        unspoken = validator.services.upstreams["acme"].unspoken
 
     assert record.attempts[0].outcome == outcome
     assert not unspoken
@@ -324,7 +324,7 @@ async def test_the_operators_trouble_rests_the_key_and_is_told_to_nobody(
         tmp_path, {"acme": acme, "medcloud": medcloud}, policy=first_then_second()
     ) as validator:
         served = await validator.record(await validator.chat())
-        rests = validator.desk.upstreams["acme"].keys.is_any_resting
+        rests = validator.services.upstreams["acme"].keys.is_any_resting
         medcloud.behave = failing(500)
         alone = await validator.chat(saying("other"))
 

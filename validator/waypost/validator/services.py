@@ -33,11 +33,11 @@ from waypost.validator.access.dpop import ProofChecker
 from waypost.validator.access.seen_once import SeenOnce
 from waypost.validator.config import ValidatorConfig
 from waypost.validator.detectors import Detectors
-from waypost.validator.dialects.adapter import Asked
+from waypost.validator.dialects.adapter import InboundRequest
 from waypost.validator.lane import Lane, is_large
 from waypost.validator.ledger import Ledger
 from waypost.validator.ledger.webhook import BudgetWebhook
-from waypost.validator.manifest.active import Caller, Serving, Target
+from waypost.validator.manifest.active import ActiveManifest, Principal, Target
 from waypost.validator.manifest.canary import Candidate
 from waypost.validator.receipts.keys import ReceiptKeys
 from waypost.validator.records import RecordSink, RecordStore
@@ -46,7 +46,7 @@ from waypost.validator.records.prompts import newest_message, redacted, redactor
 from waypost.validator.records.repeats import Repeats
 from waypost.validator.telemetry.counts import Counts, Families, added, encode
 from waypost.validator.telemetry.scrubber import Scrubber
-from waypost.validator.telemetry.workers import Siblings
+from waypost.validator.telemetry.workers import Workers
 from waypost.validator.upstream.breaker import ANYONE, Witness
 from waypost.validator.upstream.provider import Upstream
 from waypost.validator.upstream.retry_budget import ExtraBudget
@@ -54,7 +54,7 @@ from waypost.validator.upstream.retry_budget import ExtraBudget
 if TYPE_CHECKING:
     from waypost.validator.telemetry.tracing import Tracer
 
-__all__ = ["Desk"]
+__all__ = ["Services"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +65,8 @@ JITTER = 0.2
 MAX_CALLERS = 10_000
 
 
-class Desk:
-    """One validator process. Time and luck (0 to 1) come from what it was given.
+class Services:
+    """One validator process. The clock and the random numbers (0 to 1) are given to it.
 
     Attributes:
         is_stopping: whether the validator will end soon, so that it should be sent no more.
@@ -89,8 +89,8 @@ class Desk:
         client: httpx.AsyncClient,
         clock: Callable[[], float],
         monotonic: Callable[[], float],
-        luck: Callable[[], float],
-        siblings: Siblings,
+        rng: Callable[[], float],
+        workers: Workers,
         metrics_token: str | None,
         tracer: "Tracer | None",
         receipts: ReceiptKeys | None,
@@ -109,12 +109,12 @@ class Desk:
         self.console_token = console_token
         self.clock = clock
         self.monotonic = monotonic
-        self.luck = luck
-        self.callers: dict[int, Caller] = {}
+        self.rng = rng
+        self.principals: dict[int, Principal] = {}
         self.repeats = Repeats()
         self.counts = Counts()
         self.counts.expired(0)
-        self.siblings = siblings
+        self.workers = workers
         self.metrics_token = metrics_token
         self.lane = Lane()
         self.is_stopping = self.is_cut = False
@@ -130,8 +130,8 @@ class Desk:
         self._redactor = redactor(config.detectors) if config.records.prompts else None
         self._client = client
         self.refused: PolicyError | None = None  # why the newest manifest is not served
-        self._serving: Serving | None = None
-        self._considered: Trusted | None = None
+        self._active: ActiveManifest | None = None
+        self._admitted: Trusted | None = None
         self._lapse_teller = LapseTeller()
         self._refreshing = asyncio.Lock()
         self._looked_for_keys_at = -KEY_REFRESH_S
@@ -140,23 +140,23 @@ class Desk:
 
     # ── the manifest ───────────────────────────────────────────────────────────────────────
 
-    def serving(self, now: float) -> Serving:
+    def active(self, now: float) -> ActiveManifest:
         """Return the manifest to serve ``now``.
 
         Raises:
             RefusalError: ``manifest_missing``, ``manifest_refused``, or ``manifest_expired``
                 beyond its grace.
         """
-        serving = self._serving
-        if serving is None:
+        active = self._active
+        if active is None:
             raise self._nothing_to_serve()
-        if now >= serving.refuse_from:
+        if now >= active.refuse_from:
             raise RefusalError(
-                f"Manifest v{serving.version} has expired, and no newer one came, so nothing is"
-                f" served: {mend_of(_first_to_lapse(serving.trusted))}.",
+                f"Manifest v{active.version} has expired, and no newer one came, so nothing is"
+                f" served: {mend_of(_first_to_lapse(active.trusted))}.",
                 code="manifest_expired",
             )
-        return serving
+        return active
 
     def _nothing_to_serve(self) -> RefusalError:
         if self.refused is not None:
@@ -191,26 +191,26 @@ class Desk:
         """Serve what the keeper holds now; return whether that is another manifest."""
         trusted = self.keeper.current
         if trusted is None:
-            if self._serving is not None:
-                logger.error("manifest v%d was signed with a revoked key", self._serving.version)
-            self._serving = self._considered = self.refused = None
+            if self._active is not None:
+                logger.error("manifest v%d was signed with a revoked key", self._active.version)
+            self._active = self._admitted = self.refused = None
             return False
-        if self._considered is trusted:
+        if self._admitted is trusted:
             return False
-        self._considered = trusted
+        self._admitted = trusted
         try:
-            serving = self._ready(trusted)
+            active = self._ready(trusted)
         except PolicyError as exc:
             self._refuse(trusted, exc)
             return False
         self.refused = None
-        before = self._serving
-        if serving.unserved and (before is None or before.digest != serving.digest):
+        before = self._active
+        if active.unserved and (before is None or before.digest != active.digest):
             logger.warning(
                 "manifest v%d has models whose provider is not in validator.yaml, which nobody is"
                 " served by: %s",
-                serving.version,
-                serving.lacking,
+                active.version,
+                active.lacking,
             )
         undefined = self.detectors.undefined(trusted.policy.data_classes)
         if undefined:
@@ -218,7 +218,7 @@ class Desk:
                 "detectors raise data classes that manifest v%d does not define: %s; requests in"
                 " which they are found are refused. Define them under data_classes in policy.yaml,"
                 " or remove their kinds from detectors in validator.yaml",
-                serving.version,
+                active.version,
                 ", ".join(undefined),
             )
         if self.proofs is None:
@@ -229,14 +229,14 @@ class Desk:
                         " dpop in validator.yaml; they are refused",
                         issuer.iss,
                     )
-        self._serving = serving
-        self.callers.clear()
+        self._active = active
+        self.principals.clear()
         self._know_names()
-        logger.info("serving manifest v%d of channel %s", serving.version, self.config.channel)
+        logger.info("serving manifest v%d of channel %s", active.version, self.config.channel)
         return True
 
-    def _ready(self, trusted: Trusted) -> Serving:
-        return Serving(
+    def _ready(self, trusted: Trusted) -> ActiveManifest:
+        return ActiveManifest(
             trusted,
             self.upstreams,
             budgets=self.config.budgets,
@@ -249,17 +249,17 @@ class Desk:
         if self.refused is None or self.refused.message != why.message:
             logger.error("manifest v%d refused: %s", trusted.policy.version, why)
         self.refused = why
-        kept = self._serving
+        kept = self._active
         if kept is None or why.code != "providers_missing":
             return
         if not kept.trusted.authors <= trusted.authors:
             # Whose key was taken away may have signed it.
             logger.error("manifest v%d is served no more: its signers changed", kept.version)
-            self._serving = None
+            self._active = None
             return
         # Its policy alone cannot be served: who may ask, and until when, is as it says.
-        self._serving = self._ready(with_policy_of(trusted, kept.trusted))
-        self.callers.clear()
+        self._active = self._ready(with_policy_of(trusted, kept.trusted))
+        self.principals.clear()
 
     async def refresh(self) -> None:
         """Ask the edge once for a newer manifest; a failure changes nothing but the log."""
@@ -341,21 +341,21 @@ class Desk:
 
     async def keep_policies(self) -> None:
         """Keep the manifests beside the records that they decide."""
-        trial = None if self.candidate is None else self.candidate.serving
-        for serving in (self._serving, trial):
-            if serving is not None:
-                await self._keep_policy(serving)
+        trial = None if self.candidate is None else self.candidate.active
+        for active in (self._active, trial):
+            if active is not None:
+                await self._keep_policy(active)
 
     def _know_names(self) -> None:
-        trial = None if self.candidate is None else self.candidate.serving
-        self.counts.know([one.compiled.policy for one in (self._serving, trial) if one is not None])
+        trial = None if self.candidate is None else self.candidate.active
+        self.counts.know([one.compiled.policy for one in (self._active, trial) if one is not None])
 
-    async def _keep_policy(self, serving: Serving) -> None:
+    async def _keep_policy(self, active: ActiveManifest) -> None:
         """Keep the manifest beside the records that it decides."""
         try:
-            await self.store.put_policy(serving.digest, serving.trusted.policy_bytes)
-            if serving.hints_bytes is not None and serving.hints_digest is not None:
-                await self.store.put_policy(serving.hints_digest, serving.hints_bytes)
+            await self.store.put_policy(active.digest, active.trusted.policy_bytes)
+            if active.hints_bytes is not None and active.hints_digest is not None:
+                await self.store.put_policy(active.hints_digest, active.hints_bytes)
         except StoreError as exc:
             logger.error("the manifest cannot be kept for explanations: %s", exc)
 
@@ -380,35 +380,37 @@ class Desk:
         if self.candidate is not None:
             self.candidate.note(record)
         if self.tracer is not None and record.trace_id is not None:
-            policy = None if self._serving is None else self._serving.compiled.policy
+            policy = None if self._active is None else self._active.compiled.policy
             self.tracer.record(record, policy)
 
-    def canary(self, caller: Caller, now: int) -> Serving | None:
+    def canary(self, principal: Principal, now: int) -> ActiveManifest | None:
         """Return the candidate where it serves this caller."""
-        return None if self.candidate is None else self.candidate.serves(caller.signed.cohort, now)
+        return (
+            None if self.candidate is None else self.candidate.serves(principal.signed.cohort, now)
+        )
 
     async def with_shadow(
-        self, record: DecisionRecord, asked: Asked, caller: Caller
+        self, record: DecisionRecord, inbound: InboundRequest, principal: Principal
     ) -> DecisionRecord:
         """Return the record with what the candidate would have decided, if it is asked."""
         if self.candidate is None or record.facts is None or record.is_canary:
             return record
-        serving = self.candidate.shadows(caller.signed.cohort)
-        if serving is None:
+        active = self.candidate.shadows(principal.signed.cohort)
+        if active is None:
             return record
-        work = partial(self.candidate.shadow, serving, asked, record)
+        work = partial(self.candidate.shadow, active, inbound, record)
         # What it measures by may take milliseconds for each request.
-        is_slow = serving.compiled.reader.is_slow or is_large(asked.body)
+        is_slow = active.compiled.reader.is_slow or is_large(inbound.body)
         shadow = await self.lane.run(work) if is_slow else work()
         return structs.replace(record, shadow=shadow)
 
-    async def with_prompt(self, record: DecisionRecord, asked: Asked) -> DecisionRecord:
+    async def with_prompt(self, record: DecisionRecord, inbound: InboundRequest) -> DecisionRecord:
         """Return the record with the newest user message, redacted, if the operator wants it."""
         detectors = self._redactor
         if detectors is None:
             return record
         # Off the loop: detectors take milliseconds for a long message.
-        prompt = await to_thread.run_sync(lambda: redacted(newest_message(asked), detectors))
+        prompt = await to_thread.run_sync(lambda: redacted(newest_message(inbound), detectors))
         return structs.replace(record, prompt=prompt)
 
     def begin_trace(self, header: bytes | None) -> TraceContext | None:
@@ -417,17 +419,17 @@ class Desk:
         if tracing is None:
             return None
         return begin(
-            header, share=tracing.share, luck=self.luck(), randomness=random.getrandbits(192)
+            header, share=tracing.share, rng=self.rng(), randomness=random.getrandbits(192)
         )
 
     async def explained(self, record: DecisionRecord) -> CompiledPolicy | None:
         """Return the policy that a record was decided by; ``None`` if it is not kept."""
-        serving = self._serving
-        if serving is not None and (serving.digest, serving.hints_digest) == (
+        active = self._active
+        if active is not None and (active.digest, active.hints_digest) == (
             record.manifest_digest,
             record.hints_digest,
         ):
-            return serving.compiled
+            return active.compiled
         return await policy_of(self.store, record)
 
     async def look_for_keys(self) -> bool:
@@ -452,39 +454,43 @@ class Desk:
     @property
     def trusted(self) -> Trusted | None:
         """The manifest being served; ``None`` while there is none that can be."""
-        return None if self._serving is None else self._serving.trusted
+        return None if self._active is None else self._active.trusted
 
     @property
     def unserved(self) -> tuple[str, ...]:
         """The models of the manifest being served whose provider is not configured here."""
-        return () if self._serving is None else self._serving.unserved
+        return () if self._active is None else self._active.unserved
 
     def targets(self) -> Mapping[str, Target]:
         """Return the models being served, by id."""
-        return {} if self._serving is None else self._serving.targets
+        return {} if self._active is None else self._active.targets
 
     def out_of_service(
-        self, serving: Serving, asked: Asked | None = None, *, account: str | None = None
+        self,
+        active: ActiveManifest,
+        inbound: InboundRequest | None = None,
+        *,
+        account: str | None = None,
     ) -> tuple[str, ...]:
         """Return the models that cannot be sent anything at the moment.
 
         Args:
-            asked: what is to be sent, and for whom; ``None``: nothing in particular.
+            inbound: what is to be sent, and for whom; ``None``: nothing in particular.
         """
         for upstream in self.upstreams.values():
             if not upstream.is_well:
                 break
         else:
-            return serving.unserved
+            return active.unserved
         now = self.monotonic()
         who = ANYONE
         for upstream in self.upstreams.values():
             for breaker in tuple(upstream.opened):
                 breaker.tidy(now)
-                if asked is not None:
-                    who = Witness.of(account, asked.body)
-        return serving.unserved + tuple(
-            name for name, target in serving.targets.items() if target.refuses(now, who, asked)
+                if inbound is not None:
+                    who = Witness.of(account, inbound.body)
+        return active.unserved + tuple(
+            name for name, target in active.targets.items() if target.refuses(now, who, inbound)
         )
 
     def hedges(self, route: str, percent: int) -> ExtraBudget:
@@ -494,11 +500,11 @@ class Desk:
             budget = self._hedges[route, percent] = ExtraBudget(percent, saved=0.0)
         return budget
 
-    def remember(self, caller: Caller) -> None:
+    def remember(self, principal: Principal) -> None:
         """Keep what was made of verified claims; for as long as the verifier keeps them."""
-        if len(self.callers) >= MAX_CALLERS:
-            self.callers.clear()
-        self.callers[id(caller.claims)] = caller
+        if len(self.principals) >= MAX_CALLERS:
+            self.principals.clear()
+        self.principals[id(principal.claims)] = principal
 
     # ── upkeep ─────────────────────────────────────────────────────────────────────────────
 
@@ -515,7 +521,7 @@ class Desk:
             await asyncio.sleep(TELL_S)
             self.counts.lost(self.records.lost)
             try:
-                await to_thread.run_sync(self.siblings.publish, encode(self.counts.families))
+                await to_thread.run_sync(self.workers.publish, encode(self.counts.families))
             except OSError as exc:
                 logger.error("the counts cannot be told to other workers: %s", exc)
 
@@ -523,7 +529,7 @@ class Desk:
         """Return what all workers counted; a copy, since this loop goes on counting."""
         self.counts.lost(self.records.lost)
         mine = added([self.counts.families])
-        return await to_thread.run_sync(self.siblings.total, mine)
+        return await to_thread.run_sync(self.workers.total, mine)
 
     async def keep_swept(self) -> None:
         """Charge expired holds, for ever."""

@@ -53,7 +53,7 @@ class Traced:
             trace = begin(
                 None if header is None else header.encode("latin-1"),
                 share=self._share,
-                luck=random.random(),
+                rng=random.random(),
                 randomness=random.getrandbits(192),
             )
         if trace is None:

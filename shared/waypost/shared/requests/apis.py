@@ -19,8 +19,8 @@ from waypost.shared.errors import InvalidRequestError
 from waypost.shared.requests.measure import (
     ABSENT,
     Count,
-    Gist,
     Part,
+    RequestSummary,
     decode_body,
     decode_chat,
     measure_chat,
@@ -77,36 +77,36 @@ class EmbeddingRequest(Demanding, kw_only=True):
     stream: None = None
 
 
-def _add_texts(gist: Gist, texts: _Texts, param: str) -> int:
+def _add_texts(summary: RequestSummary, texts: _Texts, param: str) -> int:
     """Count the texts of ``param`` in, written out or as tokens; return how many there are."""
     if isinstance(texts, str):
-        gist.add_text(texts)
-        gist.messages = 1
-        gist.newest_user = texts
+        summary.add_text(texts)
+        summary.messages = 1
+        summary.newest_user = texts
         return 1
     tokens = 0
     for text in texts:
         if isinstance(text, str):
-            gist.add_text(text)
+            summary.add_text(text)
         else:
             tokens += 1 if isinstance(text, int) else len(text)
-    gist.text_bytes += 4 * tokens
-    gist.messages = 1 if isinstance(texts[0], int) else len(texts)
+    summary.text_bytes += 4 * tokens
+    summary.messages = 1 if isinstance(texts[0], int) else len(texts)
     if isinstance(texts[-1], str):
-        gist.newest_user = texts[-1]
-    if gist.messages > MAX_BATCH:
+        summary.newest_user = texts[-1]
+    if summary.messages > MAX_BATCH:
         raise InvalidRequestError(
             f"Send at most {MAX_BATCH} texts at a time.", code="invalid_body", param=param
         )
-    return gist.messages
+    return summary.messages
 
 
 def _measure_completion(
     request: CompletionRequest, *, body_bytes: int, reader: TextReader
 ) -> Measured:
-    gist = Gist()
-    prompts = _add_texts(gist, request.prompt, "prompt")
-    return gist.measured(
+    summary = RequestSummary()
+    prompts = _add_texts(summary, request.prompt, "prompt")
+    return summary.measured(
         "completions",
         body_bytes=body_bytes,
         reader=reader,
@@ -119,9 +119,9 @@ def _measure_completion(
 def _measure_embeddings(
     request: EmbeddingRequest, *, body_bytes: int, reader: TextReader
 ) -> Measured:
-    gist = Gist()
-    _add_texts(gist, request.input, "input")
-    return gist.measured(
+    summary = RequestSummary()
+    _add_texts(summary, request.input, "input")
+    return summary.measured(
         "embeddings",
         body_bytes=body_bytes,
         reader=reader,
@@ -199,57 +199,59 @@ class ResponsesRequest(Demanding, kw_only=True):
     prompt: Any = None
 
 
-def _add_content(gist: Gist, content: str | list[_Block] | dict[str, Any] | None, at: str) -> None:
+def _add_content(
+    summary: RequestSummary, content: str | list[_Block] | dict[str, Any] | None, at: str
+) -> None:
     if isinstance(content, str):
-        gist.add_text(content)
+        summary.add_text(content)
         return
     if not isinstance(content, list):
         return
     for place, block in enumerate(content):
-        gist.add_text(block.text)
+        summary.add_text(block.text)
         if block.cache_control is not ABSENT:
-            gist.add_cache_control(block.cache_control)
-        gist.text_bytes += len(bytes(block.input)) + len(block.arguments)
+            summary.add_cache_control(block.cache_control)
+        summary.text_bytes += len(bytes(block.input)) + len(block.arguments)
         match block.type:
             case "image" | "input_image":
-                gist.images += 1
+                summary.images += 1
             case "document" | "input_file":
-                _add_document(gist, block, f"{at}[{place}]")
+                _add_document(summary, block, f"{at}[{place}]")
             case "input_audio":
-                gist.audio = True
+                summary.audio = True
             case _:
                 pass
-        _add_content(gist, block.content, f"{at}[{place}].content")
+        _add_content(summary, block.content, f"{at}[{place}].content")
         if block.source is not None:
-            _add_content(gist, block.source.content, f"{at}[{place}].source.content")
+            _add_content(summary, block.source.content, f"{at}[{place}].source.content")
 
 
-def _add_document(gist: Gist, block: _Block, at: str) -> None:
+def _add_document(summary: RequestSummary, block: _Block, at: str) -> None:
     source = block.source or _Source()
     if source.type == "text":
-        gist.add_text(source.data)
+        summary.add_text(source.data)
     elif source.type != "content":  # which is blocks, each counted by itself
         is_elsewhere = block.file_id or block.file_url or source.type in ("file", "url")
         data = source.data or block.file_data
-        gist.add_document(data, at=at, is_elsewhere=bool(is_elsewhere))
+        summary.add_document(data, at=at, is_elsewhere=bool(is_elsewhere))
 
 
 def _measure_messages(request: MessagesRequest, *, body_bytes: int, reader: TextReader) -> Measured:
-    gist = Gist()
-    gist.messages = len(request.messages)
+    summary = RequestSummary()
+    summary.messages = len(request.messages)
     if request.system:
         parts = [Part(text=request.system)] if isinstance(request.system, str) else request.system
         for part in parts:
-            gist.add_text(part.text)
-            gist.add_cache_control(part.cache_control)
-    gist.add_cache_control(request.cache_control)
+            summary.add_text(part.text)
+            summary.add_cache_control(part.cache_control)
+    summary.add_cache_control(request.cache_control)
     for place, message in enumerate(request.messages):
-        _add_content(gist, message.content, f"messages[{place}].content")
+        _add_content(summary, message.content, f"messages[{place}].content")
         if message.role == "user":
-            gist.newest_user = _written_by_user(message.content) or gist.newest_user
-    gist.tools = request.tools or []
-    gist.wants_json = request.output_config is not None and request.output_config.is_json
-    return gist.measured(
+            summary.newest_user = _written_by_user(message.content) or summary.newest_user
+    summary.tools = request.tools or []
+    summary.wants_json = request.output_config is not None and request.output_config.is_json
+    return summary.measured(
         "messages",
         body_bytes=body_bytes,
         reader=reader,
@@ -269,26 +271,26 @@ def _measure_responses(
     request: ResponsesRequest, *, body_bytes: int, reader: TextReader
 ) -> Measured:
     _check_stateless(request)
-    gist = Gist()
+    summary = RequestSummary()
     if request.instructions:
-        gist.add_text(request.instructions)
+        summary.add_text(request.instructions)
     if isinstance(request.input, str):
-        gist.add_text(request.input)
-        gist.messages = 1
-        gist.newest_user = request.input
+        summary.add_text(request.input)
+        summary.messages = 1
+        summary.newest_user = request.input
     else:
-        gist.messages = len(request.input)
+        summary.messages = len(request.input)
         for place, item in enumerate(request.input):
             if item.type == "item_reference":
                 raise _stateful(f"input[{place}]")
-            _add_content(gist, item.content, f"input[{place}].content")
-            _add_content(gist, item.output, f"input[{place}].output")
-            gist.add_text(item.arguments)
+            _add_content(summary, item.content, f"input[{place}].content")
+            _add_content(summary, item.output, f"input[{place}].output")
+            summary.add_text(item.arguments)
             if item.role == "user" and item.content is not None:
-                gist.newest_user = _written_by_user(item.content)
-    gist.tools = request.tools or []
-    gist.wants_json = request.text is not None and request.text.is_json
-    return gist.measured(
+                summary.newest_user = _written_by_user(item.content)
+    summary.tools = request.tools or []
+    summary.wants_json = request.text is not None and request.text.is_json
+    return summary.measured(
         "responses",
         body_bytes=body_bytes,
         reader=reader,

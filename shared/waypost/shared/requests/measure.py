@@ -21,8 +21,8 @@ __all__ = [
     "ABSENT",
     "ChatRequest",
     "Count",
-    "Gist",
     "Part",
+    "RequestSummary",
     "decode_body",
     "decode_chat",
     "measure_chat",
@@ -138,7 +138,7 @@ def decode_body(decode: Callable[[bytes], _Request], body: bytes) -> _Request:
         raise InvalidRequestError("The body is not valid JSON.", code="invalid_json") from None
 
 
-class Gist:
+class RequestSummary:
     """What there is in a request of any API, counted up; ``measured`` makes facts of it."""
 
     __slots__ = (
@@ -247,35 +247,37 @@ class Gist:
 
 
 def measure_chat(request: ChatRequest, *, body_bytes: int, reader: TextReader) -> Measured:
-    """Return the measured facts of a chat-completions request; see ``Gist.measured``.
+    """Return the measured facts of a chat-completions request; see ``RequestSummary.measured``.
 
     Raises:
         InvalidRequestError: ``unbounded_input``: a document is not in it.
     """
-    gist = Gist()
-    gist.messages = len(request.messages)
+    summary = RequestSummary()
+    summary.messages = len(request.messages)
     for number, message in enumerate(request.messages):
         content = message.content
         if isinstance(content, str):
-            gist.add_text(content)
+            summary.add_text(content)
         elif content:
             for place, part in enumerate(content):
-                gist.add_text(part.text)
+                summary.add_text(part.text)
                 if part.cache_control is not ABSENT:
-                    gist.add_cache_control(part.cache_control)
-                gist.images += part.type == "image_url"
-                gist.audio |= part.type == "input_audio"
+                    summary.add_cache_control(part.cache_control)
+                summary.images += part.type == "image_url"
+                summary.audio |= part.type == "input_audio"
                 if part.file is not None:
-                    gist.add_document(
+                    summary.add_document(
                         part.file.file_data,
                         at=f"messages[{number}].content[{place}]",
                         is_elsewhere=bool(part.file.file_id),
                     )
         if message.role == "user":
-            gist.newest_user = content
-    gist.wants_json = request.response_format is not None and request.response_format.type != "text"
-    gist.tools = [*(request.tools or ()), *(request.functions or ())]
-    return gist.measured(
+            summary.newest_user = content
+    summary.wants_json = (
+        request.response_format is not None and request.response_format.type != "text"
+    )
+    summary.tools = [*(request.tools or ()), *(request.functions or ())]
+    return summary.measured(
         "chat.completions",
         body_bytes=body_bytes,
         reader=reader,

@@ -26,7 +26,7 @@ class TraceContext(Struct, frozen=True):
 
 
 def begin(
-    header: bytes | None, *, share: float, luck: float, randomness: int
+    header: bytes | None, *, share: float, rng: float, randomness: int
 ) -> TraceContext | None:
     """Return the trace to tell of; ``None`` if this request is not traced.
 
@@ -34,7 +34,7 @@ def begin(
 
     Args:
         share: of the requests whose callers say nothing that are traced.
-        luck: 0 to 1.
+        rng: 0 to 1.
         randomness: 192 bits, for the ids.
     """
     match = None if header is None else _TRACEPARENT.fullmatch(header)
@@ -44,7 +44,7 @@ def begin(
         if trace_id != _NO_TRACE and parent != _NO_SPAN:
             is_sampled = int(match[3], 16) & _SAMPLED
             return TraceContext(trace_id, span_id, parent) if is_sampled else None
-    if luck >= share:
+    if rng >= share:
         return None
     return TraceContext(f"{(randomness >> 64) or 1:032x}", span_id, None)
 

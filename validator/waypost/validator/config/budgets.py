@@ -138,7 +138,7 @@ class Budgets(FileModel):
         own = _scope(f"trial:{channel}", rules)
         return (own, _scope("global", self.overall)) if self.overall else (own,)
 
-    def caller(
+    def principal(
         self, *, subject: str, pseudonym: str, tenant: str | None, tier: str
     ) -> tuple[Scope, ...]:
         """Return what else a caller's requests count for, whatever serves them."""

@@ -29,7 +29,7 @@ from waypost.shared.errors import (
     WaypostError,
 )
 from waypost.validator.console import decisions, live, playground, status
-from waypost.validator.console.pages import desk_of, form_of, is_over, page
+from waypost.validator.console.pages import form_of, is_over, page, services_of
 from waypost.validator.console.render import assets
 from waypost.validator.console.session import (
     ALL_SESSIONS,
@@ -42,7 +42,7 @@ from waypost.validator.console.session import (
     session_of,
 )
 from waypost.validator.http.problems import INTERNAL, SEE_OTHER, describe
-from waypost.validator.services import Desk
+from waypost.validator.services import Services
 
 __all__ = ["Console"]
 
@@ -70,10 +70,10 @@ _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 class Console:
-    """The application to mount at ``/console``. Give it its ``desk`` before it serves."""
+    """The application to mount at ``/console``. Give it its ``services`` before it serves."""
 
     def __init__(self) -> None:
-        self.desk: Desk | None = None
+        self.services: Services | None = None
         self._logins = LoginLimiter()
         self._viewers: set[object] = set()
         self._pages = Starlette(
@@ -110,22 +110,22 @@ class Console:
                 headers.setdefault("cache-control", "no-store")
             await send(message)
 
-        scope.update(desk=self.desk, logins=self._logins, viewers=self._viewers)
+        scope.update(services=self.services, logins=self._logins, viewers=self._viewers)
         turned_away = await _turned_away(Request(scope, receive))
         await (turned_away or self._pages)(scope, receive, send_fenced)
 
 
 async def _turned_away(request: Request) -> Response | None:
     """Return why a request goes no further; ``None`` if it may."""
-    desk = desk_of(request)
-    if desk.console_token is None:
+    services = services_of(request)
+    if services.console_token is None:
         return _bare(InvalidRequestError("There is nothing at this path.", code="not_found"))
     if request.method == "POST" and not _is_from_own_page(request):
         return _bare(
             ForbiddenError("This was not sent by a page of this console.", code="cross_origin")
         )
     try:
-        session = await _session(request, desk)
+        session = await _session(request, services)
     except StoreError as error:
         logger.error("whether a session of the console has ended cannot be told: %s", error)
         return _bare(
@@ -153,7 +153,7 @@ def _path(request: Request) -> str:
     return path
 
 
-async def _session(request: Request, desk: Desk) -> Session | None:
+async def _session(request: Request, services: Services) -> Session | None:
     """Return the session that the request belongs to, unless it has lapsed or was ended."""
     jar = SimpleCookie()
     try:
@@ -162,8 +162,8 @@ async def _session(request: Request, desk: Desk) -> Session | None:
         return None
     if COOKIE not in jar:
         return None
-    session = session_of(jar[COOKIE].value, desk.console_token or "", now=int(desk.clock()))
-    if session is None or await is_over(desk, session):
+    session = session_of(jar[COOKIE].value, services.console_token or "", now=int(services.clock()))
+    if session is None or await is_over(services, session):
         return None
     return session
 
@@ -197,7 +197,7 @@ async def _login_page(request: Request) -> Response:
 
 
 async def _login(request: Request) -> Response:
-    desk = desk_of(request)
+    services = services_of(request)
     limiter: LoginLimiter = request.scope["logins"]
     address = request.client.host if request.client is not None else ""
     form = await form_of(request)
@@ -211,13 +211,13 @@ async def _login(request: Request) -> Response:
             " and then http://127.0.0.1:8080/console.",
             code="console_needs_https",
         )
-    elif wait_s := limiter.wait_s(address, desk.monotonic()):
+    elif wait_s := limiter.wait_s(address, services.monotonic()):
         refusal = RefusalError(
             f"Too many wrong tokens came from your address; try again in {wait_s} s.",
             code="too_many_logins",
         )
-    elif not is_token(given.strip(), desk.console_token or ""):
-        limiter.failed(address, desk.monotonic())
+    elif not is_token(given.strip(), services.console_token or ""):
+        limiter.failed(address, services.monotonic())
         logger.warning("a login to the console failed, from %s", address)
         refusal = TokenError(
             "This is not the operator's token. It is in the environment variable that"
@@ -231,7 +231,9 @@ async def _login(request: Request) -> Response:
     response = RedirectResponse(aim, SEE_OTHER)
     response.set_cookie(
         COOKIE,
-        new_session(desk.console_token or "", name=secrets.token_hex(16), now=int(desk.clock())),
+        new_session(
+            services.console_token or "", name=secrets.token_hex(16), now=int(services.clock())
+        ),
         max_age=SESSION_S,
         path="/console",
         secure=not is_local,
@@ -243,12 +245,12 @@ async def _login(request: Request) -> Response:
 
 async def _logout(request: Request) -> Response:
     """End this session, or all there are."""
-    desk = desk_of(request)
+    services = services_of(request)
     session: Session = request.scope["session"]
     if "everywhere" in await form_of(request):
-        await desk.seen.end(ALL_SESSIONS, until=int(desk.clock()) + SESSION_S)
+        await services.seen.end(ALL_SESSIONS, until=int(services.clock()) + SESSION_S)
     else:
-        await desk.seen.end(session.mark, until=session.expires_at)
+        await services.seen.end(session.mark, until=session.expires_at)
     response = RedirectResponse(LOGIN, SEE_OTHER)
     response.delete_cookie(COOKIE, path="/console", httponly=True, samesite="strict")
     return response

@@ -20,11 +20,11 @@ from waypost.shared.errors import InvalidRequestError
 from waypost.shared.records import DecisionRecord, Verdict
 from waypost.validator.console.charts import Chart, stacked_bars
 from waypost.validator.console.flow import flow_of, steps_of
-from waypost.validator.console.pages import DAY, WINDOWS, Window, desk_of, page, window_of
+from waypost.validator.console.pages import DAY, WINDOWS, Window, page, services_of, window_of
 from waypost.validator.console.words import count, csv_cell, when
 from waypost.validator.http.problems import SEE_OTHER
 from waypost.validator.records import RecordFilter, RecordStats, StatsRow
-from waypost.validator.services import Desk
+from waypost.validator.services import Services
 
 __all__ = ["ID", "asked_of", "export", "listing", "one"]
 
@@ -98,22 +98,22 @@ def asked_of(request: Request, now: float) -> Asked:
 
 async def listing(request: Request) -> Response:
     """The newest decisions, what they came to, and those that come."""
-    desk = desk_of(request)
+    services = services_of(request)
     wanted = request.query_params.get("id", "").strip().lower()
     if wanted:
         return RedirectResponse(f"/console/decisions/{wanted[:64]}", SEE_OTHER)
-    asked = asked_of(request, desk.clock())
+    asked = asked_of(request, services.clock())
     before = _cursor(request)
-    verdicts, quick = await _added_up(desk, asked)
+    verdicts, quick = await _added_up(services, asked)
     narrowed = _narrowed(asked, verdicts, before_ms=None if before is None else before[1])
     cursor = None if before is None else before[0]
     records = (
-        await desk.store.list(narrowed, limit=PAGE + 1, before=cursor)
+        await services.store.list(narrowed, limit=PAGE + 1, before=cursor)
         if narrowed is not None
         else tuple[DecisionRecord, ...]()
     )
     last = records[PAGE - 1] if len(records) > PAGE else None
-    trusted = desk.trusted
+    trusted = services.trusted
     return await page(
         request,
         "decisions.html",
@@ -126,7 +126,7 @@ async def listing(request: Request) -> Response:
         records=records[:PAGE],
         older=asked.link(before=last.id, at=str(last.at_ms)) if last is not None else None,
         is_first=before is None,
-        chart=_chart(asked.window, verdicts, desk.clock()) if verdicts is not None else None,
+        chart=_chart(asked.window, verdicts, services.clock()) if verdicts is not None else None,
         totals=_totals(verdicts, quick) if verdicts is not None else None,
         dropped=0 if verdicts is None else verdicts.dropped,
     )
@@ -142,7 +142,7 @@ def _cursor(request: Request) -> tuple[str, int] | None:
     return before, int(at)
 
 
-async def _added_up(desk: Desk, asked: Asked) -> tuple[RecordStats | None, RecordStats]:
+async def _added_up(services: Services, asked: Asked) -> tuple[RecordStats | None, RecordStats]:
     """Return requests by verdict and step, and times.
 
     Totals know no accounts: for one, what is longer than a day is not added up, as that would
@@ -152,8 +152,8 @@ async def _added_up(desk: Desk, asked: Asked) -> tuple[RecordStats | None, Recor
     if filters.account is not None and asked.window.span_ms > DAY.span_ms:
         return None, RecordStats(rows=())
     return await asyncio.gather(
-        desk.store.stats(filters, by=("verdict",), step_ms=asked.window.step_ms, times=()),
-        desk.store.stats(filters, by=(), times=("ttft",)),
+        services.store.stats(filters, by=("verdict",), step_ms=asked.window.step_ms, times=()),
+        services.store.stats(filters, by=(), times=("ttft",)),
     )
 
 
@@ -246,16 +246,16 @@ def _chart(window: Window, stats: RecordStats, now: float) -> Chart:
 
 async def one(request: Request) -> Response:
     """One decision: the sentence, the picture, where its time went, the trace, the record."""
-    desk = desk_of(request)
+    services = services_of(request)
     wanted = request.path_params["id"]
-    record = await desk.records.get(wanted) if ID.fullmatch(wanted) else None
+    record = await services.records.get(wanted) if ID.fullmatch(wanted) else None
     if record is None:
         raise InvalidRequestError(
             "No decision has this id, or it is no longer kept. It is the X-Request-ID of the"
             " response, as 0199f000-0000-7000-8000-000000000000.",
             code="decision_not_found",
         )
-    policy = await desk.explained(record)
+    policy = await services.explained(record)
     explanation = explain_record(record, policy)
     text = msgspec.json.format(msgspec.json.encode(record), indent=2).decode()
     return await page(
@@ -321,20 +321,20 @@ def _cells(record: DecisionRecord) -> tuple[object, ...]:
 
 async def export(request: Request) -> Response:
     """The newest 10,000 decisions that the filters let pass, as CSV."""
-    desk = desk_of(request)
-    asked = asked_of(request, desk.clock())
+    services = services_of(request)
+    asked = asked_of(request, services.clock())
 
     async def rows() -> AsyncGenerator[str]:
         yield _csv(_COLUMNS)
         before: str | None = None
         for _ in range(CSV_ROWS // CSV_PAGE):
-            records = await desk.store.list(asked.filters, limit=CSV_PAGE, before=before)
+            records = await services.store.list(asked.filters, limit=CSV_PAGE, before=before)
             if not records:
                 return
             yield await asyncio.to_thread(_csv_of, records)
             before = records[-1].id
 
-    name = f"decisions-{when(desk.clock())[:10]}.csv"
+    name = f"decisions-{when(services.clock())[:10]}.csv"
     return StreamingResponse(
         rows(),
         media_type="text/csv; charset=utf-8",

@@ -14,12 +14,12 @@ from starlette.responses import Response, StreamingResponse
 from waypost.shared.errors import RefusalError, StoreError, WaypostError
 from waypost.shared.records import DecisionRecord
 from waypost.validator.console.decisions import ID, asked_of
-from waypost.validator.console.pages import desk_of, is_over
+from waypost.validator.console.pages import is_over, services_of
 from waypost.validator.console.render import render
 from waypost.validator.console.session import Session
 from waypost.validator.http.server_protocol import end_with_server
 from waypost.validator.records import RecordFilter
-from waypost.validator.services import Desk
+from waypost.validator.services import Services
 
 __all__ = ["follow"]
 
@@ -32,8 +32,8 @@ MAX_VIEWERS = 16
 
 async def follow(request: Request) -> Response:
     """Rows as they come, as server-sent events, until the page is left."""
-    desk = desk_of(request)
-    asked = asked_of(request, desk.clock())
+    services = services_of(request)
+    asked = asked_of(request, services.clock())
     viewers: set[object] = request.scope["viewers"]
     if len(viewers) >= MAX_VIEWERS:
         raise RefusalError(
@@ -45,14 +45,14 @@ async def follow(request: Request) -> Response:
     ending = asyncio.Event()
     end_with_server(request.scope, ending.set)
     return StreamingResponse(
-        _events(desk, request.scope["session"], asked.filters, after, viewers, ending),
+        _events(services, request.scope["session"], asked.filters, after, viewers, ending),
         media_type="text/event-stream",
         headers={"x-accel-buffering": "no"},
     )
 
 
 async def _events(
-    desk: Desk,
+    services: Services,
     session: Session,
     filters: RecordFilter,
     after: str,
@@ -66,11 +66,11 @@ async def _events(
         sent: set[str] | None = None
         quiet = 0
         while not ending.is_set():
-            if await is_over(desk, session):
+            if await is_over(services, session):
                 yield "event: over\ndata:\n\n"
                 return
-            since_ms = int(desk.clock() * 1_000) - BACK_MS
-            recent = await _recent(desk, structs.replace(filters, since_ms=since_ms))
+            since_ms = int(services.clock() * 1_000) - BACK_MS
+            recent = await _recent(services, structs.replace(filters, since_ms=since_ms))
             new: list[DecisionRecord] = []
             if recent is not None:
                 known = _sent_before(recent, after) if sent is None else sent
@@ -95,10 +95,10 @@ async def _events(
         viewers.discard(me)
 
 
-async def _recent(desk: Desk, filters: RecordFilter) -> tuple[DecisionRecord, ...] | None:
+async def _recent(services: Services, filters: RecordFilter) -> tuple[DecisionRecord, ...] | None:
     """Return the newest; ``None`` while the store is down, as the page goes on when it is back."""
     try:
-        return await desk.store.list(filters, limit=ROWS)
+        return await services.store.list(filters, limit=ROWS)
     except WaypostError:
         return None
 

@@ -1,4 +1,4 @@
-"""What every page of the console shares: its frame, its window of time, its desk."""
+"""What every page of the console shares: its frame, its window of time, its services."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -13,17 +13,17 @@ from waypost.validator.console.render import render
 from waypost.validator.console.session import ALL_SESSIONS, Session
 from waypost.validator.console.words import when
 from waypost.validator.http.problems import OK
-from waypost.validator.services import Desk
+from waypost.validator.services import Services
 
 __all__ = [
     "DAY",
     "HOUR_MS",
     "WINDOWS",
     "Window",
-    "desk_of",
     "form_of",
     "is_over",
     "page",
+    "services_of",
     "window_of",
 ]
 
@@ -85,21 +85,21 @@ def window_of(request: Request) -> Window:
     return window
 
 
-def desk_of(request: Request) -> Desk:
+def services_of(request: Request) -> Services:
     """Return what the validator serves with."""
-    desk: Desk = request.scope["desk"]
-    return desk
+    services: Services = request.scope["services"]
+    return services
 
 
-async def is_over(desk: Desk, session: Session) -> bool:
+async def is_over(services: Services, session: Session) -> bool:
     """Whether the session has lapsed, or was ended by itself or with all others.
 
     Raises:
         StoreError: nobody can tell.
     """
-    if desk.clock() >= session.expires_at:
+    if services.clock() >= session.expires_at:
         return True
-    ended = [await desk.seen.ended_until(mark) for mark in (session.mark, ALL_SESSIONS)]
+    ended = [await services.seen.ended_until(mark) for mark in (session.mark, ALL_SESSIONS)]
     return max(ended) >= session.expires_at
 
 
@@ -133,17 +133,17 @@ async def page(
     **context: Any,  # noqa: ANN401 - what templates use
 ) -> HTMLResponse:
     """Return a page in its frame."""
-    desk = desk_of(request)
+    services = services_of(request)
     is_operator: bool = request.scope["is_operator"]
-    trusted = desk.trusted if is_operator else None
+    trusted = services.trusted if is_operator else None
     body = await render(
         template,
         path=request.scope["path"],
         is_operator=is_operator,
-        channel=desk.config.channel,
+        channel=services.config.channel,
         version=None if trusted is None else trusted.policy.version,
-        is_simulated=any(one.simulated for one in desk.config.providers.values()),
-        now=desk.clock(),
+        is_simulated=any(one.simulated for one in services.config.providers.values()),
+        now=services.clock(),
         status=status,
         **context,
     )

@@ -22,12 +22,12 @@ from waypost.shared.decision.engine import Decision, Exclusion, decide, exclusio
 from waypost.shared.decision.explain import Explanation, explain
 from waypost.shared.errors import InvalidRequestError, RefusalError
 from waypost.shared.requests.measure import decode_chat, measure_chat
-from waypost.validator.console.pages import desk_of, form_of, page
+from waypost.validator.console.pages import form_of, page, services_of
 from waypost.validator.detectors import json_text
 from waypost.validator.http.problems import describe
-from waypost.validator.manifest.active import Serving
+from waypost.validator.manifest.active import ActiveManifest
 from waypost.validator.pipeline.hold import bound_nusd
-from waypost.validator.services import Desk
+from waypost.validator.services import Services
 
 __all__ = ["ask", "form"]
 
@@ -83,10 +83,10 @@ class Outcome(NamedTuple):
 
 async def form(request: Request) -> Response:
     """The empty form; filled with a decision's facts if the query names one."""
-    desk = desk_of(request)
+    services = services_of(request)
     wish = Wish()
     wanted = request.query_params.get("decision", "")
-    record = await desk.records.get(wanted) if wanted else None
+    record = await services.records.get(wanted) if wanted else None
     if record is not None and record.facts is not None:
         text = msgspec.json.format(msgspec.json.encode(record.facts), indent=2).decode()
         named = record.proposal.model if record.proposal is not None else ""
@@ -96,7 +96,7 @@ async def form(request: Request) -> Response:
 
 async def ask(request: Request) -> Response:
     """What would happen to what the form describes."""
-    desk = desk_of(request)
+    services = services_of(request)
     filled = await form_of(request)
     single = {name: values[0].strip() for name, values in filled.items()}
     lists = {name: tuple(filled.get(name, ())) for name in ("data", "needs")}
@@ -104,9 +104,9 @@ async def ask(request: Request) -> Response:
         {**single, **lists, "background": "background" in filled}, Wish, strict=True
     )
     try:
-        serving = desk.serving(desk.clock())
-        facts = await to_thread.run_sync(_facts, desk, serving, wish, int(desk.clock()))
-        outcome = await to_thread.run_sync(_outcome, serving, facts, wish.proposal)
+        active = services.active(services.clock())
+        facts = await to_thread.run_sync(_facts, services, active, wish, int(services.clock()))
+        outcome = await to_thread.run_sync(_outcome, active, facts, wish.proposal)
     except RefusalError as refusal:
         return await _answer(request, wish, refusal=refusal, status=describe(refusal).status)
     return await _answer(request, wish, outcome=outcome)
@@ -120,7 +120,7 @@ async def _answer(
     refusal: RefusalError | None = None,
     **status: int,
 ) -> Response:
-    trusted = desk_of(request).trusted
+    trusted = services_of(request).trusted
     return await page(
         request,
         "playground.html",
@@ -136,8 +136,8 @@ async def _answer(
 # ── in threads: a long text takes its time ─────────────────────────────────────────────────────
 
 
-def _facts(desk: Desk, serving: Serving, wish: Wish, now: int) -> Facts:
-    out = desk.out_of_service(serving)
+def _facts(services: Services, active: ActiveManifest, wish: Wish, now: int) -> Facts:
+    out = services.out_of_service(active)
     if wish.facts:
         try:
             facts = msgspec.json.decode(wish.facts, type=Facts)
@@ -147,8 +147,8 @@ def _facts(desk: Desk, serving: Serving, wish: Wish, now: int) -> Facts:
             ) from None
         return structs.replace(facts, measured=structs.replace(facts.measured, out_of_service=out))
     body = _body(wish)
-    measured = measure_chat(decode_chat(body), body_bytes=len(body), reader=serving.compiled.reader)
-    classes = desk.detectors.classes((json_text(body),)) if desk.config.detectors else ()
+    measured = measure_chat(decode_chat(body), body_bytes=len(body), reader=active.compiled.reader)
+    classes = services.detectors.classes((json_text(body),)) if services.config.detectors else ()
     return Facts(
         now=now,
         signed=Signed(
@@ -191,8 +191,8 @@ def _needs(wish: Wish, measured: Measured) -> Mapping[str, tuple[str, ...]]:
     return {"needs": tuple(sorted({*measured.needs, *(n for n in wish.needs if n in _NEEDS)}))}
 
 
-def _outcome(serving: Serving, facts: Facts, proposed: str) -> Outcome:
-    compiled = serving.compiled
+def _outcome(active: ActiveManifest, facts: Facts, proposed: str) -> Outcome:
+    compiled = active.compiled
     decision = decide(compiled, facts, Proposal(model=proposed) if proposed else None)
     chosen = compiled.models.get(decision.model) if decision.model is not None else None
     candidates = _candidates(compiled, facts, decision)

@@ -17,11 +17,11 @@ from waypost.shared.records import DecisionRecord
 from waypost.shared.trust import NOTICE_S
 from waypost.validator.config.budgets import Budgets
 from waypost.validator.console.charts import Chart, lines
-from waypost.validator.console.pages import WINDOWS, Window, desk_of, page, window_of
+from waypost.validator.console.pages import WINDOWS, Window, page, services_of, window_of
 from waypost.validator.console.words import decimal_ms, duration
 from waypost.validator.ledger import Balance, Scope, scope_of
 from waypost.validator.records import RecordFilter, RecordStats, StatsRow
-from waypost.validator.services import Desk
+from waypost.validator.services import Services
 
 __all__ = ["budgets", "manifest", "providers", "routes"]
 
@@ -62,17 +62,17 @@ class Compared(NamedTuple):
 
 async def routes(request: Request) -> Response:
     """Routes beside each other: traffic, cost, savings, times, overrides, quality."""
-    desk = desk_of(request)
+    services = services_of(request)
     window = window_of(request)
-    filters = RecordFilter(since_ms=window.starts_ms(desk.clock()).start)
+    filters = RecordFilter(since_ms=window.starts_ms(services.clock()).start)
     sums, times, steps = await asyncio.gather(
-        desk.store.stats(filters, by=("route", "verdict"), times=()),
-        desk.store.stats(filters, by=("route",), times=("ttft",)),
-        desk.store.stats(filters, by=(), step_ms=window.step_ms, times=("ttft",)),
+        services.store.stats(filters, by=("route", "verdict"), times=()),
+        services.store.stats(filters, by=("route",), times=("ttft",)),
+        services.store.stats(filters, by=(), step_ms=window.step_ms, times=("ttft",)),
     )
     names = {row.route for row in sums.rows}
     compared = [_compared(name, sums, times) for name in names]
-    trusted = desk.trusted
+    trusted = services.trusted
     known = {} if trusted is None else {route.name: route for route in trusted.policy.routes}
     return await page(
         request,
@@ -82,7 +82,7 @@ async def routes(request: Request) -> Response:
         dearest=max((one.each_nusd for one in compared), default=0),
         known=known,
         describe=describe,
-        chart=_times(window, steps, desk.clock()),
+        chart=_times(window, steps, services.clock()),
         window=window,
         link="?window={}".format,
         windows=WINDOWS.values(),
@@ -141,17 +141,17 @@ class Spender(NamedTuple):
 
 async def budgets(request: Request) -> Response:
     """Accounts and whatever else is limited: spent and reserved, and what may be spent."""
-    desk = desk_of(request)
+    services = services_of(request)
     wanted = request.query_params.get("account", "").strip()[:128]
     if not wanted.isprintable():
         raise InvalidRequestError("An account has printable characters.", code="invalid_query")
-    config = desk.config.budgets
-    recent = await desk.store.list(RecordFilter(), limit=RECENT)
+    config = services.config.budgets
+    recent = await services.store.list(RecordFilter(), limit=RECENT)
     seen = {record.account for record in recent if record.account is not None}
     names = [wanted] if wanted else sorted({*config.accounts, *seen})
-    spenders = [await _account(desk, name) for name in names[:MAX_ACCOUNTS]]
+    spenders = [await _account(services, name) for name in names[:MAX_ACCOUNTS]]
     if not wanted:
-        spenders += [await _spender(desk, scope) for scope in _limited(config)[:MAX_ACCOUNTS]]
+        spenders += [await _spender(services, scope) for scope in _limited(config)[:MAX_ACCOUNTS]]
     return await page(
         request,
         "budgets.html",
@@ -180,16 +180,16 @@ _NO_LIMITS = (
 )
 
 
-async def _account(desk: Desk, name: str) -> Spender:
-    limited = desk.config.budgets.account(name)
+async def _account(services: Services, name: str) -> Spender:
+    limited = services.config.budgets.account(name)
     if limited.limits:
-        return await _spender(desk, limited)
-    spender = await _spender(desk, desk.config.budgets.account(name, _NO_LIMITS))
+        return await _spender(services, limited)
+    spender = await _spender(services, services.config.budgets.account(name, _NO_LIMITS))
     return spender._replace(is_limited=False)
 
 
-async def _spender(desk: Desk, scope: Scope) -> Spender:
-    balances = await desk.ledger.balances((scope,), now=int(desk.clock()))
+async def _spender(services: Services, scope: Scope) -> Spender:
+    balances = await services.ledger.balances((scope,), now=int(services.clock()))
     kind, _, name = scope.name.partition(":")
     windows = tuple(balance for balance in balances if balance.window != "request")
     return Spender("overall" if kind == "global" else kind, name, True, windows)
@@ -247,25 +247,25 @@ class Served(NamedTuple):
 
 async def providers(request: Request) -> Response:
     """Providers: breakers, failures of late, times."""
-    desk = desk_of(request)
+    services = services_of(request)
     window = WINDOWS["1h"]
-    filters = RecordFilter(since_ms=window.starts_ms(desk.clock()).start)
+    filters = RecordFilter(since_ms=window.starts_ms(services.clock()).start)
     recent, stats = await asyncio.gather(
-        _of_late(desk), desk.store.stats(filters, by=("model",), times=("ttft",))
+        _of_late(services), services.store.stats(filters, by=("model",), times=("ttft",))
     )
-    trusted = desk.trusted
+    trusted = services.trusted
     models = () if trusted is None else trusted.policy.models
     served = [
         Served(
             name,
             config.base_url.partition("://")[2].partition("/")[0],
             config.simulated,
-            desk.upstreams[name].limiter.in_flight,
-            [_health(desk, m, recent, stats) for m in models if m.provider == name],
+            services.upstreams[name].limiter.in_flight,
+            [_health(services, m, recent, stats) for m in models if m.provider == name],
         )
-        for name, config in desk.config.providers.items()
+        for name, config in services.config.providers.items()
     ]
-    unserved = [m.id for m in models if m.provider not in desk.config.providers]
+    unserved = [m.id for m in models if m.provider not in services.config.providers]
     return await page(
         request,
         "providers.html",
@@ -278,13 +278,13 @@ async def providers(request: Request) -> Response:
     )
 
 
-async def _of_late(desk: Desk) -> list[DecisionRecord]:
+async def _of_late(services: Services) -> list[DecisionRecord]:
     """Return decisions from all over the last minutes, of all validators that share the records."""
-    step_ms, now_ms = HEALTH_S * 1_000 // HEALTH_PARTS, int(desk.clock() * 1_000)
+    step_ms, now_ms = HEALTH_S * 1_000 // HEALTH_PARTS, int(services.clock() * 1_000)
     starts = range(now_ms - HEALTH_S * 1_000, now_ms, step_ms)
     parts = await asyncio.gather(
         *(
-            desk.store.list(
+            services.store.list(
                 RecordFilter(since_ms=start, until_ms=start + step_ms), limit=OF_EACH_PART
             )
             for start in starts
@@ -329,10 +329,10 @@ def _troubles(served: Sequence[Served], unserved: Sequence[str]) -> list[Trouble
 
 
 def _health(
-    desk: Desk, model: Model, recent: Sequence[DecisionRecord], stats: RecordStats
+    services: Services, model: Model, recent: Sequence[DecisionRecord], stats: RecordStats
 ) -> Health:
-    breaker = desk.upstreams[model.provider].breaker(model)
-    now = desk.monotonic()
+    breaker = services.upstreams[model.provider].breaker(model)
+    now = services.monotonic()
     state = "closed" if breaker.is_closed else "open" if breaker.rests_s(now) else "half-open"
     outcomes: dict[str, int] = {}
     for record in recent:
@@ -429,22 +429,24 @@ def _roles(metadata: dict[str, str]) -> list[Role]:
 
 async def manifest(request: Request) -> Response:
     """The manifest in use, what proves it and until when; who may issue tokens."""
-    desk = desk_of(request)
-    now = desk.clock()
-    trusted = desk.trusted
+    services = services_of(request)
+    now = services.clock()
+    trusted = services.trusted
     policy: Policy | None = None if trusted is None else trusted.policy
     return await page(
         request,
         "manifest.html",
         trusted=trusted,
         policy=policy,
-        refuse_from=None if trusted is None else trusted.expires_at + desk.config.manifest.grace_s,
-        is_held_back=desk.keeper.is_held_back(now),
-        last_error=desk.keeper.last_error,
-        refused=desk.refused,
-        lapses=desk.lapses(),
+        refuse_from=None
+        if trusted is None
+        else trusted.expires_at + services.config.manifest.grace_s,
+        is_held_back=services.keeper.is_held_back(now),
+        last_error=services.keeper.last_error,
+        refused=services.refused,
+        lapses=services.lapses(),
         notice_s=NOTICE_S,
-        url=desk.config.manifest.url,
-        roles=_roles(desk.keeper.metadata()),
+        url=services.config.manifest.url,
+        roles=_roles(services.keeper.metadata()),
         describe=describe,
     )

@@ -1,7 +1,7 @@
 """How one API of ours is spoken to one provider: the seam between pipeline and wire formats.
 
-A provider that speaks the API itself is asked in it (``Native``): bytes pass untouched. Others
-are spoken to by translation (``waypost.validator.dialects.translation``). Either way a ``Speech``
+A provider that speaks the API itself is asked in it (``Passthrough``): bytes pass untouched. Others
+are spoken to by translation (``waypost.validator.dialects.translation``). Either way an ``Adapter``
 is pure: bytes in, bytes out. Connections, time-outs and status codes are
 ``waypost.validator.upstream.provider``'s.
 """
@@ -18,11 +18,11 @@ from waypost.validator.dialects.passthrough import APIS, StreamReader
 from waypost.validator.dialects.usage import Told, UsageReport, read_anthropic, read_openai
 
 __all__ = [
-    "Asked",
-    "Native",
-    "Outgoing",
+    "Adapter",
+    "InboundRequest",
+    "Passthrough",
+    "ProviderRequest",
     "Reply",
-    "Speech",
     "UnreadableError",
     "UntranslatableError",
     "heard",
@@ -60,7 +60,7 @@ def heard(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         raise UnreadableError(type(exc).__name__) from exc
 
 
-class Asked:
+class InboundRequest:
     """A request as it came, and as it was read.
 
     Attributes:
@@ -93,7 +93,7 @@ class Asked:
         self.kept: dict[str, Any] = {}
 
 
-class Outgoing(Struct, frozen=True):
+class ProviderRequest(Struct, frozen=True):
     """What is sent to a provider.
 
     Attributes:
@@ -113,7 +113,7 @@ class Reply(Struct, frozen=True):
     report: UsageReport
 
 
-class Speech(Protocol):
+class Adapter(Protocol):
     """One API, spoken to one provider."""
 
     @property
@@ -125,11 +125,13 @@ class Speech(Protocol):
         """Return where it is asked, below the provider's base URL."""
         ...
 
-    def check(self, asked: Asked) -> None:
+    def check(self, inbound: InboundRequest) -> None:
         """Raise UntranslatableError if the provider cannot be asked this."""
         ...
 
-    def request(self, asked: Asked, *, model: str, output_tokens: int) -> Outgoing:
+    def request(
+        self, inbound: InboundRequest, *, model: str, output_tokens: int
+    ) -> ProviderRequest:
         """Return what to send. ``check`` has passed.
 
         Args:
@@ -138,7 +140,7 @@ class Speech(Protocol):
         """
         ...
 
-    def reply(self, asked: Asked, body: bytes) -> Reply:
+    def reply(self, inbound: InboundRequest, body: bytes) -> Reply:
         """Return the provider's unstreamed answer as the caller is to see it.
 
         Raises:
@@ -154,11 +156,11 @@ class Speech(Protocol):
         """
         ...
 
-    def rejection(self, asked: Asked, body: bytes) -> bytes | None:
+    def rejection(self, inbound: InboundRequest, body: bytes) -> bytes | None:
         """Return the provider's error as the caller is to see it; ``None`` if it is not one."""
         ...
 
-    def reader(self, asked: Asked) -> StreamReader:
+    def reader(self, inbound: InboundRequest) -> StreamReader:
         """Return a reader of the provider's stream that gives what the caller is to see."""
         ...
 
@@ -166,7 +168,7 @@ class Speech(Protocol):
 _decode_told = msgspec.json.Decoder(Told).decode
 
 
-class Native:
+class Passthrough:
     """An API that the provider speaks itself: bytes pass through."""
 
     __slots__ = ("_api", "_betas", "_max_tokens_field", "_path", "_read_usage", "_version")
@@ -194,44 +196,46 @@ class Native:
         self._betas = betas
 
     def path(self, model: str, *, streamed: bool) -> str:
-        """See ``Speech``."""
+        """See ``Adapter``."""
         return self._path
 
-    def check(self, asked: Asked) -> None:
-        """See ``Speech``. All can be said."""
+    def check(self, inbound: InboundRequest) -> None:
+        """See ``Adapter``. All can be said."""
 
-    def request(self, asked: Asked, *, model: str, output_tokens: int) -> Outgoing:
-        """See ``Speech``."""
+    def request(
+        self, inbound: InboundRequest, *, model: str, output_tokens: int
+    ) -> ProviderRequest:
+        """See ``Adapter``."""
         body = self._api.bounded(
-            asked.body,
+            inbound.body,
             model=model,
             output_tokens=output_tokens,
-            streamed=asked.request.stream is True,
+            streamed=inbound.request.stream is True,
             max_tokens_field=self._max_tokens_field,
         )
         if self._version is None:
-            return Outgoing(self._path, body)
+            return ProviderRequest(self._path, body)
         # The body means what it means in the version that it was written for.
-        lines = f"anthropic-version: {asked.version or self._version}\r\n"
-        betas = [beta for beta in asked.betas if beta in self._betas]
+        lines = f"anthropic-version: {inbound.version or self._version}\r\n"
+        betas = [beta for beta in inbound.betas if beta in self._betas]
         if betas:
             lines += f"anthropic-beta: {','.join(betas)}\r\n"
-        return Outgoing(self._path, body, lines)
+        return ProviderRequest(self._path, body, lines)
 
-    def reply(self, asked: Asked, body: bytes) -> Reply:
-        """See ``Speech``."""
+    def reply(self, inbound: InboundRequest, body: bytes) -> Reply:
+        """See ``Adapter``."""
         if not body.isascii():
             body.decode()  # RFC 8259 §8.1; what is passed over here nobody could read either
         return Reply(body, self._api.report(body))
 
     def report(self, body: bytes) -> UsageReport:
-        """See ``Speech``."""
+        """See ``Adapter``."""
         return self._read_usage(_decode_told(body).usage)
 
-    def rejection(self, asked: Asked, body: bytes) -> bytes | None:
-        """See ``Speech``."""
+    def rejection(self, inbound: InboundRequest, body: bytes) -> bytes | None:
+        """See ``Adapter``."""
         return body if self._api.is_error(body) else None
 
-    def reader(self, asked: Asked) -> StreamReader:
-        """See ``Speech``."""
-        return self._api.reader(asked.request)
+    def reader(self, inbound: InboundRequest) -> StreamReader:
+        """See ``Adapter``."""
+        return self._api.reader(inbound.request)

@@ -1,7 +1,7 @@
 """The ledger's arithmetic, on rows that a store lends it for one transaction. Pure.
 
-A store opens a write transaction, lets ``Books`` apply any number of operations, writes what
-``Books`` changed, and commits. An operation changes everything or, when it refuses or raises,
+A store opens a write transaction, lets ``Accounting`` apply any number of operations, writes what
+``Accounting`` changed, and commits. An operation changes everything or, when it refuses or raises,
 nothing; so one bad operation does not spoil the others of its batch.
 """
 
@@ -54,7 +54,7 @@ from waypost.validator.ledger.rows import (
     masks_text,
 )
 
-__all__ = ["HELD", "Books"]
+__all__ = ["HELD", "Accounting"]
 
 # Rows kept from one transaction to the next, about 100 bytes each.
 MAX_REMEMBERED = 100_000
@@ -62,7 +62,7 @@ MAX_REMEMBERED = 100_000
 HELD = Held()
 
 
-class Books:
+class Accounting:
     """Operations on rows; remembers rows until told that they may have changed.
 
     Attributes:

@@ -1,7 +1,7 @@
 """The ledger's rows in PostgreSQL, for validators on several machines.
 
 A batch is one transaction. It locks the rows that its operations change, always in the same
-order so that no two batches can wait for each other, lends them to the same ``Books`` that
+order so that no two batches can wait for each other, lends them to the same ``Accounting`` that
 SQLite uses, and writes back what changed. Rows that do not exist yet are made before they are
 locked: of two first uses, one waits for the other.
 """
@@ -19,7 +19,7 @@ from psycopg.rows import TupleRow
 
 from waypost.shared.contracts import Window
 from waypost.shared.errors import StoreError
-from waypost.validator.ledger.accounting import Books
+from waypost.validator.ledger.accounting import Accounting
 from waypost.validator.ledger.base import Entry, WindowSum
 from waypost.validator.ledger.calendar import CALENDAR, Calendar
 from waypost.validator.ledger.columns import (
@@ -162,9 +162,9 @@ class PostgresStore:
         try:
             async with _hanging_up_after(self._patience_s, db):
                 async with db.transaction():
-                    books = Books(await self._lend(db, batch), self.calendar)
-                    outcomes = [books.apply(operation) for operation in batch]
-                    await _write(db, books)
+                    accounting = Accounting(await self._lend(db, batch), self.calendar)
+                    outcomes = [accounting.apply(operation) for operation in batch]
+                    await _write(db, accounting)
                     is_committing = True
                 await self._prune(db)
         except (psycopg.Error, OSError) as exc:
@@ -375,15 +375,15 @@ async def _all(db: Connection, query: Any, *values: Any) -> list[Any]:  # noqa: 
     return await (await db.execute(query, values)).fetchall()
 
 
-async def _write(db: Connection, books: Books) -> None:
+async def _write(db: Connection, accounting: Accounting) -> None:
     changes: tuple[tuple[str, Iterable[Any]], ...] = (
-        (_OPEN, map(hold_values, books.opened)),
-        (_CLOSE, map(closing_values, books.closed.values())),
-        (_PUT_WINDOW, ((*(v := window_values(row))[3:], *v[:3]) for row in books.touched)),
-        (_PUT_RATE, ((free, s, r) for s, r, free in map(rate_values, books.touched_rates))),
-        (_PUT_KEY, map(key_values, books.keys.values())),
-        (_FREE_KEY, ((digest,) for digest in books.freed_keys)),
-        (_PUT_GRANT, (grant_values(*granted) for granted in books.granted)),
+        (_OPEN, map(hold_values, accounting.opened)),
+        (_CLOSE, map(closing_values, accounting.closed.values())),
+        (_PUT_WINDOW, ((*(v := window_values(row))[3:], *v[:3]) for row in accounting.touched)),
+        (_PUT_RATE, ((free, s, r) for s, r, free in map(rate_values, accounting.touched_rates))),
+        (_PUT_KEY, map(key_values, accounting.keys.values())),
+        (_FREE_KEY, ((digest,) for digest in accounting.freed_keys)),
+        (_PUT_GRANT, (grant_values(*granted) for granted in accounting.granted)),
     )
     async with db.pipeline(), db.cursor() as cursor:
         for query, values in changes:
@@ -392,7 +392,7 @@ async def _write(db: Connection, books: Books) -> None:
 
 
 class _Rows:
-    """Rows for ``Books``, locked for one transaction."""
+    """Rows for ``Accounting``, locked for one transaction."""
 
     def __init__(self, holds: list[Any], expired: list[str], keys: list[Any]) -> None:
         self.holds = {row[0]: HoldRow(*row) for row in holds}

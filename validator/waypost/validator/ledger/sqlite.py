@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from waypost.shared.contracts import Window
 from waypost.shared.errors import StoreError
-from waypost.validator.ledger.accounting import Books
+from waypost.validator.ledger.accounting import Accounting
 from waypost.validator.ledger.base import Entry, WindowSum
 from waypost.validator.ledger.calendar import CALENDAR, Calendar
 from waypost.validator.ledger.columns import (
@@ -167,7 +167,7 @@ class SqliteStore:
         self._connect = partial(_connect, path, durability)
         self._db = self._connect()
         self._reader = self._connect()
-        self._books = Books(_SqliteRows(self._db), calendar)
+        self._accounting = Accounting(_SqliteRows(self._db), calendar)
         self._data_version = -1
         self._thread = ThreadPoolExecutor(1, "ledger") if durability == "full" else None
         # FULL or NORMAL makes no difference to what upkeep writes.
@@ -203,42 +203,44 @@ class SqliteStore:
             ) from exc
 
     def _attempt(self, batch: Sequence[Operation], *, trusts_new_ids: bool) -> list[Any]:
-        db, books = self._db, self._books
+        db, accounting = self._db, self._accounting
         db.execute("BEGIN IMMEDIATE")
         try:
             (data_version,) = db.execute("PRAGMA data_version").fetchone()
             if data_version != self._data_version:
-                books.forget()
+                accounting.forget()
                 self._data_version = data_version
-            books.trusts_new_ids = trusts_new_ids
-            outcomes = [books.apply(operation) for operation in batch]
-            self._write(books)
+            accounting.trusts_new_ids = trusts_new_ids
+            outcomes = [accounting.apply(operation) for operation in batch]
+            self._write(accounting)
             db.execute("COMMIT")
         except BaseException:
-            books.forget()
+            accounting.forget()
             with suppress(sqlite3.Error):
                 db.execute("ROLLBACK")
             raise
-        self._upkeep.rows_written += len(books.opened) + len(books.closed) + len(books.touched)
-        books.written()
+        self._upkeep.rows_written += (
+            len(accounting.opened) + len(accounting.closed) + len(accounting.touched)
+        )
+        accounting.written()
         return outcomes
 
-    def _write(self, books: Books) -> None:
+    def _write(self, accounting: Accounting) -> None:
         db = self._db
-        if books.opened:
-            db.executemany(_OPEN, map(hold_values, books.opened))
-        if books.closed:
-            db.executemany(_CLOSE, map(closing_values, books.closed.values()))
-        if books.touched:
-            db.executemany(_PUT_WINDOW, map(window_values, books.touched))
-        if books.touched_rates:
-            db.executemany(_PUT_RATE, map(rate_values, books.touched_rates))
-        if books.keys:
-            db.executemany(_PUT_KEY, map(key_values, books.keys.values()))
-        if books.freed_keys:
-            db.executemany(_FREE_KEY, [(digest,) for digest in books.freed_keys])
-        if books.granted:
-            db.executemany(_PUT_GRANT, [grant_values(*granted) for granted in books.granted])
+        if accounting.opened:
+            db.executemany(_OPEN, map(hold_values, accounting.opened))
+        if accounting.closed:
+            db.executemany(_CLOSE, map(closing_values, accounting.closed.values()))
+        if accounting.touched:
+            db.executemany(_PUT_WINDOW, map(window_values, accounting.touched))
+        if accounting.touched_rates:
+            db.executemany(_PUT_RATE, map(rate_values, accounting.touched_rates))
+        if accounting.keys:
+            db.executemany(_PUT_KEY, map(key_values, accounting.keys.values()))
+        if accounting.freed_keys:
+            db.executemany(_FREE_KEY, [(digest,) for digest in accounting.freed_keys])
+        if accounting.granted:
+            db.executemany(_PUT_GRANT, [grant_values(*granted) for granted in accounting.granted])
 
     async def read(self, wanted: Sequence[tuple[str, Window, int]]) -> list[WindowSum | None]:
         """See ``Store.read``."""
@@ -277,7 +279,7 @@ class SqliteStore:
 
 
 class _SqliteRows:
-    """Rows for ``Books``, read inside its transaction."""
+    """Rows for ``Accounting``, read inside its transaction."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db

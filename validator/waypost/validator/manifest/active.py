@@ -1,7 +1,7 @@
 """What is served now, and to whom: a manifest made ready, its models, a caller.
 
-``Serving`` is everything that depends on the manifest alone, computed when one takes over and
-swapped by one assignment; a request works with the ``Serving`` it started with.
+``ActiveManifest`` is everything that depends on the manifest alone, computed when one takes over
+and swapped by one assignment; a request works with the ``ActiveManifest`` it started with.
 """
 
 from collections.abc import Mapping
@@ -17,18 +17,18 @@ from waypost.shared.money import Price
 from waypost.shared.trust import Trusted
 from waypost.validator.access.tokens import TokenVerifier
 from waypost.validator.config.budgets import Budgets
-from waypost.validator.dialects.adapter import Asked, Native, Speech
+from waypost.validator.dialects.adapter import Adapter, InboundRequest, Passthrough
 from waypost.validator.ledger import Scope
 from waypost.validator.upstream.breaker import ANYONE, Breaker, Witness
 from waypost.validator.upstream.key_pool import LONGEST_WAIT_S
 from waypost.validator.upstream.provider import Upstream
 
-__all__ = ["Caller", "Serving", "Speaking", "Target"]
+__all__ = ["ActiveManifest", "Principal", "Speaking", "Target"]
 
 MOST_NAMED = 12  # models, in a sentence
 
 
-class Caller(Struct, frozen=True):
+class Principal(Struct, frozen=True):
     """Who asks, as the token says it, made ready for what follows.
 
     Attributes:
@@ -57,49 +57,55 @@ class Target(Struct, frozen=True):
     breaker: Breaker
     scopes: tuple[Scope, ...]
 
-    def refuses(self, now: float, who: Witness = ANYONE, asked: Asked | None = None) -> bool:
+    def refuses(
+        self, now: float, who: Witness = ANYONE, inbound: InboundRequest | None = None
+    ) -> bool:
         """Whether it can be sent nothing now, nor after a wait that a request can afford."""
         if self.breaker.refuses(now, who):
             return True
-        if asked is not None and self.is_silent(asked, now):
+        if inbound is not None and self.is_silent(inbound, now):
             return True
         until = self.upstream.keys.rests_until(self.model.name, now)
         return until is not None and until > now + LONGEST_WAIT_S
 
-    def is_silent(self, asked: Asked, now: float) -> bool:
+    def is_silent(self, inbound: InboundRequest, now: float) -> bool:
         """Whether its provider said of late that it has no such API, and has no other for this."""
         upstream = self.upstream
         return bool(upstream.unspoken) and (
-            asked.endpoint in upstream.speeches
-            and upstream.speech(asked, self.model.name, now) is None
+            inbound.endpoint in upstream.adapters
+            and upstream.adapter(inbound, self.model.name, now) is None
         )
 
-    def rests_s(self, now: float, who: Witness = ANYONE, asked: Asked | None = None) -> float:
+    def rests_s(
+        self, now: float, who: Witness = ANYONE, inbound: InboundRequest | None = None
+    ) -> float:
         """Return how long it can still be sent nothing, as far as is known; 0 if it can."""
         until = self.upstream.keys.rests_until(self.model.name, now)
-        silent_s = 0.0 if asked is None else self.upstream.unspoken_s(asked, self.model.name, now)
+        silent_s = (
+            0.0 if inbound is None else self.upstream.unspoken_s(inbound, self.model.name, now)
+        )
         return max(self.breaker.rests_s(now, who), 0.0 if until is None else until - now, silent_s)
 
-    def wake(self, now: float, who: Witness, asked: Asked) -> bool:
-        """Return whether it may be tried early, as nothing else can serve ``asked``."""
-        self.upstream.wake(asked, self.model.name, now)
+    def wake(self, now: float, who: Witness, inbound: InboundRequest) -> bool:
+        """Return whether it may be tried early, as nothing else can serve ``inbound``."""
+        self.upstream.wake(inbound, self.model.name, now)
         self.breaker.wake(now, who)
-        return not self.refuses(now, who, asked)
+        return not self.refuses(now, who, inbound)
 
 
 class Speaking(Struct, frozen=True):
     """How the models of a manifest can be asked by one API.
 
     Attributes:
-        mute: the models that cannot, whatever is asked.
+        unsupported: the models that cannot, whatever is asked.
         translated: what may have no words for a request → the models it is for.
     """
 
-    mute: tuple[str, ...]
-    translated: tuple[tuple[Speech, tuple[str, ...]], ...]
+    unsupported: tuple[str, ...]
+    translated: tuple[tuple[Adapter, tuple[str, ...]], ...]
 
 
-class Serving:
+class ActiveManifest:
     """One manifest, ready to serve.
 
     Attributes:
@@ -175,18 +181,19 @@ class Serving:
         return speaking
 
     def _learn(self, endpoint: str) -> Speaking:
-        mute: list[str] = []
-        translated: dict[str, tuple[Speech, list[str]]] = {}
+        unsupported: list[str] = []
+        translated: dict[str, tuple[Adapter, list[str]]] = {}
         for name, target in self.targets.items():
-            speech = target.upstream.speeches.get(endpoint)
-            if speech is None:
-                mute.append(name)
-            elif not isinstance(speech, Native):
+            adapter = target.upstream.adapters.get(endpoint)
+            if adapter is None:
+                unsupported.append(name)
+            elif not isinstance(adapter, Passthrough):
                 # Providers that are spoken to alike are asked alike.
-                _, names = translated.setdefault(speech.kind, (speech, []))
+                _, names = translated.setdefault(adapter.kind, (adapter, []))
                 names.append(name)
         return Speaking(
-            tuple(mute), tuple((speech, tuple(names)) for speech, names in translated.values())
+            tuple(unsupported),
+            tuple((adapter, tuple(names)) for adapter, names in translated.values()),
         )
 
     def unrouted_price(self, facts: Facts) -> Price | None:

@@ -30,8 +30,8 @@ from waypost.shared.requests.apis import measure
 from waypost.shared.trust import ManifestKeeper, Trusted
 from waypost.validator.config.budgets import Budgets
 from waypost.validator.config.manifests import CanaryConfig, CandidateConfig
-from waypost.validator.dialects.adapter import Asked
-from waypost.validator.manifest.active import Serving
+from waypost.validator.dialects.adapter import InboundRequest
+from waypost.validator.manifest.active import ActiveManifest
 from waypost.validator.records.compare import CONFIDENCE, share_difference
 from waypost.validator.telemetry.counts import Counts, Families
 from waypost.validator.upstream.provider import Upstream
@@ -104,15 +104,18 @@ def _mean(tally: Tally) -> tuple[float, float]:
 
 
 def shadow_of(
-    candidate: Serving,
-    asked: Asked,
+    candidate: ActiveManifest,
+    inbound: InboundRequest,
     facts: Facts,
     proposal: Proposal | None,
     record: DecisionRecord,
 ) -> Shadow:
     """Return what ``candidate`` would have decided; its price is put to the tokens used."""
     own = measure(
-        asked.endpoint, asked.request, body_bytes=len(asked.body), reader=candidate.compiled.reader
+        inbound.endpoint,
+        inbound.request,
+        body_bytes=len(inbound.body),
+        reader=candidate.compiled.reader,
     )
     seen = facts.measured
     measured = structs.replace(
@@ -152,7 +155,7 @@ class Candidate:
 
     Attributes:
         keeper: of its manifest.
-        serving: what is on trial; ``None`` until it is there.
+        active: what is on trial; ``None`` until it is there.
         rolled_back: why the canary of this very manifest is over; ``None`` while it is not.
         send: how many requests are also sent where it would; ``None``: none.
         sending: those under way.
@@ -176,8 +179,8 @@ class Candidate:
         self._budgets = budgets
         self._audience = audience
         self._grace_s = grace_s
-        self.serving: Serving | None = None
-        self._considered: Trusted | None = None
+        self.active: ActiveManifest | None = None
+        self._admitted: Trusted | None = None
         self._refused: str | None = None  # digest of the last that could not be served
         self.rolled_back: str | None = None
         self.send = config.send
@@ -197,18 +200,18 @@ class Candidate:
             else:
                 await self.keeper.arefresh(client)
         except TrustError as exc:
-            if self.serving is None:
+            if self.active is None:
                 logger.warning("no candidate: %s: %s", exc.code, exc)
 
     def take_over(self) -> bool:
         """Have the keeper's manifest on trial; return whether it is another than before."""
         trusted = self.keeper.current
-        if trusted is None or self._considered is trusted:
+        if trusted is None or self._admitted is trusted:
             return False
-        self._considered = trusted
-        is_new = self.serving is None or self.serving.digest != trusted.policy_digest
+        self._admitted = trusted
+        is_new = self.active is None or self.active.digest != trusted.policy_digest
         try:
-            serving = Serving(
+            active = ActiveManifest(
                 trusted,
                 self._upstreams,
                 budgets=self._budgets,
@@ -220,39 +223,41 @@ class Candidate:
                 logger.error("candidate v%d refused: %s", trusted.policy.version, exc)
             self._refused = trusted.policy_digest
             return False
-        self.serving = serving
+        self.active = active
         if is_new:
             self.rolled_back = None
-            if serving.unserved:
+            if active.unserved:
                 logger.warning(
                     "candidate v%d has models whose provider is not in validator.yaml, which it"
                     " never chooses: %s",
-                    serving.version,
-                    serving.lacking,
+                    active.version,
+                    active.lacking,
                 )
-            logger.info("manifest v%d of channel %s is on trial", self.serving.version,
+            logger.info("manifest v%d of channel %s is on trial", self.active.version,
                         self._config.channel)  # fmt: skip
         return is_new
 
-    def serves(self, cohort: int, now: float) -> Serving | None:
+    def serves(self, cohort: int, now: float) -> ActiveManifest | None:
         """Return the candidate if it serves this caller."""
-        canary, serving = self._config.canary, self.serving
-        if canary is None or serving is None or self.rolled_back is not None:
+        canary, active = self._config.canary, self.active
+        if canary is None or active is None or self.rolled_back is not None:
             return None
-        if now >= serving.refuse_from or place(CANARY, cohort) >= canary.share * SHARES:
+        if now >= active.refuse_from or place(CANARY, cohort) >= canary.share * SHARES:
             return None
-        return serving
+        return active
 
-    def shadows(self, cohort: int) -> Serving | None:
+    def shadows(self, cohort: int) -> ActiveManifest | None:
         """Return the candidate if it decides along for this caller."""
         share = self._config.shadow_share
-        return self.serving if share and place(SHADOW, cohort) < share * SHARES else None
+        return self.active if share and place(SHADOW, cohort) < share * SHARES else None
 
-    def shadow(self, serving: Serving, asked: Asked, record: DecisionRecord) -> Shadow | None:
+    def shadow(
+        self, active: ActiveManifest, inbound: InboundRequest, record: DecisionRecord
+    ) -> Shadow | None:
         """Return what the candidate would have decided of a request that has ended."""
         if record.facts is None:
             return None
-        return shadow_of(serving, asked, record.facts, record.proposal, record)
+        return shadow_of(active, inbound, record.facts, record.proposal, record)
 
     def note(self, record: DecisionRecord) -> None:
         """Count a request in its arm."""
@@ -263,10 +268,10 @@ class Candidate:
         self._add(record, Tally(rated=1, bad=feedback.rating == "bad"))
 
     def _add(self, record: DecisionRecord, more: Tally) -> None:
-        if self.serving is None:
+        if self.active is None:
             return
         # A canary of another manifest has a trial of its own, which is over.
-        trial = record.manifest_digest if record.is_canary else self.serving.digest
+        trial = record.manifest_digest if record.is_canary else self.active.digest
         self._counts.trial(trial or "", _arm(record.is_canary), structs.astuple(more))
 
     def judge(self, families: Families) -> None:
@@ -275,22 +280,22 @@ class Candidate:
         Args:
             families: the counts of all workers.
         """
-        canary, serving = self._config.canary, self.serving
-        if canary is None or serving is None or self.rolled_back is not None:
+        canary, active = self._config.canary, self.active
+        if canary is None or active is None or self.rolled_back is not None:
             return
-        why = _told(self._config.state, serving.digest)
+        why = _told(self._config.state, active.digest)
         if why is None:
             trials = families.get("trial", {})
             main, trial = (
-                Tally(*trials.get((serving.digest, _arm(is_canary)), ()))
+                Tally(*trials.get((active.digest, _arm(is_canary)), ()))
                 for is_canary in (False, True)
             )
             why = worse(main, trial, canary)
             if why is None:
                 return
-            _tell(self._config.state, _RolledBack(serving.digest, why))
+            _tell(self._config.state, _RolledBack(active.digest, why))
         self.rolled_back = why
-        logger.error("canary v%d is rolled back, for %s", serving.version, why)
+        logger.error("canary v%d is rolled back, for %s", active.version, why)
 
 
 def _arm(is_canary: bool) -> str:

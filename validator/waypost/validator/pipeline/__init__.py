@@ -15,139 +15,141 @@ from waypost.shared.errors import RefusalError, StoreError, WaypostError
 from waypost.validator.http.problems import INTERNAL, describe, stopping
 from waypost.validator.pipeline.authenticate import authenticate
 from waypost.validator.pipeline.decide import require_served, woken
-from waypost.validator.pipeline.exchange import Call, Considered, pick_headers
+from waypost.validator.pipeline.exchange import AdmittedRequest, Exchange, pick_headers
 from waypost.validator.pipeline.forward import forward
-from waypost.validator.pipeline.hold import Booking
+from waypost.validator.pipeline.hold import Reservation
 from waypost.validator.pipeline.mirror import is_drawn, send_along
 from waypost.validator.pipeline.record import receipt_of, record_of
 from waypost.validator.pipeline.reserve import reserve
 from waypost.validator.pipeline.settle import let_go, settle
 from waypost.validator.pipeline.understand import bound_time, understand
-from waypost.validator.services import Desk
+from waypost.validator.services import Services
 
 __all__ = ["consider", "refuse", "serve"]
 
 logger = logging.getLogger(__name__)
 
 
-async def serve(desk: Desk, call: Call) -> None:
+async def serve(services: Services, exchange: Exchange) -> None:
     """Answer one request to a model and record how it went."""
-    booking: Booking | None = None
-    considered: Considered | None = None
+    reservation: Reservation | None = None
+    admitted: AdmittedRequest | None = None
     try:
-        considered = await consider(desk, call)
-        call.repeats = desk.repeats.note(
-            considered.caller.subject, call.body, call.id, now=call.now
+        admitted = await consider(services, exchange)
+        exchange.repeats = services.repeats.note(
+            admitted.principal.subject, exchange.body, exchange.id, now=exchange.now
         )
-        booking = Booking(desk, call, considered)
-        decision = await reserve(call, considered, booking)
-        if call.crossed and desk.webhook is not None:
-            desk.webhook.tell(call.crossed)
-        delivered = await forward(desk, call, considered, decision, booking)
-        await settle(call, considered.facts, delivered)
+        reservation = Reservation(services, exchange, admitted)
+        decision = await reserve(exchange, admitted, reservation)
+        if exchange.crossed and services.webhook is not None:
+            services.webhook.tell(exchange.crossed)
+        delivered = await forward(services, exchange, admitted, decision, reservation)
+        await settle(exchange, admitted.facts, delivered)
     except (RefusalError, StoreError) as refusal:
-        await _refuse_or_log(call, refusal)
+        await _refuse_or_log(exchange, refusal)
     except asyncio.CancelledError:
-        if not desk.is_cut:
+        if not services.is_cut:
             raise
-        if booking is not None and not booking.is_exposed:
-            await let_go(call, booking)
-        await _refuse_or_log(call, stopping())
+        if reservation is not None and not reservation.is_exposed:
+            await let_go(exchange, reservation)
+        await _refuse_or_log(exchange, stopping())
     except Exception:
-        logger.exception("request %s failed", call.id)
-        if booking is not None and not booking.is_exposed:
-            await let_go(call, booking)
-        await _refuse_or_log(call, INTERNAL)
-    if booking is not None and not call.cost_nusd:
-        await _free_key(call, booking)
-    await _record(desk, call, considered)
+        logger.exception("request %s failed", exchange.id)
+        if reservation is not None and not reservation.is_exposed:
+            await let_go(exchange, reservation)
+        await _refuse_or_log(exchange, INTERNAL)
+    if reservation is not None and not exchange.cost_nusd:
+        await _free_key(exchange, reservation)
+    await _record(services, exchange, admitted)
 
 
-async def _free_key(call: Call, booking: Booking) -> None:
+async def _free_key(exchange: Exchange, reservation: Reservation) -> None:
     try:
-        await booking.free_key()
+        await reservation.free_key()
     except Exception:
-        logger.exception("request %s: its idempotency key is not free", call.id)
+        logger.exception("request %s: its idempotency key is not free", exchange.id)
 
 
-async def _record(desk: Desk, call: Call, considered: Considered | None) -> None:
+async def _record(services: Services, exchange: Exchange, admitted: AdmittedRequest | None) -> None:
     """Keep what happened. What adds to the record may fail; the record itself is not lost by it."""
-    record = record_of(call)
-    if considered is not None:
+    record = record_of(exchange)
+    if admitted is not None:
         try:
-            if desk.candidate is not None:
-                record = await desk.with_shadow(record, considered.asked, considered.caller)
-            record = await desk.with_prompt(record, considered.asked)
-            is_sent_along = is_drawn(desk, record)
+            if services.candidate is not None:
+                record = await services.with_shadow(record, admitted.inbound, admitted.principal)
+            record = await services.with_prompt(record, admitted.inbound)
+            is_sent_along = is_drawn(services, record)
         except Exception:
-            logger.exception("request %s: its record lacks its shadow or prompt", call.id)
+            logger.exception("request %s: its record lacks its shadow or prompt", exchange.id)
             is_sent_along = False
         if is_sent_along:
-            desk.count(record)
-            send_along(desk, considered, record)
+            services.count(record)
+            send_along(services, admitted, record)
             return
-    desk.note(record)
+    services.note(record)
 
 
-async def consider(desk: Desk, call: Call) -> Considered:
+async def consider(services: Services, exchange: Exchange) -> AdmittedRequest:
     """Take the steps that spend nothing.
 
     Raises:
         RefusalError: the request is not to be served.
     """
-    call.headers = pick_headers(call.raw_headers)
-    if desk.receipts is not None:
-        call.receipt = partial(receipt_of, call, desk.receipts)
-    call.trace = desk.begin_trace(call.headers.get(b"traceparent"))
-    caller, serving, call.nonce = await authenticate(
-        desk, call.headers, method=call.method, path=call.path, now=call.now
+    exchange.headers = pick_headers(exchange.raw_headers)
+    if services.receipts is not None:
+        exchange.receipt = partial(receipt_of, exchange, services.receipts)
+    exchange.trace = services.begin_trace(exchange.headers.get(b"traceparent"))
+    principal, active, exchange.nonce = await authenticate(
+        services, exchange.headers, method=exchange.method, path=exchange.path, now=exchange.now
     )
-    call.caller, call.serving = caller, serving
-    on_trial = desk.canary(caller, call.now)
+    exchange.principal, exchange.active = principal, active
+    on_trial = services.canary(principal, exchange.now)
     if on_trial is not None:
-        serving = call.serving = on_trial
-        call.is_canary = True
-    call.mark("authenticate")
-    asked, facts, call.proposal = await understand(desk, call, caller, serving)
-    call.facts, call.streamed = facts, asked.request.stream is True
-    bound_time(call)
-    call.mark("understand")
-    decision = engine_decide(serving.compiled, facts, call.proposal)
+        active = exchange.active = on_trial
+        exchange.is_canary = True
+    exchange.mark("authenticate")
+    inbound, facts, exchange.proposal = await understand(services, exchange, principal, active)
+    exchange.facts, exchange.streamed = facts, inbound.request.stream is True
+    bound_time(exchange)
+    exchange.mark("understand")
+    decision = engine_decide(active.compiled, facts, exchange.proposal)
     if decision.reason == "out_of_service" and decision.model is None:
-        awake = woken(serving, facts, asked, account=caller.account, monotonic=desk.monotonic())
+        awake = woken(
+            active, facts, inbound, account=principal.account, monotonic=services.monotonic()
+        )
         if awake is not None:
-            facts = call.facts = awake
-            decision = engine_decide(serving.compiled, facts, call.proposal)
-    call.decision = decision
+            facts = exchange.facts = awake
+            decision = engine_decide(active.compiled, facts, exchange.proposal)
+    exchange.decision = decision
     require_served(
-        serving,
+        active,
         facts,
         decision,
-        call.untranslatable,
-        asked=asked,
-        account=caller.account,
-        monotonic=desk.monotonic(),
+        exchange.untranslatable,
+        inbound=inbound,
+        account=principal.account,
+        monotonic=services.monotonic(),
     )
-    call.take(decision)
-    call.mark("decide")
-    return Considered(caller, serving, asked, facts, decision)
+    exchange.take(decision)
+    exchange.mark("decide")
+    return AdmittedRequest(principal, active, inbound, facts, decision)
 
 
-async def refuse(call: Call, refusal: WaypostError) -> None:
+async def refuse(exchange: Exchange, refusal: WaypostError) -> None:
     """Answer with why the request is not served."""
-    call.verdict, call.reason = "refused", refusal.code
-    call.detail = refusal.message
-    problem = describe(refusal, call.endpoint, request_id=call.id)
-    if call.has_started:
-        call.status = problem.status  # for the record; the caller has seen another
-        await call.break_off(refusal.message, code=refusal.code)
+    exchange.verdict, exchange.reason = "refused", refusal.code
+    exchange.detail = refusal.message
+    problem = describe(refusal, exchange.endpoint, request_id=exchange.id)
+    if exchange.has_started:
+        exchange.status = problem.status  # for the record; the caller has seen another
+        await exchange.break_off(refusal.message, code=refusal.code)
         return
-    await call.answer(problem.status, problem.body, extra=problem.headers)
+    await exchange.answer(problem.status, problem.body, extra=problem.headers)
 
 
-async def _refuse_or_log(call: Call, refusal: WaypostError) -> None:
+async def _refuse_or_log(exchange: Exchange, refusal: WaypostError) -> None:
     """Answer, whatever the answer meets: the record comes after it."""
     try:
-        await refuse(call, refusal)
+        await refuse(exchange, refusal)
     except Exception:
-        logger.exception("request %s could not be told that it failed", call.id)
+        logger.exception("request %s could not be told that it failed", exchange.id)

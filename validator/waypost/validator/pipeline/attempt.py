@@ -17,7 +17,7 @@ from msgspec import Struct, structs
 from waypost.shared.contracts import Model
 from waypost.shared.records import Attempt, AttemptKind, AttemptOutcome
 from waypost.shared.wire.trace_context import traceparent
-from waypost.validator.dialects.adapter import Outgoing, UnreadableError, heard
+from waypost.validator.dialects.adapter import ProviderRequest, UnreadableError, heard
 from waypost.validator.dialects.passthrough import StreamReader
 from waypost.validator.dialects.usage import NOTHING
 from waypost.validator.http.problems import OK, deadline_exceeded, describe, outcome_of, rejected
@@ -26,15 +26,15 @@ from waypost.validator.lane import is_large
 from waypost.validator.manifest.active import Target
 from waypost.validator.pipeline.cascade.answers import Answer, read_answer, with_logprobs
 from waypost.validator.pipeline.charge import Evidence
-from waypost.validator.pipeline.exchange import Call, Considered, in_ms
-from waypost.validator.pipeline.hold import Booking
-from waypost.validator.services import Desk
+from waypost.validator.pipeline.exchange import AdmittedRequest, Exchange, in_ms
+from waypost.validator.pipeline.hold import Reservation
+from waypost.validator.services import Services
 from waypost.validator.upstream.breaker import ANYONE, Witness
 from waypost.validator.upstream.causes import cause_of_status
 from waypost.validator.upstream.key_pool import retry_after_s
 from waypost.validator.upstream.provider import NoAnswerError, Stream
 
-__all__ = ["Delivered", "Try"]
+__all__ = ["Delivered", "ProviderAttempt"]
 
 logger = logging.getLogger(__name__)
 
@@ -76,14 +76,14 @@ class Delivered(Struct, frozen=True):
 
     Attributes:
         evidence: what is known of what it used.
-        booking: what pays for it; ``is_paid`` if it has already.
+        reservation: what pays for it; ``is_paid`` if it has already.
         place: among the request's attempts.
     """
 
     target: Target
     outcome: AttemptOutcome
     evidence: Evidence
-    booking: Booking
+    reservation: Reservation
     place: int
     is_paid: bool = False
 
@@ -97,29 +97,29 @@ class _LateError(Exception):
     """The caller's deadline passed in the middle of the answer."""
 
 
-class Try:
+class ProviderAttempt:
     """One request to one provider, and what came of it.
 
     Attributes:
         outcome: ``cancelled`` until it is known.
         status: of the provider's response; ``None`` without one.
         confidence: how sure the answer is, where a cascade judged it.
-        booking: what pays for it; ``is_paid`` if it has already.
+        reservation: what pays for it; ``is_paid`` if it has already.
         is_cut_by_caller: whether it is the caller's deadline that bounds it.
         was_sent: whether a byte of the request may have reached the provider.
     """
 
     __slots__ = (
         "_account",
+        "_adapter",
         "_answer",
-        "_asked",
         "_beside",
-        "_desk",
         "_detail",
         "_done_at",
         "_events",
         "_first_ms",
         "_has_ended",
+        "_inbound",
         "_is_read",
         "_is_refused",
         "_key",
@@ -130,19 +130,19 @@ class Try:
         "_reader",
         "_report",
         "_retry_after_s",
+        "_services",
         "_span_id",
-        "_speech",
         "_started",
         "_started_ms",
         "_stream",
         "_ttft_ms",
         "_wants_logprobs",
-        "booking",
-        "call",
         "confidence",
+        "exchange",
         "is_cut_by_caller",
         "is_paid",
         "outcome",
+        "reservation",
         "status",
         "target",
         "was_sent",
@@ -150,39 +150,41 @@ class Try:
 
     def __init__(
         self,
-        desk: Desk,
-        call: Call,
-        considered: Considered,
+        services: Services,
+        exchange: Exchange,
+        admitted: AdmittedRequest,
         target: Target,
         *,
-        booking: Booking,
+        reservation: Reservation,
         key: int,
         kind: AttemptKind,
         wants_logprobs: bool = False,
     ) -> None:
-        self.booking = booking
+        self.reservation = reservation
         self._wants_logprobs = wants_logprobs
-        self._desk = desk
-        self.call = call
-        self._asked = considered.asked
-        self._account = considered.caller.account
+        self._services = services
+        self.exchange = exchange
+        self._inbound = admitted.inbound
+        self._account = admitted.principal.account
         # What a provider has no words for was left out of the set.
-        self._speech = target.upstream.speeches[call.endpoint]
+        self._adapter = target.upstream.adapters[exchange.endpoint]
         if target.upstream.unspoken:
-            now = desk.monotonic()
-            self._speech = target.upstream.speech(self._asked, target.model.name, now) or (
-                self._speech
+            now = services.monotonic()
+            self._adapter = target.upstream.adapter(self._inbound, target.model.name, now) or (
+                self._adapter
             )
         self._path = ""
-        self._length_s = 0.0 if call.streamed else _length_s(considered, target.model, booking)
+        self._length_s = (
+            0.0 if exchange.streamed else _length_s(admitted, target.model, reservation)
+        )
         self.target = target
         self._key = key
         self._kind: AttemptKind = kind
         self._place = 0
         self._beside = target.upstream.limiter.in_flight
         self._started = perf_counter()
-        self._started_ms = call.elapsed_ms()
-        self._span_id = None if call.trace is None else f"{random.getrandbits(64) or 1:016x}"
+        self._started_ms = exchange.elapsed_ms()
+        self._span_id = None if exchange.trace is None else f"{random.getrandbits(64) or 1:016x}"
         self._first_ms: float | None = None  # until a byte came that is an event's
         self._ttft_ms: float | None = None
         self._done_at: float | None = None
@@ -209,14 +211,14 @@ class Try:
     async def open(self) -> None:
         """Ask, and wait for an answer, or for the first events of one; see ``outcome``."""
         try:
-            if is_large(self._asked.body):
-                outgoing = await self._desk.lane.run(self._outgoing)
+            if is_large(self._inbound.body):
+                provider_request = await self._services.lane.run(self._outgoing)
             else:
-                outgoing = self._outgoing()
-            if self.call.streamed:
-                await self._open_stream(outgoing)
+                provider_request = self._outgoing()
+            if self.exchange.streamed:
+                await self._open_stream(provider_request)
             else:
-                await self._ask(outgoing)
+                await self._ask(provider_request)
         except NoAnswerError as failure:
             self.outcome, self._detail = failure.outcome, failure.detail
             if failure.outcome == "timeout" and self.is_cut_by_caller:
@@ -232,17 +234,19 @@ class Try:
         if self._stream is None or self.outcome != "ok":
             self._end(self.outcome)
 
-    def _outgoing(self) -> Outgoing:
+    def _outgoing(self) -> ProviderRequest:
         """Return what to send."""
-        outgoing = self._speech.request(
-            self._asked,
+        provider_request = self._adapter.request(
+            self._inbound,
             model=self.target.model.name,
-            output_tokens=self.booking.output_tokens,
+            output_tokens=self.reservation.output_tokens,
         )
         # Of what OpenAI's dialect has, chat completions alone take the order as it is given.
-        if self._wants_logprobs and outgoing.path == "/chat/completions":
-            outgoing = structs.replace(outgoing, body=with_logprobs(outgoing.body))
-        return outgoing
+        if self._wants_logprobs and provider_request.path == "/chat/completions":
+            provider_request = structs.replace(
+                provider_request, body=with_logprobs(provider_request.body)
+            )
+        return provider_request
 
     async def collect(self) -> Answer:
         """Return what the answer says, all of it; nothing of it has reached the caller.
@@ -273,14 +277,14 @@ class Try:
 
     async def _read(self, answer: bytes, *, streamed: bool) -> Answer:
         if is_large(answer):
-            return await self._desk.lane.run(partial(_read_answer, answer, streamed=streamed))
+            return await self._services.lane.run(partial(_read_answer, answer, streamed=streamed))
         return _read_answer(answer, streamed=streamed)
 
     def judged(self, confidence: float | None) -> None:
         """Note how sure the answer is."""
         self.confidence = confidence
-        self.call.attempts[self._place] = structs.replace(
-            self.call.attempts[self._place],
+        self.exchange.attempts[self._place] = structs.replace(
+            self.exchange.attempts[self._place],
             confidence=None if confidence is None else round(confidence, 4),
         )
 
@@ -288,17 +292,17 @@ class Try:
         """Return when the provider must have said something more, by the loop's clock."""
         now = asyncio.get_running_loop().time()
         until = now + max(self.target.upstream.timeout_s, self._length_s)
-        left_s = self.call.left_s()
+        left_s = self.exchange.left_s()
         if left_s is None or now + left_s >= until:
             self.is_cut_by_caller = False
             return until
-        self.is_cut_by_caller = self.call.is_hurried
+        self.is_cut_by_caller = self.exchange.is_hurried
         return now + left_s
 
-    async def _ask(self, outgoing: Outgoing) -> None:
+    async def _ask(self, provider_request: ProviderRequest) -> None:
         upstream, trace = self.target.upstream, self._traceparent()
         answer = await upstream.ask(
-            outgoing, key=self._key, trace=trace, until=self._until(), progress=self
+            provider_request, key=self._key, trace=trace, until=self._until(), progress=self
         )
         self._answered(answer.status, answer.retry_after, answer.body)
         if self.outcome == "ok":
@@ -311,14 +315,14 @@ class Try:
             ValueError: it is none.
         """
         try:
-            work = partial(heard, self._speech.reply, self._asked, body)
-            reply = await self._desk.lane.run(work) if is_large(body) else work()
+            work = partial(heard, self._adapter.reply, self._inbound, body)
+            reply = await self._services.lane.run(work) if is_large(body) else work()
         except ValueError:
             if self._refuses(body):
                 return
             # What it used is told all the same, as by a model that could not spell its call.
             with suppress(ValueError):
-                self._report = heard(self._speech.report, body)
+                self._report = heard(self._adapter.report, body)
             raise
         self._answer, self._report = reply.body, reply.report
 
@@ -333,7 +337,7 @@ class Try:
             self._is_refused, self.outcome = True, "bad_response"
             return True
         try:
-            is_error = heard(self._speech.rejection, self._asked, body) is not None
+            is_error = heard(self._adapter.rejection, self._inbound, body) is not None
         except ValueError:
             return False
         if is_error:
@@ -342,14 +346,14 @@ class Try:
 
     def _traceparent(self) -> bytes | None:
         """Return what tells the provider of the trace; the caller's own where we add nothing."""
-        if self.call.trace is None or self._span_id is None:
-            return self.call.headers.get(b"traceparent")
-        return traceparent(self.call.trace, self._span_id)
+        if self.exchange.trace is None or self._span_id is None:
+            return self.exchange.headers.get(b"traceparent")
+        return traceparent(self.exchange.trace, self._span_id)
 
-    async def _open_stream(self, outgoing: Outgoing) -> None:
+    async def _open_stream(self, provider_request: ProviderRequest) -> None:
         upstream, trace = self.target.upstream, self._traceparent()
         stream = self._stream = await upstream.open(
-            outgoing, key=self._key, trace=trace, until=self._until(), progress=self
+            provider_request, key=self._key, trace=trace, until=self._until(), progress=self
         )
         if stream.status != OK:
             self._answered(stream.status, stream.retry_after, await self._rest_of(stream))
@@ -358,7 +362,7 @@ class Try:
         if not stream.is_event_stream:
             await self._look_into(stream)
             return
-        await self._await_answer(self._speech.reader(self._asked))
+        await self._await_answer(self._adapter.reader(self._inbound))
 
     async def _look_into(self, stream: Stream) -> None:
         """See what came in the place of a stream: it may be an error, or tell what it used."""
@@ -366,7 +370,7 @@ class Try:
         with suppress(NoAnswerError, ValueError):
             body = await self._rest_of(stream, until=min(until, self._until()))
             if not self._refuses(body):
-                self._report = heard(self._speech.report, body)
+                self._report = heard(self._adapter.report, body)
 
     async def _await_answer(self, reader: StreamReader) -> None:
         """Read until some of an answer has come: as long as none has, there may be another try."""
@@ -412,7 +416,7 @@ class Try:
         # The kind alone: what providers send may quote the prompt.
         logger.warning(
             "request %s: what %s sent cannot be read: %s",
-            self.call.id, self.target.model.provider, why,
+            self.exchange.id, self.target.model.provider, why,
         )  # fmt: skip
 
     async def _rest_of(self, stream: Stream, *, until: float | None = None) -> bytes:
@@ -432,7 +436,7 @@ class Try:
             return
         self.outcome = cause_of_status(status, body, otherwise=self.outcome)
         if self.outcome == "rate_limited":
-            self._retry_after_s = retry_after_s(retry_after, now=self._desk.clock())
+            self._retry_after_s = retry_after_s(retry_after, now=self._services.clock())
         elif self.outcome == "api_unsupported" and self.target.upstream.unspoken.has_spoken(
             self._path
         ):
@@ -442,19 +446,19 @@ class Try:
 
     async def deliver(self) -> Delivered:
         """Pass the answer on to the caller, or what the provider found wrong, or the deadline."""
-        self.call.model = self.target.model.id
+        self.exchange.model = self.target.model.id
         if self._reader is not None and self.outcome == "ok":
             return await self._relay(self._reader)
         if self.outcome == "ok":
-            await self.call.answer(OK, self._answer)
+            await self.exchange.answer(OK, self._answer)
         elif self.is_rejected:
             await self._pass_error_on()
         else:
             refusal = deadline_exceeded()
-            self.call.verdict, self.call.reason = "refused", refusal.code
-            self.call.detail = refusal.message
-            problem = describe(refusal, self.call.endpoint, request_id=self.call.id)
-            await self.call.answer(problem.status, problem.body, extra=problem.headers)
+            self.exchange.verdict, self.exchange.reason = "refused", refusal.code
+            self.exchange.detail = refusal.message
+            problem = describe(refusal, self.exchange.endpoint, request_id=self.exchange.id)
+            await self.exchange.answer(problem.status, problem.body, extra=problem.headers)
         return self.delivered()
 
     async def break_off(self) -> None:
@@ -462,12 +466,12 @@ class Try:
         reader = self._reader
         if reader is None or reader.is_done or reader.has_failed:
             return
-        self.call.detail = STOPPED
+        self.exchange.detail = STOPPED
         rest = reader.breaking_off(STOPPED, code="stopping")
         # A caller that does not read cannot be told.
         with suppress(TimeoutError):
             async with asyncio.timeout(TELL_S):
-                await self.call.send({"type": "http.response.body", "body": rest})
+                await self.exchange.send({"type": "http.response.body", "body": rest})
 
     def delivered(self) -> Delivered:
         """Return what reached the caller so far."""
@@ -476,17 +480,17 @@ class Try:
         evidence = Evidence(
             is_free=self._is_free,
             report=self._report if reader is None else reader.report,
-            has_output=self.call.endpoint != "embeddings",
+            has_output=self.exchange.endpoint != "embeddings",
             output_bytes=answer_bytes,
             reported_bytes=answer_bytes or 0 if reader is None else reader.reported_bytes,
-            held_nusd=self.booking.amount_nusd,
-            output_tokens=self.booking.output_tokens,
+            held_nusd=self.reservation.amount_nusd,
+            output_tokens=self.reservation.output_tokens,
         )
         return Delivered(
             self.target,
             self.outcome,
             evidence,
-            self.booking,
+            self.reservation,
             self._place,
             self.is_paid,
         )
@@ -507,7 +511,7 @@ class Try:
             return True
         # Of a stream that is hung up on no more is made.
         ends = ("cancelled", "stopped", "deadline_exceeded")
-        is_stopped = self.call.streamed and self.outcome in ends
+        is_stopped = self.exchange.streamed and self.outcome in ends
         return is_stopped or self.outcome == "ok"
 
     @property
@@ -519,21 +523,21 @@ class Try:
 
     async def _pass_error_on(self) -> None:
         try:
-            body = heard(self._speech.rejection, self._asked, self._answer)
+            body = heard(self._adapter.rejection, self._inbound, self._answer)
         except UnreadableError:
             body = None
         if body is None:
-            body = rejected(self.call.endpoint, self.call.id, read_complaint(self._answer))
-        await self.call.answer(self.status or OK, self._desk.scrubber.bytes(body))
+            body = rejected(self.exchange.endpoint, self.exchange.id, read_complaint(self._answer))
+        await self.exchange.answer(self.status or OK, self._services.scrubber.bytes(body))
 
     async def _relay(self, reader: StreamReader) -> Delivered:
         """Pass a stream on as it arrives."""
-        call = self.call
+        exchange = self.exchange
         try:
-            call.ttft_ms = call.elapsed_ms()
-            call.mark("forward")  # so far, for Server-Timing
-            call.breaking_off = reader.breaking_off
-            await call.start(OK, EVENT_STREAM, length=None, extra=STREAM_HEADERS)
+            exchange.ttft_ms = exchange.elapsed_ms()
+            exchange.mark("forward")  # so far, for Server-Timing
+            exchange.breaking_off = reader.breaking_off
+            await exchange.start(OK, EVENT_STREAM, length=None, extra=STREAM_HEADERS)
             outcome = await self._pass_events_on(reader)
         except BaseException:
             # SDKs hang up as soon as they have read the end: that is an answer like any other.
@@ -541,8 +545,8 @@ class Try:
             raise
         self._end(outcome)
         rest = b"" if outcome == "ok" or reader.has_failed else self._told_of_end(reader, outcome)
-        call.breaking_off = None
-        await call.send({"type": "http.response.body", "body": rest})
+        exchange.breaking_off = None
+        await exchange.send({"type": "http.response.body", "body": rest})
         return self.delivered()
 
     def _told_of_end(self, reader: StreamReader, outcome: AttemptOutcome) -> bytes:
@@ -552,7 +556,7 @@ class Try:
         return reader.breaking_off(why, code="upstream_cut_short")
 
     async def _pass_events_on(self, reader: StreamReader) -> AttemptOutcome:
-        send, events = self.call.send, self._events
+        send, events = self.exchange.send, self._events
         self._events = b""
         await send({"type": "http.response.body", "body": events, "more_body": True})
         try:
@@ -603,7 +607,7 @@ class Try:
 
     def _scrubbed(self, events: bytes, reader: StreamReader) -> bytes:
         """Return ``events`` without our keys, which a provider's error may quote."""
-        return self._desk.scrubber.bytes(events) if reader.has_failed and events else events
+        return self._services.scrubber.bytes(events) if reader.has_failed and events else events
 
     def _patience(self, reader: StreamReader) -> float:
         """Return when the provider must have said more, by the loop's clock."""
@@ -624,7 +628,7 @@ class Try:
 
     @property
     def _given_up(self) -> AttemptOutcome:
-        return "stopped" if self._desk.is_cut else "cancelled"
+        return "stopped" if self._services.is_cut else "cancelled"
 
     def _elapsed_ms(self) -> float:
         return in_ms(perf_counter() - self._started)
@@ -643,8 +647,8 @@ class Try:
         first_ms = duration_ms if self._first_ms is None else self._first_ms
         began_ms = duration_ms if self._ttft_ms is None else self._ttft_ms
         self._teach(outcome, after_s=first_ms / 1_000, began_s=began_ms / 1_000)
-        self._place = len(self.call.attempts)
-        self.call.attempts.append(
+        self._place = len(self.exchange.attempts)
+        self.exchange.attempts.append(
             Attempt(
                 model=self.target.model.id,
                 provider=self.target.model.provider,
@@ -658,11 +662,11 @@ class Try:
                 span_id=self._span_id,
             )
         )
-        self.call.mark("forward")
+        self.exchange.mark("forward")
 
     def _who(self) -> Witness:
         """Return whose request it is, where the breaker cares."""
-        return Witness.of(self._account, self._asked.body)
+        return Witness.of(self._account, self._inbound.body)
 
     def _began(self, after_s: float) -> None:
         target = self.target
@@ -670,12 +674,12 @@ class Try:
         breaker.began(after_s=after_s, who=self._who() if breaker.asks_who else ANYONE)
         # Now, not at the end: a new process must know before half a minute of streams has ended.
         target.upstream.limiter.answered(
-            (target.model.name, True), after_s, beside=self._beside, now=self._desk.monotonic()
+            (target.model.name, True), after_s, beside=self._beside, now=self._services.monotonic()
         )
 
     def _own_delay_s(self, after_s: float) -> float:
         """Return how late an answer began, as far as its length does not account for it."""
-        if self.call.streamed:
+        if self.exchange.streamed:
             return after_s
         written_s = self._length_s
         told = self._report.output_tokens
@@ -690,7 +694,7 @@ class Try:
         """
         upstream, breaker = self.target.upstream, self.target.breaker
         name = self.target.model.name
-        now = self._desk.monotonic()
+        now = self._services.monotonic()
         limiter, keys = upstream.limiter, upstream.keys
         limiter.leave()
         delay_s = self._own_delay_s(after_s)
@@ -698,9 +702,9 @@ class Try:
         who = self._who() if breaker.asks_who or is_slow else ANYONE
         match outcome:
             case "ok":
-                breaker.succeeded(now, after_s=delay_s, who=who, luck=self._desk.luck())
+                breaker.succeeded(now, after_s=delay_s, who=who, rng=self._services.rng())
                 keys.answered(self._key, name)
-                if not self.call.streamed:
+                if not self.exchange.streamed:
                     limiter.answered((name, False), began_s, beside=self._beside, now=now)
                 upstream.unspoken.spoke(self._path)
             case "client_error" | "content_filter" | "context_too_long" | "foreign_state":
@@ -727,7 +731,7 @@ class Try:
                     limiter.dropped()
                 breaker.failed(
                     now,
-                    luck=self._desk.luck(),
+                    rng=self._services.rng(),
                     who=self._who(),
                     # Nothing of the request had been sent.
                     is_anyones=outcome == "connect_error",
@@ -742,11 +746,11 @@ def _read_answer(body: bytes, *, streamed: bool) -> Answer:
         return Answer()
 
 
-def _length_s(considered: Considered, model: Model, booking: Booking) -> float:
+def _length_s(admitted: AdmittedRequest, model: Model, reservation: Reservation) -> float:
     """Return how long an answer in one piece may take, if it is as long as was asked for."""
-    asked = considered.facts.measured.max_output_tokens
-    if not asked:
+    inbound = admitted.facts.measured.max_output_tokens
+    if not inbound:
         return 0.0
-    tokens = min(asked, booking.output_tokens)
+    tokens = min(inbound, reservation.output_tokens)
     written_s = model.ttft_prior_ms / 1_000 + tokens * SLOW_PACE / model.tokens_per_s_prior
     return min(written_s, LONGEST_ANSWER_S)

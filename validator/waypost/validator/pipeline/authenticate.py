@@ -13,8 +13,8 @@ from waypost.validator.access.dpop import Proof
 from waypost.validator.access.jose import refused
 from waypost.validator.access.tokens import LEEWAY_S
 from waypost.validator.ledger import scope_of
-from waypost.validator.manifest.active import Caller, Serving
-from waypost.validator.services import Desk
+from waypost.validator.manifest.active import ActiveManifest, Principal
+from waypost.validator.services import Services
 
 __all__ = ["authenticate", "pseudonym"]
 
@@ -22,8 +22,8 @@ PSEUDONYM_CHARS = 24  # 96 bits: no two subjects of one operator meet
 
 
 async def authenticate(
-    desk: Desk, headers: Mapping[bytes, bytes], *, method: str, path: str, now: int
-) -> tuple[Caller, Serving, str | None]:
+    services: Services, headers: Mapping[bytes, bytes], *, method: str, path: str, now: int
+) -> tuple[Principal, ActiveManifest, str | None]:
     """Return the caller, the manifest whose issuers vouch for them, and a nonce to answer with.
 
     Args:
@@ -38,21 +38,21 @@ async def authenticate(
     """
     authorization = headers.get(b"authorization")
     text = None if authorization is None else authorization.decode("latin-1")
-    serving = desk.serving(now)
+    active = services.active(now)
     try:
-        claims = serving.verifier.verify(text, now=now)
+        claims = active.verifier.verify(text, now=now)
     except TokenError as exc:
         # The issuer may have got a new key since we last looked.
-        if exc.code != "token_unknown_kid" or not await desk.look_for_keys():
+        if exc.code != "token_unknown_kid" or not await services.look_for_keys():
             raise
-        serving = desk.serving(now)
-        claims = serving.verifier.verify(text, now=now)
+        active = services.active(now)
+        claims = active.verifier.verify(text, now=now)
     nonce: str | None = None
     if claims.cnf is not UNSET:
         proof = headers.get(b"dpop")
         assert text is not None  # noqa: S101 - claims came of it
         proven = await _prove(
-            desk,
+            services,
             None if proof is None else proof.decode("latin-1"),
             method=method,
             path=path,
@@ -64,33 +64,33 @@ async def authenticate(
     if claims.one_time:
         # Last, so that a request refused for its proof does not use it up.
         mark = sha256(f"{claims.iss} {claims.jti}".encode()).digest()[:16]
-        if not await desk.seen.is_first(mark, until=claims.exp + LEEWAY_S):
+        if not await services.seen.is_first(mark, until=claims.exp + LEEWAY_S):
             raise refused("token_replayed")
-    known = desk.callers.get(id(claims))
+    known = services.principals.get(id(claims))
     if known is not None and known.claims is claims:
-        return known, serving, nonce
-    caller = _caller(desk, claims)
-    desk.remember(caller)
-    return caller, serving, nonce
+        return known, active, nonce
+    principal = _caller(services, claims)
+    services.remember(principal)
+    return principal, active, nonce
 
 
 async def _prove(
-    desk: Desk, proof: str | None, *, method: str, path: str, token: str, jkt: str, now: int
+    services: Services, proof: str | None, *, method: str, path: str, token: str, jkt: str, now: int
 ) -> Proof:
-    if desk.proofs is None:
+    if services.proofs is None:
         raise refused("token_cnf")
-    proven = desk.proofs.check(proof, method=method, path=path, token=token, jkt=jkt, now=now)
-    if not await desk.seen.is_first(proven.mark, until=proven.until):
+    proven = services.proofs.check(proof, method=method, path=path, token=token, jkt=jkt, now=now)
+    if not await services.seen.is_first(proven.mark, until=proven.until):
         raise refused("dpop_replayed")
     return proven
 
 
-def _caller(desk: Desk, claims: Claims) -> Caller:
+def _caller(services: Services, claims: Claims) -> Principal:
     account = claims.budget.account
-    budgets = desk.config.budgets
-    subject = pseudonym(claims, key=desk.pseudonym_key)
+    budgets = services.config.budgets
+    subject = pseudonym(claims, key=services.pseudonym_key)
     pays = budgets.account(account, claims.budget.limits)
-    return Caller(
+    return Principal(
         claims=claims,
         subject=subject,
         signed=Signed(
@@ -105,7 +105,7 @@ def _caller(desk: Desk, claims: Claims) -> Caller:
         scopes=(
             pays,
             *(scope_of(f"narrowed:{one.account}", one.limits) for one in claims.allowances),
-            *budgets.caller(
+            *budgets.principal(
                 subject=claims.sub, pseudonym=subject, tenant=claims.tenant, tier=claims.tier
             ),
         ),

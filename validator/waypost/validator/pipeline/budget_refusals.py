@@ -5,16 +5,16 @@ from waypost.shared.errors import BudgetError, InvalidRequestError, RateError, R
 from waypost.shared.money import format_usd
 from waypost.validator.http.problems import reset_text
 from waypost.validator.ledger import Repeat, Shortfall, Throttled
-from waypost.validator.pipeline.exchange import Considered
+from waypost.validator.pipeline.exchange import AdmittedRequest
 
 __all__ = ["dearest_nusd", "refused", "repeated"]
 
 DECISION_ID_CHARS = 36  # a hold's id begins with its request's
 
 
-def dearest_nusd(considered: Considered) -> int:
-    model = considered.serving.compiled.models[considered.decision.chain[0]]
-    return cost_bound_nusd(model, considered.facts)
+def dearest_nusd(admitted: AdmittedRequest) -> int:
+    model = admitted.active.compiled.models[admitted.decision.chain[0]]
+    return cost_bound_nusd(model, admitted.facts)
 
 
 # Whose limits a caller may know. What the operator has left for others is none of its business.

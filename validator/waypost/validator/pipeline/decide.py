@@ -14,8 +14,8 @@ from waypost.shared.errors import (
     RefusalError,
     UpstreamError,
 )
-from waypost.validator.dialects.adapter import Asked
-from waypost.validator.manifest.active import Serving, Target
+from waypost.validator.dialects.adapter import InboundRequest
+from waypost.validator.manifest.active import ActiveManifest, Target
 from waypost.validator.upstream.breaker import Witness
 
 __all__ = ["require_served", "woken"]
@@ -35,19 +35,19 @@ _REFUSALS: dict[str, type[RefusalError]] = {
 
 
 def require_served(
-    serving: Serving,
+    active: ActiveManifest,
     facts: Facts,
     decision: Decision,
     untranslatable: InvalidRequestError | None = None,
     *,
-    asked: Asked,
+    inbound: InboundRequest,
     account: str | None,
     monotonic: float,
 ) -> None:
     """Return if ``decision`` names a model.
 
     Args:
-        asked: what for, and by whose means.
+        inbound: what for, and by whose means.
         untranslatable: what is told where that is why no model may.
 
     Raises:
@@ -56,25 +56,32 @@ def require_served(
     if decision.model is None:
         if decision.reason == "untranslatable" and untranslatable is not None:
             raise untranslatable
-        sentence = explain(serving.compiled, facts, decision).sentence
+        sentence = explain(active.compiled, facts, decision).sentence
         if decision.reason == "out_of_service":
-            wait_s = _wait_s(serving, facts, asked, account, monotonic)
+            wait_s = _wait_s(active, facts, inbound, account, monotonic)
             raise UpstreamError(sentence, code=decision.reason, retry_after_s=wait_s)
         refusal = _REFUSALS.get(decision.reason, ForbiddenError)
         raise refusal(sentence, code=decision.reason)
 
 
 def woken(
-    serving: Serving, facts: Facts, asked: Asked, *, account: str | None, monotonic: float
+    active: ActiveManifest,
+    facts: Facts,
+    inbound: InboundRequest,
+    *,
+    account: str | None,
+    monotonic: float,
 ) -> Facts | None:
     """Return ``facts`` with models that are to be probed early, as all that may serve this rest.
 
     Or a provider that was away for an hour would stay away for some minutes more to those who have
     no other. ``None``: none is.
     """
-    who = Witness.of(account, asked.body)
+    who = Witness.of(account, inbound.body)
     awake = {
-        target.model.id for target in _at_rest(serving, facts) if target.wake(monotonic, who, asked)
+        target.model.id
+        for target in _at_rest(active, facts)
+        if target.wake(monotonic, who, inbound)
     }
     if not awake:
         return None
@@ -83,17 +90,21 @@ def woken(
 
 
 def _wait_s(
-    serving: Serving, facts: Facts, asked: Asked, account: str | None, monotonic: float
+    active: ActiveManifest,
+    facts: Facts,
+    inbound: InboundRequest,
+    account: str | None,
+    monotonic: float,
 ) -> int | None:
     """Return when the first of the models at rest may serve this; ``None`` if none ever will."""
-    who = Witness.of(account, asked.body)
-    rests = [target.rests_s(monotonic, who, asked) for target in _at_rest(serving, facts)]
+    who = Witness.of(account, inbound.body)
+    rests = [target.rests_s(monotonic, who, inbound) for target in _at_rest(active, facts)]
     return 1 + int(min(rests)) if rests else None
 
 
-def _at_rest(serving: Serving, facts: Facts) -> Iterator[Target]:
+def _at_rest(active: ActiveManifest, facts: Facts) -> Iterator[Target]:
     """Give the targets that might serve this, did they not rest."""
     for name in facts.measured.out_of_service:
-        target, why = serving.targets.get(name), exclusion(serving.compiled, name, facts)
+        target, why = active.targets.get(name), exclusion(active.compiled, name, facts)
         if target is not None and why is not None and why.code == "out_of_service":
             yield target

@@ -13,13 +13,13 @@ from waypost.shared.money import Usage
 from waypost.shared.records import Attempt, Verdict
 from waypost.shared.wire.headers import format_decision
 from waypost.shared.wire.trace_context import TraceContext
-from waypost.validator.dialects.adapter import Asked, UntranslatableError
+from waypost.validator.dialects.adapter import InboundRequest, UntranslatableError
 from waypost.validator.ledger import Crossed
-from waypost.validator.manifest.active import Caller, Serving
+from waypost.validator.manifest.active import ActiveManifest, Principal
 
 __all__ = [
-    "Call",
-    "Considered",
+    "AdmittedRequest",
+    "Exchange",
     "Headers",
     "Receive",
     "Send",
@@ -124,17 +124,17 @@ class BreakingOff(Protocol):
     def __call__(self, message: str, *, code: str) -> bytes: ...
 
 
-class Considered(Struct, frozen=True):
+class AdmittedRequest(Struct, frozen=True):
     """A request that may be served, before anything is spent on it."""
 
-    caller: Caller
-    serving: Serving
-    asked: Asked
+    principal: Principal
+    active: ActiveManifest
+    inbound: InboundRequest
     facts: Facts
     decision: Decision
 
 
-class Call(Struct, kw_only=True, eq=False):
+class Exchange(Struct, kw_only=True, eq=False):
     """One request. Filled in step by step; the record is made of it at the end.
 
     Attributes:
@@ -167,8 +167,8 @@ class Call(Struct, kw_only=True, eq=False):
     steps_ms: dict[str, float] = {}
     headers: Headers = {}
     body: bytes = b""
-    serving: Serving | None = None
-    caller: Caller | None = None
+    active: ActiveManifest | None = None
+    principal: Principal | None = None
     nonce: str | None = None
     facts: Facts | None = None
     untranslatable: UntranslatableError | None = None
@@ -210,7 +210,7 @@ class Call(Struct, kw_only=True, eq=False):
         randomness: int,
         has_whole_body: bool = False,
     ) -> Self:
-        """Return the call that ``scope`` begins.
+        """Return the exchange that ``scope`` begins.
 
         Args:
             endpoint: the API it came by.
@@ -286,8 +286,8 @@ class Call(Struct, kw_only=True, eq=False):
         ]
         if length is not None:
             headers.append((b"content-length", b"%d" % length))
-        if self.serving is not None:
-            headers.append(self.serving.header)
+        if self.active is not None:
+            headers.append(self.active.header)
         if self.crossed:
             headers.append((b"waypost-budget", format_crossed(self.crossed)))
         if self.nonce is not None:

@@ -16,22 +16,22 @@ from waypost.shared.decision.engine import Decision, larger_models
 from waypost.shared.errors import UpstreamError
 from waypost.shared.records import AttemptKind, AttemptOutcome
 from waypost.shared.scoring.judge import JudgeModel
-from waypost.validator.dialects.adapter import Asked, UnreadableError, heard
+from waypost.validator.dialects.adapter import InboundRequest, UnreadableError, heard
 from waypost.validator.dialects.passthrough.state import holds_state, without_state
 from waypost.validator.http.problems import deadline_exceeded
 from waypost.validator.manifest.active import Target
-from waypost.validator.pipeline.attempt import Try
+from waypost.validator.pipeline.attempt import ProviderAttempt
 from waypost.validator.pipeline.cascade.answers import Answer
 from waypost.validator.pipeline.cascade.signals import agreement, confidence, needs_logprobs
-from waypost.validator.pipeline.exchange import Call, Considered
-from waypost.validator.pipeline.hold import Booking
+from waypost.validator.pipeline.exchange import AdmittedRequest, Exchange
+from waypost.validator.pipeline.hold import Reservation
 from waypost.validator.pipeline.settle import pay
-from waypost.validator.services import Desk
+from waypost.validator.services import Services
 from waypost.validator.upstream.breaker import ANYONE, Witness
 from waypost.validator.upstream.key_pool import LONGEST_WAIT_S
 from waypost.validator.upstream.retry_budget import full_jitter_s
 
-__all__ = ["Walk"]
+__all__ = ["Failover"]
 
 # The event loop's clock ticks in milliseconds, and so may wake us a little early.
 CLOCKS_APART_S = 0.002
@@ -48,47 +48,52 @@ _CAUSES: dict[AttemptOutcome, AttemptOutcome] = {"model_not_found": "bad_respons
 _NOT_HEARD: frozenset[AttemptOutcome] = frozenset({"api_unsupported", "foreign_state"})
 
 
-class Walk:
+class Failover:
     """One request's way to an answer.
 
     Attributes:
         tries: all that were made.
-        bookings: all that was held for them.
+        reservations: all that was held for them.
     """
 
     def __init__(
-        self, desk: Desk, call: Call, considered: Considered, decision: Decision, booking: Booking
+        self,
+        services: Services,
+        exchange: Exchange,
+        admitted: AdmittedRequest,
+        decision: Decision,
+        reservation: Reservation,
     ) -> None:
-        self._desk = desk
-        self._call = call
-        self._considered = considered
+        self._services = services
+        self._exchange = exchange
+        self._admitted = admitted
         self._candidates = decision.candidates
         self._chain = deque(decision.chain)
-        self._booking = booking
+        self._reservation = reservation
         self._held = decision.chain[0]
         self._limited: list[Target] = []
         self._put_off: list[Target] = []
-        self._rejected: Try | None = None
+        self._rejected: ProviderAttempt | None = None
         self._foreign: Target | None = None
         self._maker = self._maker_of_state()
-        self._unsure: Try | None = None
+        self._unsure: ProviderAttempt | None = None
         self._is_saturated = False
-        self.tries: list[Try] = []
-        self.bookings = [booking]
-        route = self._route = considered.serving.routes[decision.route or ""]
+        self.tries: list[ProviderAttempt] = []
+        self.reservations = [reservation]
+        route = self._route = admitted.active.routes[decision.route or ""]
         if route.timeout_ms is not None:
-            call.end_after(route.timeout_ms, says_caller=False)
+            exchange.end_after(route.timeout_ms, says_caller=False)
         # An embedding says nothing that could be judged.
         judges = (
             route.cascade is not None
-            and call.endpoint != "embeddings"
-            and (not call.streamed or route.cascade.stream_waits)
+            and exchange.endpoint != "embeddings"
+            and (not exchange.streamed or route.cascade.stream_waits)
         )
         cascade = self._cascade = route.cascade if judges else None
         self._wants_logprobs = (
             cascade is not None
             and needs_logprobs(cascade.signal)
-            and call.endpoint == "chat.completions"
+            and exchange.endpoint == "chat.completions"
         )
 
     def hang_up(self) -> None:
@@ -97,12 +102,12 @@ class Walk:
             one.abandon()
 
     @property
-    def under_way(self) -> Try | None:
+    def under_way(self) -> ProviderAttempt | None:
         """The try that the caller's hanging up cut off; ``None`` if there was none."""
         ends = ("cancelled", "stopped", "ok")
         return next((one for one in self.tries if one.outcome in ends), None)
 
-    async def first_answer(self) -> Try:
+    async def first_answer(self) -> ProviderAttempt:
         """Return the first try worth telling the caller of.
 
         Raises:
@@ -132,7 +137,7 @@ class Walk:
             raise self._nobody_answered()
         return told
 
-    def _goes_on_after(self, one: Try) -> bool:
+    def _goes_on_after(self, one: ProviderAttempt) -> bool:
         """Whether the next of the chain may be tried after this failure."""
         if one.is_rejected or one.outcome == "deadline_exceeded":
             self._rejected = one
@@ -155,12 +160,12 @@ class Walk:
 
     async def _next_target(self) -> Target | None:
         """Return the next of the chain, if it can be sent anything and its cost is held."""
-        target = self._considered.serving.targets.get(self._chain.popleft())
-        now = self._desk.monotonic()
+        target = self._admitted.active.targets.get(self._chain.popleft())
+        now = self._services.monotonic()
         if target is None or target.breaker.refuses(now, self._who(target)):
             return None
         # It was not known yet when the set was made.
-        if self._chain and target.is_silent(self._considered.asked, now):
+        if self._chain and target.is_silent(self._admitted.inbound, now):
             return None
         if target.breaker.is_being_tested(now) and self._chain and target not in self._put_off:
             # It is said to be failing. Whoever can go elsewhere need not wait for that too.
@@ -176,39 +181,39 @@ class Walk:
         if target.model.id == self._held:
             return True
         # To hold more, what is held is given back first: a failure leaves nothing.
-        self._held = target.model.id if await self._booking.cover(target) else ""
+        self._held = target.model.id if await self._reservation.cover(target) else ""
         return bool(self._held)
 
-    def _new_booking(self) -> Booking:
-        part = f"+{len(self.bookings)}"
-        booking = Booking(self._desk, self._call, self._considered, part=part)
-        self.bookings.append(booking)
-        return booking
+    def _new_reservation(self) -> Reservation:
+        part = f"+{len(self.reservations)}"
+        reservation = Reservation(self._services, self._exchange, self._admitted, part=part)
+        self.reservations.append(reservation)
+        return reservation
 
     def _go_on_with_larger(self, target: Target) -> None:
         """Of the chain, and then of all that this request may use, keep what holds more."""
-        facts = self._call.facts or self._considered.facts
-        larger = larger_models(self._considered.serving.compiled, facts, than=target.model.id)
+        facts = self._exchange.facts or self._admitted.facts
+        larger = larger_models(self._admitted.active.compiled, facts, than=target.model.id)
         tried = {one.target.model.id for one in self.tries}
         first = [name for name in self._chain if name in larger]
         self._chain = deque(dict.fromkeys([*first, *(n for n in larger if n not in tried)]))
 
     # ── one target ─────────────────────────────────────────────────────────────────────────
 
-    async def _ask(self, target: Target, kind: AttemptKind) -> Try | None:
+    async def _ask(self, target: Target, kind: AttemptKind) -> ProviderAttempt | None:
         """Return what came of asking ``target``; ``None`` if it was sent nothing."""
         hedge = self._route.hedge
-        if hedge is None or kind != "first" or not self._considered.facts.declared.interactive:
+        if hedge is None or kind != "first" or not self._admitted.facts.declared.interactive:
             return await self._try_repeatedly(target, kind)
         return await self._hedged(target, hedge)
 
-    async def _try_repeatedly(self, target: Target, kind: AttemptKind) -> Try | None:
+    async def _try_repeatedly(self, target: Target, kind: AttemptKind) -> ProviderAttempt | None:
         """Return the last of one or more tries; ``None`` if ``target`` was sent nothing."""
         upstream = target.upstream
         upstream.retries.deposit()
-        last: Try | None = None
+        last: ProviderAttempt | None = None
         for tries in range(1, upstream.max_retries + 2):
-            one = await self._try(target, kind, self._booking)
+            one = await self._try(target, kind, self._reservation)
             if one is None:
                 break
             last, kind = one, "retry"
@@ -222,57 +227,59 @@ class Walk:
             return await self._try_by_another_api(target) or last
         return last
 
-    async def _try_by_another_api(self, target: Target) -> Try | None:
+    async def _try_by_another_api(self, target: Target) -> ProviderAttempt | None:
         """Return a try in the words of an API that the provider has; ``None`` if there is none."""
-        is_mute = target.is_silent(self._considered.asked, self._desk.monotonic())
+        is_mute = target.is_silent(self._admitted.inbound, self._services.monotonic())
         if is_mute or not await self._is_held(target):
             return None
-        return await self._try(target, "retry", self._booking)
+        return await self._try(target, "retry", self._reservation)
 
     def _who(self, target: Target) -> Witness:
         """Return whose request it is, where the breaker cares."""
         if not target.breaker.asks_who:
             return ANYONE
-        return Witness.of(self._considered.caller.account, self._considered.asked.body)
+        return Witness.of(self._admitted.principal.account, self._admitted.inbound.body)
 
-    async def _pause(self, one: Try, tries: int) -> bool:
+    async def _pause(self, one: ProviderAttempt, tries: int) -> bool:
         """Wait as long as it takes; return whether the same target should be tried again."""
-        upstream, now = one.target.upstream, self._desk.monotonic()
+        upstream, now = one.target.upstream, self._services.monotonic()
         if one.outcome in _PASSING:
-            pause_s = full_jitter_s(tries, luck=self._desk.luck())
+            pause_s = full_jitter_s(tries, rng=self._services.rng())
         elif one.outcome in _KEYS_FAULT and upstream.keys.count > 1:
             if upstream.keys.rests_until(one.target.model.name, now) is not None:
                 return False
             pause_s = 0.0
         else:
             return False
-        left_s = self._call.left_s()
+        left_s = self._exchange.left_s()
         if (left_s is not None and pause_s >= left_s) or not upstream.retries.withdraw():
             return False
         await asyncio.sleep(pause_s)
         return True
 
-    async def _try(self, target: Target, kind: AttemptKind, booking: Booking) -> Try | None:
+    async def _try(
+        self, target: Target, kind: AttemptKind, reservation: Reservation
+    ) -> ProviderAttempt | None:
         """Return one try; ``None`` if ``target`` may be sent nothing now."""
-        upstream, now = target.upstream, self._desk.monotonic()
-        left_s = self._call.left_s()
+        upstream, now = target.upstream, self._services.monotonic()
+        left_s = self._exchange.left_s()
         if left_s is not None and left_s <= CLOCKS_APART_S:
             self._chain.clear()
             return None
         key = upstream.keys.take(target.model.name, now)
-        considered = self._considered if self._maker is None else self._readable_by(target)
+        admitted = self._admitted if self._maker is None else self._readable_by(target)
         # Another request may have taken the probe while we were reserving.
         who = self._who(target)
-        if considered is None or key is None or not target.breaker.admit(now, who):
+        if admitted is None or key is None or not target.breaker.admit(now, who):
             return None
         if not upstream.limiter.enter():
             target.breaker.abandoned(who)
             self._is_saturated = True
             return None
-        self._call.model, booking.is_exposed = target.model.id, True
-        one = Try(
-            self._desk, self._call, considered, target,
-            booking=booking, key=key, kind=kind,
+        self._exchange.model, reservation.is_exposed = target.model.id, True
+        one = ProviderAttempt(
+            self._services, self._exchange, admitted, target,
+            reservation=reservation, key=key, kind=kind,
             wants_logprobs=self._wants_logprobs,
         )  # fmt: skip
         self.tries.append(one)
@@ -280,56 +287,56 @@ class Walk:
         await self._pay_if_failed(one)
         return one
 
-    async def _pay_if_failed(self, one: Try) -> None:
+    async def _pay_if_failed(self, one: ProviderAttempt) -> None:
         """Charge what a failure may have cost; what comes next holds money of its own."""
         if one.outcome != "ok" and not (failed := one.delivered()).is_free:
             # First, as a hedge that is sooner may cancel this while it waits for the store.
             one.is_paid = True
-            if one.booking is self._booking:
+            if one.reservation is self._reservation:
                 self._held = ""
-            await pay(self._call, self._considered.facts, failed)
+            await pay(self._exchange, self._admitted.facts, failed)
 
     # ── what only its maker can read ───────────────────────────────────────────────────────
 
     def _maker_of_state(self) -> str | None:
         """Return the provider that made what only its maker can read, where that can be known."""
-        session = self._considered.facts.declared.session
+        session = self._admitted.facts.declared.session
         if session is None:
             return None
-        asked, target = self._considered.asked, self._considered.serving.targets.get(session.model)
-        if target is None or not holds_state(asked.endpoint, asked.body):
+        inbound, target = self._admitted.inbound, self._admitted.active.targets.get(session.model)
+        if target is None or not holds_state(inbound.endpoint, inbound.body):
             return None
         return target.model.provider
 
-    def _readable_by(self, target: Target) -> Considered | None:
+    def _readable_by(self, target: Target) -> AdmittedRequest | None:
         """Return the request as ``target`` can read it; ``None`` if it cannot."""
         if target.model.provider == self._maker:
-            return self._considered
-        asked = self._considered.asked
-        body = without_state(asked.endpoint, asked.body)
+            return self._admitted
+        inbound = self._admitted.inbound
+        body = without_state(inbound.endpoint, inbound.body)
         if body is None:
             return None
-        bare = Asked(
-            asked.endpoint,
-            asked.request,
+        bare = InboundRequest(
+            inbound.endpoint,
+            inbound.request,
             body,
-            id=asked.id,
-            now=asked.now,
-            version=asked.version,
-            betas=asked.betas,
+            id=inbound.id,
+            now=inbound.now,
+            version=inbound.version,
+            betas=inbound.betas,
         )
-        return structs.replace(self._considered, asked=bare)
+        return structs.replace(self._admitted, inbound=bare)
 
     def _leave_out(self, provider: str) -> None:
         """Ask no other model of a provider that did not make what the request holds."""
-        targets = self._considered.serving.targets
+        targets = self._admitted.active.targets
         self._chain = deque(
             name
             for name in self._chain
             if name not in targets or targets[name].model.provider != provider
         )
 
-    async def _without_state(self) -> Try | None:
+    async def _without_state(self) -> ProviderAttempt | None:
         """Return a try without what nobody who was asked had made; ``None`` if none can be."""
         target = self._foreign
         if target is None:
@@ -337,19 +344,19 @@ class Walk:
         self._maker = ""  # nobody's
         if self._readable_by(target) is None or not await self._is_held(target):
             return None
-        one = await self._try(target, "retry", self._booking)
+        one = await self._try(target, "retry", self._reservation)
         return one if one is not None and (one.outcome == "ok" or one.is_rejected) else None
 
     # ── two at once ────────────────────────────────────────────────────────────────────────
 
-    async def _hedged(self, target: Target, hedge: Hedge) -> Try | None:
+    async def _hedged(self, target: Target, hedge: Hedge) -> ProviderAttempt | None:
         """Return the sooner of two answers, if the first is late and a second may be asked for.
 
         The other is hung up on; what it has cost by then is paid as well.
         """
-        budget = self._desk.hedges(self._route.name, hedge.max_extra_percent)
+        budget = self._services.hedges(self._route.name, hedge.max_extra_percent)
         budget.deposit()
-        kind = (target.model.name, self._call.streamed)
+        kind = (target.model.name, self._exchange.streamed)
         late_s = (
             target.upstream.limiter.late_s(kind)
             if hedge.after_ms is None
@@ -362,9 +369,9 @@ class Walk:
             await asyncio.wait(tasks, timeout=late_s)
             if not tasks[0].done() and budget.withdraw():
                 other = self._other_than(target)
-                booking = self._new_booking()
-                if await booking.cover(other):
-                    tasks.append(asyncio.create_task(self._try(other, "hedge", booking)))
+                reservation = self._new_reservation()
+                if await reservation.cover(other):
+                    tasks.append(asyncio.create_task(self._try(other, "hedge", reservation)))
             for done in asyncio.as_completed(tasks):
                 one = await done
                 if one is not None and one.outcome == "ok":
@@ -377,7 +384,7 @@ class Walk:
 
     def _other_than(self, target: Target) -> Target:
         """Return the next that can be sent something; ``target`` again if there is none."""
-        targets, now = self._considered.serving.targets, self._desk.monotonic()
+        targets, now = self._admitted.active.targets, self._services.monotonic()
         for name in self._chain:
             other = targets.get(name)
             if other is not None and not other.refuses(now, self._who(other)):
@@ -393,7 +400,7 @@ class Walk:
             and bool(self._chain)
         )
 
-    async def _judge(self, one: Try) -> tuple[Try, bool]:
+    async def _judge(self, one: ProviderAttempt) -> tuple[ProviderAttempt, bool]:
         """Return the answer, and whether it is sure enough to be told.
 
         Of several that agree the first is returned. An answer that broke off before its end is
@@ -407,12 +414,14 @@ class Walk:
         if cascade.signal == "self_consistency":
             one, sure = await self._agreed(one, answer.text, cascade.samples)
         else:
-            judge = self._considered.serving.compiled.policy.judge
+            judge = self._admitted.active.compiled.policy.judge
             sure = _confidence(cascade.signal, answer, judge)
         one.judged(sure)
         return one, sure is not None and sure * 1_000 >= cascade.threshold_per_mille
 
-    async def _agreed(self, one: Try, text: str, samples: int) -> tuple[Try, float]:
+    async def _agreed(
+        self, one: ProviderAttempt, text: str, samples: int
+    ) -> tuple[ProviderAttempt, float]:
         """Ask the same again, and return the first answer of those that agree, and their share.
 
         What the account cannot pay for, or the provider has no room for, is left out and agrees
@@ -430,48 +439,52 @@ class Walk:
             share, place = 0.0, 0
         return list(texts)[place], share * len(texts) / samples
 
-    async def _sample(self, target: Target) -> Try | None:
-        booking = self._new_booking()
-        return await self._try(target, "sample", booking) if await booking.cover(target) else None
+    async def _sample(self, target: Target) -> ProviderAttempt | None:
+        reservation = self._new_reservation()
+        return (
+            await self._try(target, "sample", reservation)
+            if await reservation.cover(target)
+            else None
+        )
 
-    async def _keep(self, one: Try) -> None:
+    async def _keep(self, one: ProviderAttempt) -> None:
         """Pay for an answer that is told only if nothing better comes, and go on to the better."""
-        await pay(self._call, self._considered.facts, one.delivered())
+        await pay(self._exchange, self._admitted.facts, one.delivered())
         one.is_paid = True
         self._unsure = one
         place = self._candidates.index(one.target.model.id)
         weaker = self._candidates[: place + 1]
         self._chain = deque(name for name in self._chain if name not in weaker)
-        self._booking, self._held = self._new_booking(), ""
+        self._reservation, self._held = self._new_reservation(), ""
 
     # ── when nobody answers ────────────────────────────────────────────────────────────────
 
-    async def _after_a_wait(self) -> Try | None:
+    async def _after_a_wait(self) -> ProviderAttempt | None:
         """Return a try at whoever limits our rate, if the limit passes soon; or ``None``."""
         limited = [target for target in self._limited if target.upstream.max_retries]
         if not limited:
             return None
         target = min(limited, key=self._rest_s)
-        wait_s, left_s = self._rest_s(target), self._call.left_s()
+        wait_s, left_s = self._rest_s(target), self._exchange.left_s()
         # Those who wait for the same instant should not come all at once.
-        wait_s *= 1 + 0.2 * self._desk.luck()
+        wait_s *= 1 + 0.2 * self._services.rng()
         if wait_s > LONGEST_WAIT_S or (left_s is not None and wait_s >= left_s):
             return None
         if not target.upstream.retries.withdraw() or not await self._is_held(target):
             return None
         await asyncio.sleep(wait_s)
-        one = await self._try(target, "retry", self._booking)
+        one = await self._try(target, "retry", self._reservation)
         return one if one is not None and (one.outcome == "ok" or one.is_rejected) else None
 
     def _rest_s(self, target: Target) -> float:
-        now = self._desk.monotonic()
+        now = self._services.monotonic()
         until = target.upstream.keys.rests_until(target.model.name, now)
         return 0.0 if until is None else until - now
 
     def _nobody_answered(self) -> UpstreamError:
-        left_s = self._call.left_s()
+        left_s = self._exchange.left_s()
         is_late = left_s is not None and left_s <= CLOCKS_APART_S
-        if is_late and self._call.is_hurried:
+        if is_late and self._exchange.is_hurried:
             return deadline_exceeded()
         outcomes = {one.outcome for one in self.tries}
         if not outcomes and self._is_saturated:
@@ -480,7 +493,7 @@ class Walk:
                 code="upstream_saturated",
                 retry_after_s=1,
             )
-        charged = " What the attempts may have cost is charged." if self._call.cost_nusd else ""
+        charged = " What the attempts may have cost is charged." if self._exchange.cost_nusd else ""
         if is_late or outcomes == {"timeout"}:
             return UpstreamError(
                 f"No provider answered in time; try again.{charged}", code="upstream_timeout"

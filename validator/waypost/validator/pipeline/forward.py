@@ -11,56 +11,60 @@ import asyncio
 from waypost.shared.decision.engine import Decision
 from waypost.shared.errors import UpstreamError
 from waypost.validator.http.problems import CALLER_GONE, stopping
-from waypost.validator.pipeline.attempt import Delivered, Try
+from waypost.validator.pipeline.attempt import Delivered, ProviderAttempt
 from waypost.validator.pipeline.disconnect import HangUp
-from waypost.validator.pipeline.exchange import Call, Considered
-from waypost.validator.pipeline.failover import Walk
-from waypost.validator.pipeline.hold import Booking
+from waypost.validator.pipeline.exchange import AdmittedRequest, Exchange
+from waypost.validator.pipeline.failover import Failover
+from waypost.validator.pipeline.hold import Reservation
 from waypost.validator.pipeline.settle import let_go, pay
-from waypost.validator.services import Desk
+from waypost.validator.services import Services
 
 __all__ = ["forward"]
 
 
 async def forward(
-    desk: Desk, call: Call, considered: Considered, decision: Decision, booking: Booking
+    services: Services,
+    exchange: Exchange,
+    admitted: AdmittedRequest,
+    decision: Decision,
+    reservation: Reservation,
 ) -> Delivered:
     """Return what reached the caller; all else that was tried is paid for, or given back.
 
     Args:
-        decision: what the booking pays for.
+        decision: what the reservation pays for.
 
     Raises:
         RefusalError: no model of the chain answered, or the validator stopped before one did;
             nothing is held any more.
     """
-    walk = Walk(desk, call, considered, decision, booking)
-    told: Try | None = None
-    unsettled: Try | None = None
+    failover = Failover(services, exchange, admitted, decision, reservation)
+    told: ProviderAttempt | None = None
+    unsettled: ProviderAttempt | None = None
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - a request is served by one
-    desk.under_way.add(task)
+    services.under_way.add(task)
     try:
-        if not call.streamed:
+        if not exchange.streamed:
             # It runs to its end even if the caller hangs up: only the end says what it cost.
-            told = await walk.first_answer()
+            told = await failover.first_answer()
             return await told.deliver()
-        async with HangUp(call.receive):
-            told = await walk.first_answer()
+        async with HangUp(exchange.receive):
+            told = await failover.first_answer()
             return await told.deliver()
-        call.status = call.status or CALLER_GONE
-        walk.hang_up()
-        told = told or walk.under_way
+        exchange.status = exchange.status or CALLER_GONE
+        failover.hang_up()
+        told = told or failover.under_way
         if told is None:
             raise UpstreamError("The caller hung up.", code="caller_gone")
         return told.delivered()
     except asyncio.CancelledError:
-        if not desk.is_cut:
+        if not services.is_cut:
             unsettled, told = told, None  # nobody else will settle it
             raise
         task.uncancel()
-        walk.hang_up()
-        if told is None or not call.has_started:
+        failover.hang_up()
+        if told is None or not exchange.has_started:
             told = None
             raise stopping() from None
         await told.break_off()
@@ -69,13 +73,13 @@ async def forward(
         unsettled, told = told, None  # nobody else will settle it
         raise
     finally:
-        desk.under_way.discard(task)
-        walk.hang_up()
-        for one in walk.tries:
+        services.under_way.discard(task)
+        failover.hang_up()
+        for one in failover.tries:
             if one is not told and not (done := one.delivered()).is_free:
-                charge = await pay(call, considered.facts, done)
+                charge = await pay(exchange, admitted.facts, done)
                 if one is unsettled:
-                    call.usage = charge.usage
-        for held in walk.bookings:
-            if told is None or held is not told.booking:
-                await let_go(call, held)
+                    exchange.usage = charge.usage
+        for held in failover.reservations:
+            if told is None or held is not told.reservation:
+                await let_go(exchange, held)

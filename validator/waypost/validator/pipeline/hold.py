@@ -25,12 +25,12 @@ from waypost.validator.ledger import (
     Scope,
     Shortfall,
 )
-from waypost.validator.manifest.active import Caller, Target
-from waypost.validator.pipeline.exchange import Call, Considered
+from waypost.validator.manifest.active import Principal, Target
+from waypost.validator.pipeline.exchange import AdmittedRequest, Exchange
 from waypost.validator.pipeline.reserve import body_digest
-from waypost.validator.services import Desk
+from waypost.validator.services import Services
 
-__all__ = ["Booking", "bound_nusd", "worthwhile"]
+__all__ = ["Reservation", "bound_nusd", "worthwhile"]
 
 # Cutting an answer shorter than this to fit a budget would sell a stump as an answer.
 MIN_ANSWER_TOKENS = 64
@@ -41,7 +41,7 @@ MAX_KEY_BYTES = 255
 LEASE_MARGIN_S = 60
 
 
-class Booking:
+class Reservation:
     """The money held for one request, for one provider at a time.
 
     Attributes:
@@ -53,7 +53,7 @@ class Booking:
     """
 
     __slots__ = (
-        "_call",
+        "_exchange",
         "_facts",
         "_holds",
         "_key",
@@ -68,18 +68,20 @@ class Booking:
         "output_tokens",
     )
 
-    def __init__(self, desk: Desk, call: Call, considered: Considered, *, part: str = "") -> None:
+    def __init__(
+        self, services: Services, exchange: Exchange, admitted: AdmittedRequest, *, part: str = ""
+    ) -> None:
         """Args:
         part: tells the holds of one request apart, where it asks several providers at once.
         """
-        self._ledger = desk.ledger
-        self._name = call.id + part
-        self._call = call
-        self._facts = considered.facts
-        scopes = considered.caller.scopes
+        self._ledger = services.ledger
+        self._name = exchange.id + part
+        self._exchange = exchange
+        self._facts = admitted.facts
+        scopes = admitted.principal.scopes
         # What is asked besides is no other request of this caller, nor of this key.
         self._scopes = tuple(map(_without_request_rates, scopes)) if part else scopes
-        self._key = None if part else _idempotency_key(call, considered.caller)
+        self._key = None if part else _idempotency_key(exchange, admitted.principal)
         self._holds = 0
         self._target: Target | None = None
         self.is_exposed = False
@@ -94,7 +96,7 @@ class Booking:
         A hold for the same target that is large enough already stays; one that is not is given
         back first, so that a request never holds twice what it can cost.
         """
-        call = self._call
+        exchange = self._exchange
         amount = bound_nusd(target.model, self._facts, output_tokens=output_tokens)
         if self.hold_id is None or target is not self._target or amount > self.amount_nusd:
             await self.release()
@@ -102,15 +104,15 @@ class Booking:
             lease_s = LEASE_MARGIN_S + 2 * int(target.upstream.timeout_s)
             measured = self._facts.measured
             # Held anew, a request is still one request.
-            is_counted = self._holds or call.is_counted
+            is_counted = self._holds or exchange.is_counted
             scopes = map(_without_request_rates, self._scopes) if is_counted else self._scopes
             held = await self._ledger.reserve(
                 Hold(
                     id=hold_id,
                     amount_nusd=amount,
                     scopes=(*scopes, *target.scopes),
-                    now=call.now,
-                    expires_at=call.now + lease_s,
+                    now=exchange.now,
+                    expires_at=exchange.now + lease_s,
                     tokens=measured.input_tokens + output_tokens * measured.choices,
                     key=self._key,
                 )
@@ -169,8 +171,8 @@ def _without_request_rates(scope: Scope) -> Scope:
     return structs.replace(scope, rates=rates)
 
 
-def _idempotency_key(call: Call, caller: Caller) -> IdempotencyKey | None:
-    key = call.headers.get(b"idempotency-key")
+def _idempotency_key(exchange: Exchange, principal: Principal) -> IdempotencyKey | None:
+    key = exchange.headers.get(b"idempotency-key")
     if key is None:
         return None
     if not 1 <= len(key) <= MAX_KEY_BYTES:
@@ -180,9 +182,9 @@ def _idempotency_key(call: Call, caller: Caller) -> IdempotencyKey | None:
             param="idempotency-key",
         )
     # Nobody learns which keys of others exist, and the same body at another API is another.
-    whose = sha256(f"{caller.subject} {caller.account} ".encode() + key)
-    body = call.body_digest or body_digest(call)
-    return IdempotencyKey(digest=whose.hexdigest(), body=body, request_id=call.id)
+    whose = sha256(f"{principal.subject} {principal.account} ".encode() + key)
+    body = exchange.body_digest or body_digest(exchange)
+    return IdempotencyKey(digest=whose.hexdigest(), body=body, request_id=exchange.id)
 
 
 def bound_nusd(model: Model, facts: Facts, *, output_tokens: int) -> int:

@@ -14,11 +14,11 @@ from waypost.shared.decision.engine import Decision, decide
 from waypost.shared.decision.replay import DOWNGRADE, downgraded
 from waypost.shared.errors import BudgetError
 from waypost.validator.ledger import Held, Hold, Repeat, Shortfall, Throttled
-from waypost.validator.manifest.active import Caller
+from waypost.validator.manifest.active import Principal
 from waypost.validator.pipeline.budget_refusals import dearest_nusd, refused, repeated
-from waypost.validator.pipeline.exchange import Call, Considered
-from waypost.validator.pipeline.hold import LEASE_MARGIN_S, Booking, worthwhile
-from waypost.validator.services import Desk
+from waypost.validator.pipeline.exchange import AdmittedRequest, Exchange
+from waypost.validator.pipeline.hold import LEASE_MARGIN_S, Reservation, worthwhile
+from waypost.validator.services import Services
 
 __all__ = ["Plan", "ask_first", "body_digest", "preview", "reserve"]
 
@@ -26,10 +26,10 @@ __all__ = ["Plan", "ask_first", "body_digest", "preview", "reserve"]
 HOLD_TRIES = 3
 
 
-def body_digest(call: Call) -> str:
+def body_digest(exchange: Exchange) -> str:
     """Return what stands for the body, at its API, beside an idempotency key."""
-    digest = sha256(f"{call.endpoint}\n".encode())
-    digest.update(call.body)
+    digest = sha256(f"{exchange.endpoint}\n".encode())
+    digest.update(exchange.body)
     return digest.hexdigest()
 
 
@@ -48,8 +48,10 @@ class Plan(Struct, frozen=True):
     barred: frozenset[str] = frozenset()
 
 
-async def reserve(call: Call, considered: Considered, booking: Booking) -> Decision:
-    """Hold the money in ``booking``; return the decision that it pays for.
+async def reserve(
+    exchange: Exchange, admitted: AdmittedRequest, reservation: Reservation
+) -> Decision:
+    """Hold the money in ``reservation``; return the decision that it pays for.
 
     Raises:
         BudgetError: ``budget_exhausted``, with the window that is; ``budget_undefined``.
@@ -57,37 +59,39 @@ async def reserve(call: Call, considered: Considered, booking: Booking) -> Decis
         InvalidRequestError: the idempotency key has been used.
         StoreError: the ledger does not answer; then nothing is served.
     """
-    _require_budget(considered.caller)
-    targets = considered.serving.targets
-    plan = _first_choice(considered)
+    _require_budget(admitted.principal)
+    targets = admitted.active.targets
+    plan = _first_choice(admitted)
     lost_races = 0
-    while refusal := await booking.hold(
+    while refusal := await reservation.hold(
         targets[plan.decision.chain[0]], output_tokens=plan.output_tokens
     ):
         if isinstance(refusal, Repeat):
             raise repeated(refusal)
-        barred = _barred(considered, refusal, plan)
+        barred = _barred(admitted, refusal, plan)
         lost_races += not barred
-        other = _next_choice(considered, call.proposal, refusal, barred, plan.barred)
+        other = _next_choice(admitted, exchange.proposal, refusal, barred, plan.barred)
         if other is None or lost_races == HOLD_TRIES:
-            raise refused(refusal, least_nusd=dearest_nusd(considered))
+            raise refused(refusal, least_nusd=dearest_nusd(admitted))
         plan = other
-    _note(call, plan)
-    call.crossed = booking.crossed
-    call.mark("reserve")
+    _note(exchange, plan)
+    exchange.crossed = reservation.crossed
+    exchange.mark("reserve")
     return plan.decision
 
 
-def _barred(considered: Considered, refusal: Shortfall | Throttled, plan: "Plan") -> frozenset[str]:
+def _barred(
+    admitted: AdmittedRequest, refusal: Shortfall | Throttled, plan: "Plan"
+) -> frozenset[str]:
     """Return the models that the refusing scope stands for, beyond those barred already."""
     kind, _, name = refusal.scope.partition(":")
-    models = considered.serving.compiled.models.values()
+    models = admitted.active.compiled.models.values()
     barred = {m.id for m in models if name == {"provider": m.provider, "model": m.id}.get(kind)}
     return frozenset(barred - plan.barred)
 
 
 def _next_choice(
-    considered: Considered,
+    admitted: AdmittedRequest,
     proposal: Proposal | None,
     refusal: Shortfall | Throttled,
     newly_barred: frozenset[str],
@@ -96,32 +100,32 @@ def _next_choice(
     """Return what may be had instead; ``None`` if nothing."""
     if newly_barred:
         # What a provider or a model may cost or take is used up, not the account's means.
-        others = _without(considered, proposal, barred | newly_barred)
+        others = _without(admitted, proposal, barred | newly_barred)
         if others is not None:
             return others
     if isinstance(refusal, Throttled):
         return None
-    return _within(considered, proposal, refusal.available_nusd, barred)
+    return _within(admitted, proposal, refusal.available_nusd, barred)
 
 
-def _note(call: Call, plan: Plan) -> None:
-    """Let ``call`` tell of the plan that is carried out."""
-    call.facts = plan.facts
-    call.take(plan.decision)
+def _note(exchange: Exchange, plan: Plan) -> None:
+    """Let ``exchange`` tell of the plan that is carried out."""
+    exchange.facts = plan.facts
+    exchange.take(plan.decision)
     if plan.is_cut:
-        call.detail = f"The budget cut the answer to {plan.output_tokens} tokens."
+        exchange.detail = f"The budget cut the answer to {plan.output_tokens} tokens."
 
 
-async def preview(desk: Desk, call: Call, considered: Considered) -> Plan:
+async def preview(services: Services, exchange: Exchange, admitted: AdmittedRequest) -> Plan:
     """Return what ``reserve`` would settle on now, holding nothing.
 
     Raises:
         BudgetError: as ``reserve`` does.
     """
-    _require_budget(considered.caller)
-    target = considered.serving.targets[considered.decision.chain[0]]
-    scopes = (*considered.caller.scopes, *target.scopes)
-    balances = await desk.ledger.balances(scopes, now=call.now)
+    _require_budget(admitted.principal)
+    target = admitted.active.targets[admitted.decision.chain[0]]
+    scopes = (*admitted.principal.scopes, *target.scopes)
+    balances = await services.ledger.balances(scopes, now=exchange.now)
     shortfalls = [
         Shortfall(
             scope=balance.scope,
@@ -133,17 +137,17 @@ async def preview(desk: Desk, call: Call, considered: Considered) -> Plan:
         for balance in balances
     ]
     least = min(shortfalls, key=lambda one: one.available_nusd, default=None)
-    plan = _first_choice(considered)
-    if least is None or dearest_nusd(considered) <= least.available_nusd:
+    plan = _first_choice(admitted)
+    if least is None or dearest_nusd(admitted) <= least.available_nusd:
         return plan
-    barred = _barred(considered, least, plan)
-    other = _next_choice(considered, call.proposal, least, barred, frozenset())
+    barred = _barred(admitted, least, plan)
+    other = _next_choice(admitted, exchange.proposal, least, barred, frozenset())
     if other is None:
-        raise refused(least, least_nusd=dearest_nusd(considered))
+        raise refused(least, least_nusd=dearest_nusd(admitted))
     return other
 
 
-async def ask_first(desk: Desk, call: Call, caller: Caller) -> None:
+async def ask_first(services: Services, exchange: Exchange, principal: Principal) -> None:
     """Ask budgets and rates whether this caller may have anything, before much work is done.
 
     It counts as a request from here on.
@@ -153,59 +157,62 @@ async def ask_first(desk: Desk, call: Call, caller: Caller) -> None:
         RateError: too much of late.
         StoreError: the ledger does not answer.
     """
-    _require_budget(caller)
+    _require_budget(principal)
     hold = Hold(
-        id=f"{call.id}~first",
+        id=f"{exchange.id}~first",
         amount_nusd=1,
-        scopes=caller.scopes,
-        now=call.now,
-        expires_at=call.now + LEASE_MARGIN_S,
+        scopes=principal.scopes,
+        now=exchange.now,
+        expires_at=exchange.now + LEASE_MARGIN_S,
         tokens=1,
     )
-    held = await desk.ledger.reserve(hold)
+    held = await services.ledger.reserve(hold)
     if not isinstance(held, Held):
         assert not isinstance(held, Repeat)  # noqa: S101 - it has no key
         raise refused(held, least_nusd=hold.amount_nusd)
-    await desk.ledger.release(hold.id)
-    call.is_counted = True
+    await services.ledger.release(hold.id)
+    exchange.is_counted = True
 
 
-def _require_budget(caller: Caller) -> None:
+def _require_budget(principal: Principal) -> None:
     # A limit that was forgotten, or an account's name that was mistyped, must not mean no limit.
-    if not caller.may_spend:
+    if not principal.may_spend:
         raise BudgetError(
-            f"Account {caller.account} has no limit, neither by its token nor by the"
+            f"Account {principal.account} has no limit, neither by its token nor by the"
             " validator's budgets, so nothing may be spent. Get a token with a limit, or have the"
             " operator set one.",
             code="budget_undefined",
         )
 
 
-def _first_choice(considered: Considered) -> Plan:
+def _first_choice(admitted: AdmittedRequest) -> Plan:
     """Return what would be done if money were no object."""
-    model = considered.serving.compiled.models[considered.decision.chain[0]]
-    facts = considered.facts
-    return Plan(considered.decision, facts, output_bound(model, facts))
+    model = admitted.active.compiled.models[admitted.decision.chain[0]]
+    facts = admitted.facts
+    return Plan(admitted.decision, facts, output_bound(model, facts))
 
 
 def _without(
-    considered: Considered, proposal: Proposal | None, barred: frozenset[str]
+    admitted: AdmittedRequest, proposal: Proposal | None, barred: frozenset[str]
 ) -> Plan | None:
     """Return what is decided when the ``barred`` models cannot serve."""
-    facts = considered.facts
+    facts = admitted.facts
     out = tuple(sorted({*facts.measured.out_of_service, *barred}))
     fewer = structs.replace(facts, measured=structs.replace(facts.measured, out_of_service=out))
-    return _decided(considered, proposal, fewer, barred)
+    return _decided(admitted, proposal, fewer, barred)
 
 
 def _within(
-    considered: Considered, proposal: Proposal | None, available_nusd: int, barred: frozenset[str]
+    admitted: AdmittedRequest,
+    proposal: Proposal | None,
+    available_nusd: int,
+    barred: frozenset[str],
 ) -> Plan | None:
     """Return what ``available_nusd`` pays for: a cheaper admissible model, or a shorter answer."""
-    compiled, facts, decision = considered.serving.compiled, considered.facts, considered.decision
+    compiled, facts, decision = admitted.active.compiled, admitted.facts, admitted.decision
     out = tuple(sorted({*facts.measured.out_of_service, *barred}))
     measured = structs.replace(facts.measured, affordable_nusd=available_nusd, out_of_service=out)
-    poorer = _decided(considered, proposal, structs.replace(facts, measured=measured), barred)
+    poorer = _decided(admitted, proposal, structs.replace(facts, measured=measured), barred)
     if poorer is not None:
         return poorer
     for name in decision.chain:
@@ -217,13 +224,13 @@ def _within(
 
 
 def _decided(
-    considered: Considered, proposal: Proposal | None, facts: Facts, barred: frozenset[str]
+    admitted: AdmittedRequest, proposal: Proposal | None, facts: Facts, barred: frozenset[str]
 ) -> Plan | None:
-    compiled = considered.serving.compiled
+    compiled = admitted.active.compiled
     decided = decide(compiled, facts, proposal)
     if decided.model is None:
         return None
-    if decided.model != considered.decision.model and decided.verdict != "accepted":
+    if decided.model != admitted.decision.model and decided.verdict != "accepted":
         decided = structs.replace(decided, reason=DOWNGRADE)
     tokens = output_bound(compiled.models[decided.chain[0]], facts)
     return Plan(decided, facts, tokens, barred=barred)

@@ -15,12 +15,12 @@ from waypost.shared.contracts import AUTO, Declared, Facts, Measured, Proposal
 from waypost.shared.errors import InvalidRequestError
 from waypost.shared.requests.apis import Request, decode, measure
 from waypost.validator.detectors import json_text
-from waypost.validator.dialects.adapter import Asked, UntranslatableError
+from waypost.validator.dialects.adapter import InboundRequest, UntranslatableError
 from waypost.validator.lane import is_large
-from waypost.validator.manifest.active import Caller, Serving
-from waypost.validator.pipeline.exchange import Call, Headers, Receive
+from waypost.validator.manifest.active import ActiveManifest, Principal
+from waypost.validator.pipeline.exchange import Exchange, Headers, Receive
 from waypost.validator.pipeline.reserve import ask_first, body_digest
-from waypost.validator.services import Desk
+from waypost.validator.services import Services
 
 __all__ = ["bound_time", "read_body", "understand"]
 
@@ -31,48 +31,51 @@ _VERSION = re.compile(rb"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 async def understand(
-    desk: Desk, call: Call, caller: Caller, serving: Serving
-) -> tuple[Asked, Facts, Proposal | None]:
+    services: Services, exchange: Exchange, principal: Principal, active: ActiveManifest
+) -> tuple[InboundRequest, Facts, Proposal | None]:
     """Return what is asked, the facts of it, and the client's proposal.
 
     Raises:
         InvalidRequestError: the body or a header is not what it must be.
     """
-    _check_json(call.headers)
-    limits = desk.config.limits
-    call.body = await read_body(
-        call.receive,
-        call.headers,
+    _check_json(exchange.headers)
+    limits = services.config.limits
+    exchange.body = await read_body(
+        exchange.receive,
+        exchange.headers,
         limit=limits.body_bytes,
         timeout_s=limits.body_timeout_s,
-        is_here=call.has_whole_body,
+        is_here=exchange.has_whole_body,
     )
-    if is_large(call.body):
+    if is_large(exchange.body):
         # Or whoever may have nothing could keep us busy with it.
-        await ask_first(desk, call, caller)
-        read = await desk.lane.run(partial(_read, desk, call, serving))
-    elif serving.compiled.reader.is_slow:
-        read = await to_thread.run_sync(partial(_read, desk, call, serving))
+        await ask_first(services, exchange, principal)
+        read = await services.lane.run(partial(_read, services, exchange, active))
+    elif active.compiled.reader.is_slow:
+        read = await to_thread.run_sync(partial(_read, services, exchange, active))
     else:
-        read = _read(desk, call, serving)
-    asked, measured, untranslatable, classes = read
-    request, out = asked.request, desk.out_of_service(serving, asked, account=caller.account)
+        read = _read(services, exchange, active)
+    inbound, measured, untranslatable, classes = read
+    request, out = (
+        inbound.request,
+        services.out_of_service(active, inbound, account=principal.account),
+    )
     if out or untranslatable or classes:
         measured = structs.replace(
             measured, out_of_service=out, untranslatable=untranslatable, data_classes=classes
         )
-    declared = call.headers.get(b"waypost-facts")
+    declared = exchange.headers.get(b"waypost-facts")
     facts = Facts(
-        now=call.now,
-        signed=caller.signed,
+        now=exchange.now,
+        signed=principal.signed,
         measured=measured,
         declared=NOTHING_DECLARED if declared is None else read_facts(declared),
     )
-    proposal = _proposal(request, call.headers, serving)
-    if proposal is not None and call.is_canary:
+    proposal = _proposal(request, exchange.headers, active)
+    if proposal is not None and exchange.is_canary:
         # It names a manifest of the channel in force; a candidate's versions are counted apart.
         proposal = structs.replace(proposal, manifest=None)
-    return asked, facts, proposal
+    return inbound, facts, proposal
 
 
 def _version(headers: Headers) -> str | None:
@@ -95,26 +98,28 @@ def _betas(headers: Headers) -> tuple[str, ...]:
     return tuple(dict.fromkeys(beta.strip() for beta in text.decode("latin-1").split(",")))
 
 
-def _untranslatable(call: Call, asked: Asked, serving: Serving) -> tuple[str, ...]:
+def _untranslatable(
+    exchange: Exchange, inbound: InboundRequest, active: ActiveManifest
+) -> tuple[str, ...]:
     """Return the models whose provider has no words for the request."""
-    speaks = serving.speaking(asked.endpoint)
-    names = speaks.mute
-    for speech, models in speaks.translated:
+    speaks = active.speaking(inbound.endpoint)
+    names = speaks.unsupported
+    for adapter, models in speaks.translated:
         try:
-            speech.check(asked)
+            adapter.check(inbound)
         except UntranslatableError as error:
-            call.untranslatable = call.untranslatable or error
+            exchange.untranslatable = exchange.untranslatable or error
             names += models
     return names
 
 
-def bound_time(call: Call) -> None:
-    """Have the call end when its caller wants it to.
+def bound_time(exchange: Exchange) -> None:
+    """Have the exchange end when its caller wants it to.
 
     Raises:
         InvalidRequestError: ``header_malformed``: it is not a whole number of milliseconds.
     """
-    text = call.headers.get(b"waypost-deadline-ms")
+    text = exchange.headers.get(b"waypost-deadline-ms")
     if text is None:
         return
     deadline_ms = int(text) if text.isdigit() and len(text) <= 8 else 0
@@ -124,37 +129,37 @@ def bound_time(call: Call) -> None:
             code="header_malformed",
             param="waypost-deadline-ms",
         )
-    call.end_after(deadline_ms, says_caller=True)
+    exchange.end_after(deadline_ms, says_caller=True)
 
 
 def _read(
-    desk: Desk, call: Call, serving: Serving
-) -> tuple[Asked, Measured, tuple[str, ...], tuple[str, ...]]:
+    services: Services, exchange: Exchange, active: ActiveManifest
+) -> tuple[InboundRequest, Measured, tuple[str, ...], tuple[str, ...]]:
     """Return what the body asks, what is measured of it, who has no words for it, and its classes.
 
     This is the work that grows with a body. Nothing here waits.
     """
-    endpoint, body = call.endpoint, call.body
+    endpoint, body = exchange.endpoint, exchange.body
     request = decode(endpoint, body)
-    measured = measure(endpoint, request, body_bytes=len(body), reader=serving.compiled.reader)
-    asked = Asked(
+    measured = measure(endpoint, request, body_bytes=len(body), reader=active.compiled.reader)
+    inbound = InboundRequest(
         endpoint,
         request,
         body,
-        id=call.id,
-        now=call.now,
-        version=_version(call.headers),
-        betas=_betas(call.headers),
+        id=exchange.id,
+        now=exchange.now,
+        version=_version(exchange.headers),
+        betas=_betas(exchange.headers),
     )
-    if is_large(body) and b"idempotency-key" in call.headers:
-        call.body_digest = body_digest(call)
+    if is_large(body) and b"idempotency-key" in exchange.headers:
+        exchange.body_digest = body_digest(exchange)
     # Of all that the body holds, not only of what is understood.
-    classes = desk.detectors.classes((json_text(body),)) if desk.config.detectors else ()
-    return asked, measured, _untranslatable(call, asked, serving), classes
+    classes = services.detectors.classes((json_text(body),)) if services.config.detectors else ()
+    return inbound, measured, _untranslatable(exchange, inbound, active), classes
 
 
-def _proposal(request: Request, headers: Headers, serving: Serving) -> Proposal | None:
-    named = serving.proposals.get(request.model)
+def _proposal(request: Request, headers: Headers, active: ActiveManifest) -> Proposal | None:
+    named = active.proposals.get(request.model)
     if named is None and request.model != AUTO:
         raise InvalidRequestError(
             f'The manifest has no such model. Send "{AUTO}" to leave the choice to the policy,'

@@ -8,7 +8,7 @@ from waypost.shared.decision.reading import Findings, TextReader
 from waypost.shared.requests.apis import measure
 from waypost.validator.detectors import Detectors, load_detectors
 from waypost.validator.detectors.patterns import BUILT_IN
-from waypost.validator.dialects.adapter import Asked
+from waypost.validator.dialects.adapter import InboundRequest
 
 __all__ = ["newest_message", "redacted", "redactor"]
 
@@ -28,10 +28,10 @@ class _Listener(TextReader):
         return {}
 
 
-def newest_message(asked: Asked) -> str:
+def newest_message(inbound: InboundRequest) -> str:
     """Return the text of the newest user message, whatever API it came by."""
     listener = _Listener()
-    measure(asked.endpoint, asked.request, body_bytes=len(asked.body), reader=listener)
+    measure(inbound.endpoint, inbound.request, body_bytes=len(inbound.body), reader=listener)
     return listener.heard
 
 

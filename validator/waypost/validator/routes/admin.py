@@ -14,7 +14,7 @@ from waypost.validator.ledger import scope_of
 from waypost.validator.pipeline.exchange import pick_headers
 from waypost.validator.pipeline.understand import read_body
 from waypost.validator.routes.app import _expires_in_s, _records_state, _updates
-from waypost.validator.routes.common import desk_of, json_response
+from waypost.validator.routes.common import json_response, services_of
 
 __all__ = ["ROUTES"]
 
@@ -25,30 +25,30 @@ BUNDLE_TIMEOUT_S = 30.0
 
 async def _bundle(request: Request) -> Response:
     """Take a signed bundle by hand. Its signatures are its authority; no token is asked for."""
-    desk = desk_of(request)
-    if not desk.config.manifest.admin:
+    services = services_of(request)
+    if not services.config.manifest.admin:
         raise InvalidRequestError("There is nothing at this path.", code="not_found")
     headers = pick_headers(request.scope["headers"])
     body = await read_body(
         request.receive, headers, limit=MAX_BUNDLE_BYTES, timeout_s=BUNDLE_TIMEOUT_S
     )
     try:
-        trusted = await to_thread.run_sync(partial(desk.keeper.accept, body, etag=None))
+        trusted = await to_thread.run_sync(partial(services.keeper.accept, body, etag=None))
     finally:
         # Even a bundle that is refused may revoke what is served.
-        pending = await desk.take_over()
-    if desk.refused is not None:
+        pending = await services.take_over()
+    if services.refused is not None:
         raise PolicyError(
             f"Manifest v{trusted.policy.version} is signed and current, and is not served:"
-            f" {desk.refused.message}.",
-            code=desk.refused.code,
+            f" {services.refused.message}.",
+            code=services.refused.code,
         )
     return json_response(
         {
             "version": trusted.policy.version,
             "digest": trusted.policy_digest,
             "expires_at": trusted.expires_at,
-            "unserved": desk.unserved,
+            "unserved": services.unserved,
             "pending_workers": pending,
         }
     )
@@ -64,24 +64,24 @@ async def _readyz(request: Request) -> Response:
     ``updates`` and ``records`` are told for the alarm alone: what was good is served until it
     expires, and records wait on the disk while their store is down.
     """
-    desk = desk_of(request)
-    if desk.is_stopping:
+    services = services_of(request)
+    if services.is_stopping:
         return json_response({"status": "stopping", "checks": {}}, UNAVAILABLE)
-    now = int(desk.clock())
+    now = int(services.clock())
     checks: dict[str, str] = {}
     try:
-        checks["manifest"] = f"v{desk.serving(now).version}"
+        checks["manifest"] = f"v{services.active(now).version}"
     except RefusalError as refusal:
         checks["manifest"] = refusal.code
-    checks["updates"] = _updates(desk, now)
+    checks["updates"] = _updates(services, now)
     try:
-        await desk.ledger.balances((READY,), now=now)
+        await services.ledger.balances((READY,), now=now)
         checks["ledger"] = "ok"
     except StoreError as error:
         checks["ledger"] = error.code
-    checks["records"] = await _records_state(desk)
+    checks["records"] = await _records_state(services)
     try:
-        await desk.seen.is_first(b"readyz", until=now)
+        await services.seen.is_first(b"readyz", until=now)
         checks["replay"] = "ok"
     except StoreError as error:
         checks["replay"] = error.code
@@ -93,7 +93,7 @@ async def _readyz(request: Request) -> Response:
         {
             "status": "ok" if is_ready else "unavailable",
             "checks": checks,
-            "expires_in_s": _expires_in_s(desk, now),
+            "expires_in_s": _expires_in_s(services, now),
         },
         OK if is_ready else UNAVAILABLE,
     )

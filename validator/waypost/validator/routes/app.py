@@ -23,23 +23,23 @@ from waypost.validator.http.problems import INTERNAL, describe
 from waypost.validator.routes import admin, decisions, feedback, metrics, models
 from waypost.validator.routes.common import speaks_anthropic
 from waypost.validator.routes.hot_path import ValidatorApp
-from waypost.validator.services import Desk
+from waypost.validator.services import Services
 
 __all__ = ["create_app"]
 
 READY_PATIENCE_S = 0.5  # kubelet gives up after a second
 
 
-def create_app(opening: Callable[[], AbstractAsyncContextManager[Desk]]) -> ValidatorApp:
-    """Return the ASGI application; it opens its desk when the server starts it."""
+def create_app(opening: Callable[[], AbstractAsyncContextManager[Services]]) -> ValidatorApp:
+    """Return the ASGI application; it opens its services when the server starts it."""
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None]:
-        async with opening() as desk:
-            app.desk = rest.state.desk = console.desk = desk
-            app.allow(desk.config.cors)
+        async with opening() as services:
+            app.services = rest.state.services = console.services = services
+            app.allow(services.config.cors)
             yield
-            app.desk = None
+            app.services = None
 
     console = Console()
     rest = Starlette(
@@ -99,32 +99,32 @@ async def _starting(_: Request) -> Response:
 # ── what an operator sees ──────────────────────────────────────────────────────────────────────
 
 
-def _updates(desk: Desk, now: int) -> str:
-    if desk.refused is not None:
+def _updates(services: Services, now: int) -> str:
+    if services.refused is not None:
         return "refused"
-    if desk.keeper.is_held_back(now):
+    if services.keeper.is_held_back(now):
         return "held_back"
-    soon = desk.lapses()
+    soon = services.lapses()
     if not soon:
         return "ok"
     return "expired" if soon[0].left_s <= 0 else "expires_soon"
 
 
-def _expires_in_s(desk: Desk, now: int) -> dict[str, int]:
+def _expires_in_s(services: Services, now: int) -> dict[str, int]:
     """Role → how long its signature behind the newest manifest still holds."""
-    newest = desk.keeper.current
+    newest = services.keeper.current
     return {} if newest is None else {role: at - now for role, at in newest.expires.items()}
 
 
-async def _records_state(desk: Desk) -> str:
-    sink = desk.records
+async def _records_state(services: Services) -> str:
+    sink = services.records
     if sink.spill_fault:
         return "spill_full"
     if sink.is_store_down:
         return "spilling"
     try:
         async with asyncio.timeout(READY_PATIENCE_S):
-            await desk.store.get("readyz")
+            await services.store.get("readyz")
     except (StoreError, TimeoutError):
         return "spilling"
     return "ok"

@@ -1,4 +1,4 @@
-"""What the routes share: who asks, of which desk, and how JSON is answered."""
+"""What the routes share: who asks, which services there are, and how JSON is answered."""
 
 from typing import Any
 
@@ -7,17 +7,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from waypost.validator.http.problems import OK
-from waypost.validator.manifest.active import Caller, Serving
+from waypost.validator.manifest.active import ActiveManifest, Principal
 from waypost.validator.pipeline.authenticate import authenticate
 from waypost.validator.pipeline.exchange import pick_headers
-from waypost.validator.services import Desk
+from waypost.validator.services import Services
 
 __all__ = [
-    "caller_of",
-    "desk_of",
     "json_response",
     "may_see",
     "no_send",
+    "principal_of",
+    "services_of",
     "speaks_anthropic",
 ]
 
@@ -26,9 +26,9 @@ def json_response(value: Any, status: int = OK) -> Response:  # noqa: ANN401 - w
     return Response(msgspec.json.encode(value), status, media_type="application/json")
 
 
-def desk_of(request: Request) -> Desk:
-    desk: Desk = request.app.state.desk
-    return desk
+def services_of(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
 
 
 def speaks_anthropic(request: Request) -> bool:
@@ -36,24 +36,24 @@ def speaks_anthropic(request: Request) -> bool:
     return request.url.path.startswith("/v1/messages") or "anthropic-version" in request.headers
 
 
-async def caller_of(request: Request) -> tuple[Caller, Serving]:
-    desk = desk_of(request)
-    caller, serving, _ = await authenticate(
-        desk,
+async def principal_of(request: Request) -> tuple[Principal, ActiveManifest]:
+    services = services_of(request)
+    principal, active, _ = await authenticate(
+        services,
         pick_headers(request.scope["headers"]),
         method=request.method,
         path=request.scope["path"],
-        now=int(desk.clock()),
+        now=int(services.clock()),
     )
-    return caller, serving
+    return principal, active
 
 
 async def no_send(_: Any) -> None:  # noqa: ANN401 - an ASGI message
     raise AssertionError("what only considers a request answers nothing itself")
 
 
-def may_see(caller: Caller, *, subject: str, tenant: str | None) -> bool:
-    """Whether a decision of this subject and tenant concerns ``caller``."""
-    return subject == caller.subject or (
-        caller.claims.tenant is not None and tenant == caller.claims.tenant
+def may_see(principal: Principal, *, subject: str, tenant: str | None) -> bool:
+    """Whether a decision of this subject and tenant concerns ``principal``."""
+    return subject == principal.subject or (
+        principal.claims.tenant is not None and tenant == principal.claims.tenant
     )

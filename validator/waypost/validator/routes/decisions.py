@@ -11,26 +11,32 @@ from waypost.shared.errors import InvalidRequestError
 from waypost.validator.pipeline import consider
 from waypost.validator.pipeline.hold import bound_nusd
 from waypost.validator.pipeline.reserve import preview
-from waypost.validator.routes.common import caller_of, desk_of, json_response, may_see, no_send
-from waypost.validator.routes.hot_path import new_call
+from waypost.validator.routes.common import (
+    json_response,
+    may_see,
+    no_send,
+    principal_of,
+    services_of,
+)
+from waypost.validator.routes.hot_path import new_exchange
 
 __all__ = ["ROUTES"]
 
 
 async def _decide(request: Request) -> Response:
     """What would happen to this request: the pipeline up to where it would begin to spend."""
-    desk = desk_of(request)
+    services = services_of(request)
     endpoint = request.query_params.get("api", "chat.completions")
     if endpoint not in ENDPOINTS:
         raise InvalidRequestError(
             f"api must be one of {', '.join(ENDPOINTS)}.", code="not_found", param="api"
         )
-    call = new_call(desk, request.scope, request.receive, no_send, endpoint)
-    considered = await consider(desk, call)
-    plan = await preview(desk, call, considered)
+    exchange = new_exchange(services, request.scope, request.receive, no_send, endpoint)
+    admitted = await consider(services, exchange)
+    plan = await preview(services, exchange, admitted)
     decision, facts = plan.decision, plan.facts
-    serving = considered.serving
-    compiled = serving.compiled
+    active = admitted.active
+    compiled = active.compiled
     model = compiled.models[decision.chain[0]]
     explanation = explain(compiled, facts, decision)
     return json_response(
@@ -42,7 +48,7 @@ async def _decide(request: Request) -> Response:
             "route": decision.route,
             "candidates": decision.candidates,
             "chain": decision.chain,
-            "manifest": serving.version,
+            "manifest": active.version,
             "max_output_tokens": plan.output_tokens,
             "cost_estimate_nusd": cost_estimate_nusd(compiled.policy, model, facts),
             "cost_bound_nusd": bound_nusd(model, facts, output_tokens=plan.output_tokens),
@@ -53,15 +59,15 @@ async def _decide(request: Request) -> Response:
 
 async def _decision(request: Request) -> Response:
     """One of the caller's own decision records, explained."""
-    caller, _ = await caller_of(request)
-    desk = desk_of(request)
-    record = await desk.records.get(request.path_params["id"])
-    if record is None or not may_see(caller, subject=record.subject, tenant=record.tenant):
+    principal, _ = await principal_of(request)
+    services = services_of(request)
+    record = await services.records.get(request.path_params["id"])
+    if record is None or not may_see(principal, subject=record.subject, tenant=record.tenant):
         # Nobody learns which ids exist.
         raise InvalidRequestError(
             "No decision of yours has this id, or it is no longer kept.", code="decision_not_found"
         )
-    policy = await desk.explained(record)
+    policy = await services.explained(record)
     return json_response({"record": record, "explanation": explain_record(record, policy)})
 
 

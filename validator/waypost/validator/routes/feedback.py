@@ -13,7 +13,7 @@ from waypost.shared.records import Feedback
 from waypost.validator.pipeline.authenticate import authenticate
 from waypost.validator.pipeline.exchange import pick_headers
 from waypost.validator.pipeline.understand import read_body
-from waypost.validator.routes.common import desk_of, json_response
+from waypost.validator.routes.common import json_response, services_of
 
 __all__ = ["ROUTES"]
 
@@ -29,11 +29,11 @@ class _Said(Struct, forbid_unknown_fields=True):
 
 async def _feedback(request: Request) -> Response:
     """Take a caller's word on an answer they got. The newest word counts."""
-    desk = desk_of(request)
-    now = desk.clock()
+    services = services_of(request)
+    now = services.clock()
     headers = pick_headers(request.scope["headers"])
-    caller, _, _ = await authenticate(
-        desk, headers, method=request.method, path=request.url.path, now=int(now)
+    principal, _, _ = await authenticate(
+        services, headers, method=request.method, path=request.url.path, now=int(now)
     )
     body = await read_body(
         request.receive, headers, limit=MAX_FEEDBACK_BYTES, timeout_s=FEEDBACK_TIMEOUT_S
@@ -46,9 +46,9 @@ async def _feedback(request: Request) -> Response:
             ' "incomplete" as "cause" if you like.',
             code="invalid_body",
         ) from None
-    record = await desk.records.get(said.decision)
+    record = await services.records.get(said.decision)
     # One's own only: a colleague's answer is theirs to judge. Nobody learns which ids exist.
-    if record is None or record.subject != caller.subject:
+    if record is None or record.subject != principal.subject:
         raise InvalidRequestError(
             "No decision of yours has this id, or it is no longer kept.", code="decision_not_found"
         )
@@ -57,10 +57,10 @@ async def _feedback(request: Request) -> Response:
             "This request got no answer that could be judged.", code="nothing_to_judge"
         )
     feedback = Feedback(rating=said.rating, cause=said.cause, at_ms=int(now * 1_000))
-    await desk.store.put_feedback(record, feedback)
-    desk.counts.feedback(record, feedback)
-    if desk.candidate is not None:
-        desk.candidate.rated(record, feedback)
+    await services.store.put_feedback(record, feedback)
+    services.counts.feedback(record, feedback)
+    if services.candidate is not None:
+        services.candidate.rated(record, feedback)
     return json_response(
         {"decision": record.id, "rating": feedback.rating, "cause": feedback.cause}
     )

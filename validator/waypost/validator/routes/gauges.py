@@ -4,7 +4,7 @@ from contextlib import suppress
 
 from waypost.shared.errors import StoreError
 from waypost.shared.money import NUSD_PER_USD
-from waypost.validator.services import Desk
+from waypost.validator.services import Services
 from waypost.validator.telemetry.exposition import Gauge
 
 __all__ = ["gauges"]
@@ -13,28 +13,28 @@ MOST_ACCOUNTS = 200
 CLOSED, OPEN = 0.0, 1.0
 
 
-async def gauges(desk: Desk, *, shows_budgets: bool) -> list[Gauge]:
+async def gauges(services: Services, *, shows_budgets: bool) -> list[Gauge]:
     """Return all gauges.
 
     Args:
         shows_budgets: whether whoever asks may know who has how much left.
     """
     result = [
-        *_manifest(desk), _breakers(desk), *_records(desk), *_candidate(desk),
-        _certificates(desk), _risks(desk),
+        *_manifest(services), _breakers(services), *_records(services), *_candidate(services),
+        _certificates(services), _risks(services),
     ]  # fmt: skip
     if shows_budgets:
-        result.append(await _budgets(desk))
+        result.append(await _budgets(services))
     return result
 
 
-def _manifest(desk: Desk) -> list[Gauge]:
-    now, newest, trusted = desk.clock(), desk.keeper.current, desk.trusted
+def _manifest(services: Services) -> list[Gauge]:
+    now, newest, trusted = services.clock(), services.keeper.current, services.trusted
     told = [
         (
             "waypost_manifest_refused",
             "1 while the newest manifest cannot be served here.",
-            float(desk.refused is not None),
+            float(services.refused is not None),
         )
     ]
     if trusted is not None:
@@ -45,7 +45,7 @@ def _manifest(desk: Desk) -> list[Gauge]:
             (
                 "waypost_models_unserved",
                 "Models of it whose provider is not configured here.",
-                float(len(desk.unserved)),
+                float(len(services.unserved)),
             ),
         ]
     expires = {} if newest is None else newest.expires
@@ -60,12 +60,12 @@ def _manifest(desk: Desk) -> list[Gauge]:
     ]
 
 
-def _candidate(desk: Desk) -> list[Gauge]:
-    candidate = desk.candidate
-    if candidate is None or candidate.serving is None:
+def _candidate(services: Services) -> list[Gauge]:
+    candidate = services.candidate
+    if candidate is None or candidate.active is None:
         return []
     told = (
-        ("waypost_candidate_version", "Version on trial.", float(candidate.serving.version)),
+        ("waypost_candidate_version", "Version on trial.", float(candidate.active.version)),
         (
             "waypost_canary_rolled_back",
             "1 once the canary has been.",
@@ -75,8 +75,8 @@ def _candidate(desk: Desk) -> list[Gauge]:
     return [Gauge(name, text, (), [((), value)]) for name, text, value in told]
 
 
-def _breakers(desk: Desk) -> Gauge:
-    targets = desk.targets()
+def _breakers(services: Services) -> Gauge:
+    targets = services.targets()
     return Gauge(
         "waypost_breaker_open",
         "1 while a model is given a rest by this process.",
@@ -88,8 +88,8 @@ def _breakers(desk: Desk) -> Gauge:
     )
 
 
-def _records(desk: Desk) -> list[Gauge]:
-    sink = desk.records
+def _records(services: Services) -> list[Gauge]:
+    sink = services.records
     told = (
         ("waypost_records_waiting", "Decision records in memory.", sink.waiting),
         ("waypost_records_spilled_bytes", "On the disk, for the store.", sink.spilled_bytes),
@@ -98,36 +98,36 @@ def _records(desk: Desk) -> list[Gauge]:
     return [Gauge(name, text, (), [((), float(value))]) for name, text, value in told]
 
 
-def _certificates(desk: Desk) -> Gauge:
-    now = desk.clock()
+def _certificates(services: Services) -> Gauge:
+    now = services.clock()
     return Gauge(
         "waypost_provider_certificate_expires_in_seconds",
         "Of providers that this process has connected to by TLS.",
         ("provider",),
         [
             ((name,), upstream.certificate_expires_at - now)
-            for name, upstream in desk.upstreams.items()
+            for name, upstream in services.upstreams.items()
             if upstream.certificate_expires_at is not None
         ],
     )
 
 
-def _risks(desk: Desk) -> Gauge:
+def _risks(services: Services) -> Gauge:
     return Gauge(
         "waypost_ledger_at_risk",
         "1 for each way in which the ledger's store may forget what was spent.",
         ("risk",),
-        [((risk,), 1.0) for risk in sorted(desk.ledger.risks)],
+        [((risk,), 1.0) for risk in sorted(services.ledger.risks)],
     )
 
 
-async def _budgets(desk: Desk) -> Gauge:
+async def _budgets(services: Services) -> Gauge:
     values: list[tuple[tuple[str, ...], float]] = []
-    now = int(desk.clock())
-    budgets = desk.config.budgets
+    now = int(services.clock())
+    budgets = services.config.budgets
     scopes = [budgets.account(account) for account in [*budgets.accounts][:MOST_ACCOUNTS]]
     with suppress(StoreError):  # /readyz says so; a scrape should not fail with the ledger
-        for balance in await desk.ledger.balances(scopes, now=now):
+        for balance in await services.ledger.balances(scopes, now=now):
             left = balance.limit_nusd - balance.spent_nusd - balance.reserved_nusd
             account = balance.scope.partition(":")[2]
             values.append(((account, balance.window), left / NUSD_PER_USD))

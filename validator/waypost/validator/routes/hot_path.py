@@ -9,10 +9,10 @@ from waypost.shared.requests.apis import ENDPOINT_BY_PATH
 from waypost.validator.config.callers import CORSConfig
 from waypost.validator.http.server_protocol import has_whole_body
 from waypost.validator.pipeline import serve
-from waypost.validator.pipeline.exchange import Call
-from waypost.validator.services import Desk
+from waypost.validator.pipeline.exchange import Exchange
+from waypost.validator.services import Services
 
-__all__ = ["ValidatorApp", "new_call"]
+__all__ = ["ValidatorApp", "new_exchange"]
 
 # What a page's script may read of an answer.
 _EXPOSED = (
@@ -34,7 +34,7 @@ class ValidatorApp:
     """What models answer by the short way, everything else by the framework."""
 
     def __init__(self, rest: ASGIApp) -> None:
-        self.desk: Desk | None = None
+        self.services: Services | None = None
         self._rest = rest
         self._crossing: ASGIApp | None = None
 
@@ -58,22 +58,26 @@ class ValidatorApp:
             await self._crossing(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self.desk is not None and scope["type"] == "http" and scope["method"] == "POST":
+        if self.services is not None and scope["type"] == "http" and scope["method"] == "POST":
             endpoint = ENDPOINT_BY_PATH.get(scope["path"])
             if endpoint is not None:
-                await serve(self.desk, new_call(self.desk, scope, receive, send, endpoint))
+                await serve(
+                    self.services, new_exchange(self.services, scope, receive, send, endpoint)
+                )
                 return
         await self._rest(scope, receive, send)
 
 
-def new_call(desk: Desk, scope: Scope, receive: Receive, send: Send, endpoint: str) -> Call:
-    """Return the call that ``scope`` begins, arriving now by the API ``endpoint``."""
-    return Call.begin(
+def new_exchange(
+    services: Services, scope: Scope, receive: Receive, send: Send, endpoint: str
+) -> Exchange:
+    """Return the exchange that ``scope`` begins, arriving now by the API ``endpoint``."""
+    return Exchange.begin(
         scope,
         receive,
         send,
         endpoint=endpoint,
-        at=desk.clock(),
+        at=services.clock(),
         randomness=random.getrandbits(74),
         has_whole_body=has_whole_body(scope),
     )

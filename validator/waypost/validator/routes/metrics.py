@@ -11,7 +11,7 @@ from starlette.routing import Route
 from waypost.shared.errors import InvalidRequestError
 from waypost.validator.access.jose import refused
 from waypost.validator.http.problems import OK
-from waypost.validator.routes.common import desk_of
+from waypost.validator.routes.common import services_of
 from waypost.validator.routes.gauges import gauges
 from waypost.validator.telemetry.exposition import expose
 
@@ -20,17 +20,17 @@ __all__ = ["ROUTES"]
 
 async def _metrics(request: Request) -> Response:
     """All processes' counts, and this one's state, for Prometheus to scrape."""
-    desk = desk_of(request)
-    if not desk.config.metrics.enabled:
+    services = services_of(request)
+    if not services.config.metrics.enabled:
         raise InvalidRequestError("There is nothing at this path.", code="not_found")
-    if desk.metrics_token is not None:
+    if services.metrics_token is not None:
         given = request.headers.get("authorization", "").encode("latin-1")
-        if not hmac.compare_digest(given, b"Bearer " + desk.metrics_token.encode()):
+        if not hmac.compare_digest(given, b"Bearer " + services.metrics_token.encode()):
             raise refused("token_missing" if not given else "token_signature")
-    families = await desk.all_counts()
-    told = await gauges(desk, shows_budgets=desk.metrics_token is not None)
+    families = await services.all_counts()
+    told = await gauges(services, shows_budgets=services.metrics_token is not None)
     body, media_type = await to_thread.run_sync(
-        partial(expose, families, desk.counts, told, accept=request.headers.get("accept", ""))
+        partial(expose, families, services.counts, told, accept=request.headers.get("accept", ""))
     )
     return Response(body, OK, {"content-type": media_type, "cache-control": "no-store"})
 

@@ -11,28 +11,28 @@ from waypost.shared.decision.engine import exclusion
 from waypost.shared.errors import InvalidRequestError
 from waypost.validator.pipeline import consider
 from waypost.validator.routes.common import (
-    caller_of,
-    desk_of,
     json_response,
     no_send,
+    principal_of,
+    services_of,
     speaks_anthropic,
 )
-from waypost.validator.routes.hot_path import new_call
+from waypost.validator.routes.hot_path import new_exchange
 
 __all__ = ["ROUTES"]
 
 
 async def _allowed(request: Request) -> list[dict[str, object]]:
     """What this token may use, ``auto`` first, each in the words of the caller's SDK."""
-    caller, serving = await caller_of(request)
-    now, policy = int(desk_of(request).clock()), serving.compiled.policy
+    principal, active = await principal_of(request)
+    now, policy = int(services_of(request).clock()), active.compiled.policy
     anthropic = speaks_anthropic(request)
     names = [(AUTO, "waypost")]
     for model in policy.models:
         # By whichever API it can be asked: only who may use it is the question here.
         endpoint = "messages" if anthropic else model.endpoints[0]
-        facts = Facts(now=now, signed=caller.signed, measured=Measured(endpoint=endpoint))
-        why = exclusion(serving.compiled, model.id, facts)
+        facts = Facts(now=now, signed=principal.signed, measured=Measured(endpoint=endpoint))
+        why = exclusion(active.compiled, model.id, facts)
         if why is None or why.code == "not_in_route":
             names.append((model.id, model.provider))
     if not anthropic:
@@ -67,10 +67,10 @@ async def _count_tokens(request: Request) -> Response:
 
     Made here: to have a provider count would be to send it the prompt.
     """
-    desk = desk_of(request)
-    call = new_call(desk, request.scope, request.receive, no_send, "messages")
-    considered = await consider(desk, call)
-    return json_response({"input_tokens": considered.facts.measured.input_tokens})
+    services = services_of(request)
+    exchange = new_exchange(services, request.scope, request.receive, no_send, "messages")
+    admitted = await consider(services, exchange)
+    return json_response({"input_tokens": admitted.facts.measured.input_tokens})
 
 
 ROUTES = [

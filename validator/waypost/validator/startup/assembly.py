@@ -31,13 +31,13 @@ from waypost.validator.receipts.keys import ReceiptKeys, load_keys
 from waypost.validator.receipts.log import ReceiptLog
 from waypost.validator.records import RecordSink, RecordStore
 from waypost.validator.records.spill import Spill
-from waypost.validator.services import Desk
+from waypost.validator.services import Services
 from waypost.validator.startup.ledger_store import open_ledger
 from waypost.validator.startup.logs import hide_in_logs
 from waypost.validator.startup.record_store import open_store
 from waypost.validator.telemetry.counts import Counts
 from waypost.validator.telemetry.scrubber import Scrubber
-from waypost.validator.telemetry.workers import Siblings
+from waypost.validator.telemetry.workers import Workers
 from waypost.validator.upstream.provider import Upstream
 from waypost.validator.whole_files import make_once
 
@@ -45,21 +45,21 @@ if TYPE_CHECKING:
     from waypost.validator.telemetry.tracing import Tracer
     from waypost.validator.upstream.peers import Peers
 
-__all__ = ["open_desk"]
+__all__ = ["open_services"]
 
 MIB = 2**20
 MIN_CONSOLE_TOKEN_CHARS = 24  # at random they outlast any guessing
 
 
 @asynccontextmanager
-async def open_desk(
+async def open_services(
     config: ValidatorConfig,
     *,
     environment: Mapping[str, str],
     clock: Callable[[], float] = time.time,
     monotonic: Callable[[], float] = time.monotonic,
-    luck: Callable[[], float] = random.random,
-) -> AsyncGenerator[Desk]:
+    rng: Callable[[], float] = random.random,
+) -> AsyncGenerator[Services]:
     """Open everything in ``config``, serve the manifest at hand, and close it all at the end.
 
     Raises:
@@ -92,13 +92,13 @@ async def open_desk(
         records = _open_records(config, store, receipts)
         stack.push_async_callback(records.close)
         records.resume()
-        siblings = _open_siblings(config)
+        workers = _open_workers(config)
         tracer = _open_tracer(config, environment)
         if tracer is not None:
             stack.push_async_callback(to_thread.run_sync, tracer.close)
         client = _open_client(config, environment)
         stack.push_async_callback(client.aclose)
-        desk = Desk(
+        services = Services(
             config,
             keeper=keeper,
             ledger=ledger,
@@ -111,35 +111,35 @@ async def open_desk(
             client=client,
             clock=clock,
             monotonic=monotonic,
-            luck=luck,
-            siblings=siblings,
+            rng=rng,
+            workers=workers,
             metrics_token=_metrics_token(config.metrics, environment),
             tracer=tracer,
             receipts=receipts if config.receipts and config.receipts.header else None,
             console_token=_console_token(config.console.token, environment),
         )
-        desk.scrubber = Scrubber(_provider_keys(config, environment))
-        hide_in_logs(desk.scrubber)
+        services.scrubber = Scrubber(_provider_keys(config, environment))
+        hide_in_logs(services.scrubber)
         if config.budgets.webhook is not None:
             url = _secret("the budgets' webhook", config.budgets.webhook, environment)
-            desk.webhook = BudgetWebhook(url)
-            stack.push_async_callback(desk.webhook.close)
+            services.webhook = BudgetWebhook(url)
+            stack.push_async_callback(services.webhook.close)
         if config.candidate is not None:
-            desk.candidate = _candidate(
-                config, config.candidate, root, upstreams, clock, desk.counts
+            services.candidate = _candidate(
+                config, config.candidate, root, upstreams, clock, services.counts
             )
-            stack.push_async_callback(desk.candidate.close)
+            stack.push_async_callback(services.candidate.close)
         peers = _open_peers(config, environment, upstreams, monotonic)
         if peers is not None:
             stack.push_async_callback(peers.close)
         await to_thread.run_sync(keeper.load)
-        await desk.take_over()
-        await desk.refresh()
-        upkeep = [desk.keep_fresh(), desk.keep_swept(), desk.keep_told()]
+        await services.take_over()
+        await services.refresh()
+        upkeep = [services.keep_fresh(), services.keep_swept(), services.keep_told()]
         if peers is not None:
             upkeep += [peers.keep_telling(), peers.keep_listening()]
         async with _running(upkeep):
-            yield desk
+            yield services
 
 
 @asynccontextmanager
@@ -196,9 +196,9 @@ def _open_records(
     return RecordSink(store, spill=spill, seal=None if log is None else log.append)
 
 
-def _open_siblings(config: ValidatorConfig) -> Siblings:
+def _open_workers(config: ValidatorConfig) -> Workers:
     try:
-        return Siblings(config.metrics.path)
+        return Workers(config.metrics.path)
     except OSError as exc:
         raise StoreError(f"{config.metrics.path} cannot be used: {exc}") from exc
 

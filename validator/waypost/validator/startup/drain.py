@@ -3,7 +3,7 @@
 The rule: a connection that the kernel has accepted is served. Before the port closes, answers say
 ``Connection: close``, so that clients take others; what waits in the kernel's queue is taken out
 before the socket is closed, or it would be reset; and a connection without a request may bring one
-for a while yet. What is still under way at the end of the drain is told so (``Desk.cut_off``).
+for a while yet. What is still under way at the end of the drain is told so (``Services.cut_off``).
 """
 
 import asyncio
@@ -17,7 +17,7 @@ import uvicorn
 from waypost.cli.listening import BACKLOG
 from waypost.validator.http.server_protocol import GuardedProtocol
 from waypost.validator.routes.app import create_app
-from waypost.validator.services import Desk
+from waypost.validator.services import Services
 
 __all__ = ["DrainingServer", "server_config"]
 
@@ -48,7 +48,7 @@ def server_config(app: Any) -> uvicorn.Config:  # noqa: ANN401 - any ASGI applic
 
 
 class DrainingServer(uvicorn.Server):
-    """Serves ``desk`` until it is told to close.
+    """Serves ``services`` until it is told to close.
 
     Attributes:
         is_up: set when it takes connections.
@@ -57,9 +57,9 @@ class DrainingServer(uvicorn.Server):
     # Signals are the supervisor's.
     capture_signals = staticmethod(nullcontext)  # type: ignore[assignment]
 
-    def __init__(self, desk: Desk) -> None:
-        super().__init__(server_config(create_app(lambda: nullcontext(desk))))
-        self._desk = desk
+    def __init__(self, services: Services) -> None:
+        super().__init__(server_config(create_app(lambda: nullcontext(services))))
+        self._services = services
         self._listener: socket.socket | None = None
         self._is_closing = asyncio.Event()
         self._is_cut = asyncio.Event()
@@ -184,7 +184,7 @@ class DrainingServer(uvicorn.Server):
         tasks = self.server_state.tasks
         if tasks:
             logger.warning("%d requests are cut off: they took longer than the drain", len(tasks))
-        self._desk.cut_off()
+        self._services.cut_off()
         await self._until_quiet(CUT_S)
         for task in tasks:
             task.cancel()

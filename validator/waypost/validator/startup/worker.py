@@ -18,8 +18,8 @@ from typing import Any
 
 from waypost.shared.errors import StoreError, TrustError, WaypostError
 from waypost.validator.config import ValidatorConfig, load_config
-from waypost.validator.services import Desk
-from waypost.validator.startup.assembly import open_desk
+from waypost.validator.services import Services
+from waypost.validator.startup.assembly import open_services
 from waypost.validator.startup.control import (
     Adopt,
     Adopted,
@@ -77,8 +77,8 @@ async def _work(config_path: Path, control: socket.socket, port: socket.socket) 
         if not isinstance(start, Start):
             return True
         config = load_config(config_path)
-        async with _open(config) as desk:
-            await _Worker(desk, channel, port).run(start)
+        async with _open(config) as services:
+            await _Worker(services, channel, port).run(start)
     except WaypostError as exc:
         channel.send(Failed(exc.code, exc.message))
         await channel.flushed()
@@ -89,28 +89,28 @@ async def _work(config_path: Path, control: socket.socket, port: socket.socket) 
 
 
 @asynccontextmanager
-async def _open(config: ValidatorConfig) -> AsyncGenerator[Desk]:
-    async with open_desk(config, environment=os.environ) as desk:
+async def _open(config: ValidatorConfig) -> AsyncGenerator[Services]:
+    async with open_services(config, environment=os.environ) as services:
         # What is here by now stays, and a request leaves hardly a cycle behind: looking for some
         # after each 700 new objects, in all there are, took a twentieth of the time.
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_OBJECTS)
-        yield desk
+        yield services
 
 
 class _Worker:
     """Does as it is told, and tells what it verifies."""
 
-    def __init__(self, desk: Desk, channel: Channel, port: socket.socket) -> None:
+    def __init__(self, services: Services, channel: Channel, port: socket.socket) -> None:
         """Args:
         port: what it is given the listening socket by.
         """
-        self._desk = desk
+        self._services = services
         self._channel = channel
         self._port = port
-        self._server = DrainingServer(desk)
-        self._serving: asyncio.Task[None] | None = None
+        self._server = DrainingServer(services)
+        self._active: asyncio.Task[None] | None = None
         self._numbers = count(1)
         self._shared: dict[int, asyncio.Future[int]] = {}
         self._keeping: set[asyncio.Task[None]] = set()
@@ -124,14 +124,14 @@ class _Worker:
         for what, states in start.known.items():
             for state in states:
                 await self._adopt(what, state)
-        require_manifest(self._desk)
+        require_manifest(self._services)
         hearing = asyncio.create_task(self._hear())
         self._channel.send(Ready())
-        sharing = asyncio.create_task(self._desk.share_by(self._share))
+        sharing = asyncio.create_task(self._services.share_by(self._share))
         try:
             await hearing
-            if self._serving is not None:
-                await self._serving
+            if self._active is not None:
+                await self._active
         finally:
             for task in (hearing, sharing, *self._keeping):
                 task.cancel()
@@ -140,9 +140,9 @@ class _Worker:
         """Heed what is told until the server has ended, or was never to begin."""
         while (message := await self._next()) is not None:
             await self._heed(message)
-            if self._serving is None and isinstance(message, Leave | Close):
+            if self._active is None and isinstance(message, Leave | Close):
                 return
-        if self._serving is not None and not self._serving.done():
+        if self._active is not None and not self._active.done():
             logger.error("the supervisor is gone: no more connections are taken")
             self._server.close(linger_s=0.0, drain_s=ORPHAN_DRAIN_S)
 
@@ -150,8 +150,8 @@ class _Worker:
         """Return what is told next; ``None`` when there is nothing more to heed."""
         hearing = asyncio.create_task(self._channel.receive())
         waited_for: set[asyncio.Task[Any]] = {hearing}
-        if self._serving is not None:
-            waited_for.add(self._serving)
+        if self._active is not None:
+            waited_for.add(self._active)
         await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
         if hearing.done():
             return hearing.result()
@@ -164,9 +164,9 @@ class _Worker:
                 with self._port:
                     (handle,) = socket.recv_fds(self._port, 1, 1)[1]
                 listener = socket.socket(fileno=handle)
-                self._serving = asyncio.create_task(self._server.run_on(listener))
+                self._active = asyncio.create_task(self._server.run_on(listener))
                 is_up = asyncio.create_task(self._server.is_up.wait())
-                await asyncio.wait({self._serving, is_up}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({self._active, is_up}, return_when=asyncio.FIRST_COMPLETED)
             case Adopt(number, what, state):
                 await self._adopt(what, state)
                 self._channel.send(Adopted(number))
@@ -174,7 +174,7 @@ class _Worker:
                 if (told := self._shared.pop(number, None)) is not None and not told.done():
                     told.set_result(pending)
             case Leave(is_stopping):
-                self._desk.is_stopping = is_stopping
+                self._services.is_stopping = is_stopping
                 self._server.leave(takes_more=is_stopping)
             case Close(linger_s, drain_s):
                 self._server.close(linger_s=linger_s, drain_s=drain_s)
@@ -185,12 +185,12 @@ class _Worker:
 
     async def _adopt(self, what: str, state: bytes) -> None:
         try:
-            changed = await self._desk.adopt(what, state)
+            changed = await self._services.adopt(what, state)
         except TrustError as exc:
             logger.info("the %s that another worker has is not taken: %s", what, exc)
             return
         if changed:
-            task = asyncio.create_task(self._desk.keep_policies())
+            task = asyncio.create_task(self._services.keep_policies())
             self._keeping.add(task)
             task.add_done_callback(self._keeping.discard)
 
@@ -209,19 +209,19 @@ class _Worker:
             self._shared.pop(number, None)
 
 
-def require_manifest(desk: Desk) -> None:
+def require_manifest(services: Services) -> None:
     """Raise StoreError if there is nothing to serve, nor any way to it.
 
     Its code is ``manifest_missing``, or ``manifest_refused`` if there is one that cannot be served.
     """
-    manifest = desk.config.manifest
-    if desk.refused is not None and desk.trusted is None and not manifest.admin:
+    manifest = services.config.manifest
+    if services.refused is not None and services.trusted is None and not manifest.admin:
         raise StoreError(
-            f"there is a manifest, and it cannot be served here: {desk.refused.message}",
+            f"there is a manifest, and it cannot be served here: {services.refused.message}",
             code="manifest_refused",
         )
-    if desk.keeper.current is None and not manifest.admin:
-        error = desk.keeper.last_error
+    if services.keeper.current is None and not manifest.admin:
+        error = services.keeper.last_error
         why = f": {error.code}: {error.message}" if error is not None else ""
         raise StoreError(
             f"there is no manifest to serve at {manifest.url or 'any URL'}, nor in"

@@ -15,10 +15,10 @@ import msgspec
 from waypost.validator.telemetry.counts import Families, added, decode
 from waypost.validator.whole_files import replace_file
 
-__all__ = ["Siblings", "forget"]
+__all__ = ["Workers", "forget"]
 
 
-class Siblings:
+class Workers:
     """The files in one folder, this process's among them."""
 
     def __init__(self, folder: Path) -> None:

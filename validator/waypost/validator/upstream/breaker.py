@@ -118,7 +118,7 @@ class Breaker:
         self._note()
 
     def succeeded(
-        self, now: float, *, after_s: float, who: Witness = ANYONE, luck: float = 0.0
+        self, now: float, *, after_s: float, who: Witness = ANYONE, rng: float = 0.0
     ) -> None:
         """The target answered; ``after_s`` is when the answer began."""
         is_slow = after_s > self.rules.slow_after_s
@@ -132,30 +132,30 @@ class Breaker:
                 circuit = self._narrow.get(key)
                 if circuit is not None:
                     alone = Witness(None, who.body) if key.body is None else ANYONE
-                    circuit.succeeded(now, is_slow=is_slow, witness=alone, luck=luck)
+                    circuit.succeeded(now, is_slow=is_slow, witness=alone, rng=rng)
                     if circuit.is_blank:
                         del self._narrow[key]
-        if self._all.succeeded(now, is_slow=is_slow, witness=who, luck=luck):
+        if self._all.succeeded(now, is_slow=is_slow, witness=who, rng=rng):
             self._opened()
         if self._open:
             self._note()
 
     def failed(
-        self, now: float, *, luck: float, who: Witness = ANYONE, is_anyones: bool = False
+        self, now: float, *, rng: float, who: Witness = ANYONE, is_anyones: bool = False
     ) -> None:
         """The target did not answer, or not as a provider should.
 
         Args:
-            luck: 0 to 1, lengthens the rest by up to a fifth.
+            rng: 0 to 1, lengthens the rest by up to a fifth.
             is_anyones: whoever had asked, it would have failed, as nothing was sent.
         """
         if self.is_doubted(now) and (is_anyones or self._is_confirmed_by(who)):
-            self._all.rest(now, luck)
+            self._all.rest(now, rng)
             self._opened()
-        elif self._all.failed(now, witness=ANYONE if is_anyones else who, luck=luck):
+        elif self._all.failed(now, witness=ANYONE if is_anyones else who, rng=rng):
             self._opened()
         elif self._all.is_closed and who.account is not None:
-            self._fail_narrowly(now, luck, who)
+            self._fail_narrowly(now, rng, who)
         else:
             for circuit in self._of(who):
                 circuit.is_probing = False
@@ -167,7 +167,7 @@ class Breaker:
             return True
         return bool(self._doubted_by - {fingerprint(who.account)})
 
-    def _fail_narrowly(self, now: float, luck: float, who: Witness) -> None:
+    def _fail_narrowly(self, now: float, rng: float, who: Witness) -> None:
         """Note the failure for this account, by its bodies, and for this body of it."""
         self._all.is_probing = False
         for key, alone in ((Witness(who.account), Witness(None, who.body)), (who, ANYONE)):
@@ -176,7 +176,7 @@ class Breaker:
                 if len(self._narrow) >= MOST_NARROW:
                     self._narrow.pop(next(iter(self._narrow)))
                 circuit = self._narrow[key] = Circuit(self.rules)
-            circuit.failed(now, witness=alone, luck=luck)
+            circuit.failed(now, witness=alone, rng=rng)
 
     def _opened(self) -> None:
         """Tell of a rest for all, which whatever failed for one was part of."""

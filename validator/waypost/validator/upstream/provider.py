@@ -11,8 +11,13 @@ from msgspec import Struct
 from waypost.shared.contracts import Model
 from waypost.shared.records import AttemptOutcome
 from waypost.validator.config.providers import ProviderConfig
-from waypost.validator.dialects.adapter import Asked, Outgoing, Speech, UntranslatableError
-from waypost.validator.dialects.providers import DIALECTS, speeches, translations
+from waypost.validator.dialects.adapter import (
+    Adapter,
+    InboundRequest,
+    ProviderRequest,
+    UntranslatableError,
+)
+from waypost.validator.dialects.providers import DIALECTS, adapters, translations
 from waypost.validator.http.transports.interface import (
     ExchangeError,
     Progress,
@@ -69,7 +74,7 @@ class Upstream:
     """One provider, for one event loop.
 
     Attributes:
-        speeches: the APIs it can be asked by → how, as it is configured.
+        adapters: the APIs it can be asked by → how, as it is configured.
         unspoken: those that it said it does not have.
         keys: its credentials; a request is sent with the one whose place it names.
         limiter: how many requests it gets at once.
@@ -95,7 +100,7 @@ class Upstream:
         """
         self.name = name
         dialect = DIALECTS[config.dialect]
-        self.speeches = speeches(
+        self.adapters = adapters(
             config.dialect,
             max_tokens_field=config.max_tokens_field,
             apis=None if config.apis is None else frozenset(config.apis),
@@ -127,9 +132,9 @@ class Upstream:
         """Whether nothing is known against any of its models, keys and APIs."""
         return not self.opened and not self.keys.is_any_resting and not self.unspoken
 
-    def speech(self, asked: Asked, model: str, now: float) -> Speech | None:
+    def adapter(self, asked: InboundRequest, model: str, now: float) -> Adapter | None:
         """Return how to ask ``model`` for this; ``None`` while it is known not to have the API."""
-        own = self.speeches.get(asked.endpoint)
+        own = self.adapters.get(asked.endpoint)
         if own is None or not self.unspoken:
             return own
         streamed = asked.request.stream is True
@@ -144,15 +149,15 @@ class Upstream:
             return None
         return other
 
-    def wake(self, asked: Asked, model: str, now: float) -> None:
+    def wake(self, asked: InboundRequest, model: str, now: float) -> None:
         """Have it asked by this API again soon, though it said that it does not have it."""
-        own = self.speeches.get(asked.endpoint)
+        own = self.adapters.get(asked.endpoint)
         if own is not None and self.unspoken:
             self.unspoken.wake(own.path(model, streamed=asked.request.stream is True), now)
 
-    def unspoken_s(self, asked: Asked, model: str, now: float) -> float:
+    def unspoken_s(self, asked: InboundRequest, model: str, now: float) -> float:
         """Return how long it is not asked by this API; 0 if it is."""
-        own = self.speeches.get(asked.endpoint)
+        own = self.adapters.get(asked.endpoint)
         if own is None or not self.unspoken:
             return 0.0
         return self.unspoken.rests_s(own.path(model, streamed=asked.request.stream is True), now)
@@ -181,7 +186,7 @@ class Upstream:
 
     async def ask(
         self,
-        asked: Outgoing,
+        asked: ProviderRequest,
         *,
         key: int,
         trace: bytes | None,
@@ -211,7 +216,7 @@ class Upstream:
 
     async def open(
         self,
-        asked: Outgoing,
+        asked: ProviderRequest,
         *,
         key: int,
         trace: bytes | None,

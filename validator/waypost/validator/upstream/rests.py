@@ -168,13 +168,13 @@ class Circuit:
         self._window.add(now, failed=False, slow=False)
 
     def succeeded(
-        self, now: float, *, is_slow: bool, witness: Witness = ANYONE, luck: float = 0.0
+        self, now: float, *, is_slow: bool, witness: Witness = ANYONE, rng: float = 0.0
     ) -> bool:
         """Note an answer; return whether that opens it, as most of them are slow."""
         if self.open_until is not None:
             # A probe that crawls is no recovery.
             if self.is_probing and is_slow:
-                return self.failed(now, witness=witness, luck=luck)
+                return self.failed(now, witness=witness, rng=rng)
             self.close()
             return False
         if not is_slow:
@@ -186,14 +186,14 @@ class Circuit:
         self._slow.add(now, witness)
         if not self._exceeds(now, self._window.slow, self.rules.slow_percent, self._slow):
             return False
-        self.rest(now, luck)
+        self.rest(now, rng)
         return True
 
-    def failed(self, now: float, *, witness: Witness = ANYONE, luck: float) -> bool:
+    def failed(self, now: float, *, witness: Witness = ANYONE, rng: float) -> bool:
         """Note a failure; return whether that opens it.
 
         Args:
-            luck: 0 to 1, lengthens the rest by up to a fifth.
+            rng: 0 to 1, lengthens the rest by up to a fifth.
         """
         if self.open_until is not None:
             if not self.is_probing:
@@ -201,7 +201,7 @@ class Circuit:
             if witness.account is None or witness.account != self._probe_failed_for:
                 self._rest_s = min(self._rest_s * 2, self.rules.last_rest_s)
             self._probe_failed_for = witness.account
-            self.rest(now, luck)
+            self.rest(now, rng)
             return True
         self.row += 1
         self._window.add(now, failed=True, slow=False)
@@ -210,7 +210,7 @@ class Circuit:
         if in_a_row or self._exceeds(
             now, self._window.failed, self.rules.failed_percent, self._failed
         ):
-            self.rest(now, luck)
+            self.rest(now, rng)
             return True
         return False
 
@@ -230,8 +230,8 @@ class Circuit:
         self.open_until = min(self.open_until, self._rested_from + self.rules.first_rest_s)
         return now >= self.open_until
 
-    def rest(self, now: float, luck: float) -> None:
+    def rest(self, now: float, rng: float) -> None:
         """Give it a rest from now on."""
         self.is_probing = False
         self._rested_from = now
-        self.open_until = now + self._rest_s * (1 + JITTER * luck)
+        self.open_until = now + self._rest_s * (1 + JITTER * rng)

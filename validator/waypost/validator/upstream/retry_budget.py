@@ -36,13 +36,13 @@ class ExtraBudget:
         return True
 
 
-def full_jitter_s(tries: int, *, luck: float) -> float:
+def full_jitter_s(tries: int, *, rng: float) -> float:
     """Return how long to wait before another try, after ``tries`` that failed.
 
     Anything from nothing to a bound that doubles, so that those who failed together do not come
     back together. Source: AWS Architecture Blog, "Exponential Backoff And Jitter".
 
     Args:
-        luck: 0 to 1.
+        rng: 0 to 1.
     """
-    return luck * min(LAST_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** (tries - 1))
+    return rng * min(LAST_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** (tries - 1))

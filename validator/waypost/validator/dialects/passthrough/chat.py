@@ -110,10 +110,10 @@ def reader(request: Request) -> "Reader":
 
 def _choices(request: Request) -> int:
     """Return how many answers were asked for: several for each of several prompts."""
-    asked: Any = request
-    prompts: list[object] | str = getattr(asked, "prompt", "")
+    inbound: Any = request
+    prompts: list[object] | str = getattr(inbound, "prompt", "")
     several = isinstance(prompts, list) and not isinstance(prompts[0], int)
-    count: int = getattr(asked, "n", None) or 1
+    count: int = getattr(inbound, "n", None) or 1
     return count * len(prompts) if several else count
 
 

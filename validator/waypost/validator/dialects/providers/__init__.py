@@ -7,11 +7,11 @@ A dialect is pure: bytes in, bytes out. A new one is one new module and its line
 from collections.abc import Mapping, Set
 from typing import Protocol
 
-from waypost.validator.dialects.adapter import Native, Speech
+from waypost.validator.dialects.adapter import Adapter, Passthrough
 from waypost.validator.dialects.providers import anthropic, gemini, openai
 from waypost.validator.dialects.translation import CALLERS, ProviderSide, Translated
 
-__all__ = ["DIALECTS", "SAMPLING", "Dialect", "speeches", "translations"]
+__all__ = ["DIALECTS", "SAMPLING", "Dialect", "adapters", "translations"]
 
 # What a provider's models take or do not take as one, whatever its API says.
 SAMPLING = frozenset({"temperature", "top_k", "top_p"})
@@ -45,7 +45,7 @@ DIALECTS: dict[str, Dialect] = {"anthropic": anthropic, "gemini": gemini, "opena
 
 def translations(
     name: str, *, max_tokens_field: str, sampling: bool | None = None
-) -> dict[str, Speech]:
+) -> dict[str, Adapter]:
     """Return the APIs that a provider of the dialect ``name`` can be asked by in other words."""
     dialect = DIALECTS[name]
     refuses = dialect.REFUSES
@@ -59,14 +59,14 @@ def translations(
     }
 
 
-def speeches(
+def adapters(
     name: str,
     *,
     max_tokens_field: str,
     apis: Set[str] | None = None,
     sampling: bool | None = None,
     betas: Set[str] = frozenset(),
-) -> dict[str, Speech]:
+) -> dict[str, Adapter]:
     """Return the APIs that a provider of the dialect ``name`` can be asked by, and how.
 
     Args:
@@ -78,7 +78,7 @@ def speeches(
     found = translations(name, max_tokens_field=max_tokens_field, sampling=sampling)
     for endpoint, path in dialect.NATIVE.items():
         if apis is None or endpoint in apis:
-            found[endpoint] = Native(
+            found[endpoint] = Passthrough(
                 endpoint,
                 path,
                 max_tokens_field=max_tokens_field,

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from waypost.validator.dialects.adapter import Outgoing
+from waypost.validator.dialects.adapter import ProviderRequest
 from waypost.validator.dialects.passthrough.body_fields import encode
 from waypost.validator.dialects.sse import is_end_mark
 from waypost.validator.dialects.translation.neutral import (
@@ -35,8 +35,8 @@ __all__ = [
     "decoder",
     "failure",
     "headers",
-    "outgoing",
     "path",
+    "provider_request",
     "report",
 ]
 
@@ -150,19 +150,19 @@ def _choice(choice: Choice, *, single: bool) -> dict[str, Any]:
     return {**named, "disable_parallel_tool_use": True} if single else named
 
 
-def outgoing(
+def provider_request(
     fields: dict[str, object],
     *,
     model: str,
     output_tokens: int,
     streamed: bool,
     max_tokens_field: str,
-) -> Outgoing:
+) -> ProviderRequest:
     """See ``ProviderSide``."""
     body = {"model": model, "max_tokens": output_tokens, **fields}
     if streamed:
         body["stream"] = True
-    return Outgoing(
+    return ProviderRequest(
         path(model, streamed=streamed), encode(body), f"anthropic-version: {VERSION}\r\n"
     )
 

@@ -6,7 +6,7 @@ from urllib.parse import quote
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from waypost.validator.dialects.adapter import Outgoing
+from waypost.validator.dialects.adapter import ProviderRequest
 from waypost.validator.dialects.passthrough.body_fields import ABSENT, encode, is_present
 from waypost.validator.dialects.sse import is_end_mark
 from waypost.validator.dialects.translation.neutral import (
@@ -38,8 +38,8 @@ __all__ = [
     "decoder",
     "failure",
     "headers",
-    "outgoing",
     "path",
+    "provider_request",
     "report",
 ]
 
@@ -155,18 +155,18 @@ def _choice(choice: Choice) -> dict[str, Any]:
     return {"mode": choice.mode.upper(), **named}
 
 
-def outgoing(
+def provider_request(
     fields: dict[str, object],
     *,
     model: str,
     output_tokens: int,
     streamed: bool,
     max_tokens_field: str,
-) -> Outgoing:
+) -> ProviderRequest:
     """See ``ProviderSide``."""
     config: Any = fields["generationConfig"]
     body = {**fields, "generationConfig": {**config, "maxOutputTokens": output_tokens}}
-    return Outgoing(path(model, streamed=streamed), encode(body))
+    return ProviderRequest(path(model, streamed=streamed), encode(body))
 
 
 # ── an answer ──────────────────────────────────────────────────────────────────────────────────

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from waypost.validator.dialects.adapter import Outgoing
+from waypost.validator.dialects.adapter import ProviderRequest
 from waypost.validator.dialects.passthrough.body_fields import ABSENT, encode, is_present
 from waypost.validator.dialects.sse import is_end_mark
 from waypost.validator.dialects.translation.neutral import (
@@ -43,8 +43,8 @@ __all__ = [
     "decoder",
     "failure",
     "headers",
-    "outgoing",
     "path",
+    "provider_request",
     "report",
 ]
 
@@ -183,19 +183,19 @@ def _format(prompt: Prompt) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": schema}
 
 
-def outgoing(
+def provider_request(
     fields: dict[str, object],
     *,
     model: str,
     output_tokens: int,
     streamed: bool,
     max_tokens_field: str,
-) -> Outgoing:
+) -> ProviderRequest:
     """See ``ProviderSide``."""
     body = {"model": model, **fields, max_tokens_field: output_tokens}
     if streamed:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
-    return Outgoing(path(model, streamed=streamed), encode(body))
+    return ProviderRequest(path(model, streamed=streamed), encode(body))
 
 
 # ── an answer ──────────────────────────────────────────────────────────────────────────────────

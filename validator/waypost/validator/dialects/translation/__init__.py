@@ -5,7 +5,12 @@
 
 from typing import Protocol
 
-from waypost.validator.dialects.adapter import Asked, Outgoing, Reply, UntranslatableError
+from waypost.validator.dialects.adapter import (
+    InboundRequest,
+    ProviderRequest,
+    Reply,
+    UntranslatableError,
+)
 from waypost.validator.dialects.passthrough import StreamReader
 from waypost.validator.dialects.sse import EventReader
 from waypost.validator.dialects.translation import chat, messages, responses
@@ -38,15 +43,15 @@ class CallerSide(Protocol):
         """
         ...
 
-    def answer(self, answer: Answer, asked: Asked) -> bytes:
+    def answer(self, answer: Answer, inbound: InboundRequest) -> bytes:
         """Return an answer as this API has it."""
         ...
 
-    def failure(self, failure: Failure, asked: Asked) -> bytes:
+    def failure(self, failure: Failure, inbound: InboundRequest) -> bytes:
         """Return an error as this API has it."""
         ...
 
-    def writer(self, asked: Asked) -> Writer:
+    def writer(self, inbound: InboundRequest) -> Writer:
         """Return what writes a stream as this API has it."""
         ...
 
@@ -84,7 +89,7 @@ class ProviderSide(Protocol):
         """
         ...
 
-    def outgoing(
+    def provider_request(
         self,
         fields: dict[str, object],
         *,
@@ -92,7 +97,7 @@ class ProviderSide(Protocol):
         output_tokens: int,
         streamed: bool,
         max_tokens_field: str,
-    ) -> Outgoing:
+    ) -> ProviderRequest:
         """Return what ``compose`` returned, ready to send."""
         ...
 
@@ -132,7 +137,7 @@ CALLERS: dict[str, CallerSide] = {
 
 
 class Translated:
-    """A ``Speech`` between an API and a provider that speaks another."""
+    """An ``Adapter`` between an API and a provider that speaks another."""
 
     __slots__ = ("_caller", "_max_tokens_field", "_provider", "_refuses", "kind")
 
@@ -156,60 +161,62 @@ class Translated:
         self.kind = f"{name} without {sorted(refuses)}"
 
     def path(self, model: str, *, streamed: bool) -> str:
-        """See ``Speech``."""
+        """See ``Adapter``."""
         return self._provider.path(model, streamed=streamed)
 
-    def check(self, asked: Asked) -> None:
-        """See ``Speech``."""
-        self._fields(asked)
+    def check(self, inbound: InboundRequest) -> None:
+        """See ``Adapter``."""
+        self._fields(inbound)
 
-    def _fields(self, asked: Asked) -> dict[str, object]:
+    def _fields(self, inbound: InboundRequest) -> dict[str, object]:
         """Return the request as the provider has it, made once for all that speak alike."""
-        fields: dict[str, object] | None = asked.kept.get(self.kind)
+        fields: dict[str, object] | None = inbound.kept.get(self.kind)
         if fields is None:
-            prompt: Prompt | None = asked.kept.get("prompt")
+            prompt: Prompt | None = inbound.kept.get("prompt")
             if prompt is None:
-                prompt = asked.kept["prompt"] = self._caller.prompt(asked.body)
+                prompt = inbound.kept["prompt"] = self._caller.prompt(inbound.body)
             try:
                 for name in self._refuses:
                     if getattr(prompt, name) is not None:
                         raise UntranslatableError(
                             f"The provider's models do not take {name}.", param=name
                         )
-                fields = asked.kept[self.kind] = self._provider.compose(prompt)
+                fields = inbound.kept[self.kind] = self._provider.compose(prompt)
             except UntranslatableError as error:
                 error.param = self._caller.PARAMS.get(error.param or "", error.param)
                 raise
         return fields
 
-    def request(self, asked: Asked, *, model: str, output_tokens: int) -> Outgoing:
-        """See ``Speech``."""
-        return self._provider.outgoing(
-            self._fields(asked),
+    def request(
+        self, inbound: InboundRequest, *, model: str, output_tokens: int
+    ) -> ProviderRequest:
+        """See ``Adapter``."""
+        return self._provider.provider_request(
+            self._fields(inbound),
             model=model,
             output_tokens=output_tokens,
-            streamed=asked.request.stream is True,
+            streamed=inbound.request.stream is True,
             max_tokens_field=self._max_tokens_field,
         )
 
-    def reply(self, asked: Asked, body: bytes) -> Reply:
-        """See ``Speech``."""
-        answer = self._provider.answer(body, id=asked.id)
-        return Reply(self._caller.answer(answer, asked), self._provider.report(body))
+    def reply(self, inbound: InboundRequest, body: bytes) -> Reply:
+        """See ``Adapter``."""
+        answer = self._provider.answer(body, id=inbound.id)
+        return Reply(self._caller.answer(answer, inbound), self._provider.report(body))
 
     def report(self, body: bytes) -> UsageReport:
-        """See ``Speech``."""
+        """See ``Adapter``."""
         return self._provider.report(body)
 
-    def rejection(self, asked: Asked, body: bytes) -> bytes | None:
-        """See ``Speech``."""
+    def rejection(self, inbound: InboundRequest, body: bytes) -> bytes | None:
+        """See ``Adapter``."""
         failure = self._provider.failure(body)
         is_told = failure is not None and failure.message
-        return self._caller.failure(failure, asked) if failure is not None and is_told else None
+        return self._caller.failure(failure, inbound) if failure is not None and is_told else None
 
-    def reader(self, asked: Asked) -> StreamReader:
-        """See ``Speech``."""
-        return _Reader(self._provider.decoder(id=asked.id), self._caller.writer(asked))
+    def reader(self, inbound: InboundRequest) -> StreamReader:
+        """See ``Adapter``."""
+        return _Reader(self._provider.decoder(id=inbound.id), self._caller.writer(inbound))
 
 
 class _Reader(EventReader):

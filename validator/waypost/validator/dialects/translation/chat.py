@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from waypost.shared.money import Usage
-from waypost.validator.dialects.adapter import Asked
+from waypost.validator.dialects.adapter import InboundRequest
 from waypost.validator.dialects.passthrough.body_fields import encode
 from waypost.validator.dialects.passthrough.chat import shows_usage
 from waypost.validator.dialects.sse import write_event
@@ -194,12 +194,12 @@ _decode = msgspec.json.Decoder(_Body).decode
 
 def prompt(body: bytes) -> Prompt:
     """See ``CallerSide``."""
-    asked = read(_decode, body)
-    only(asked, _IDLE)
+    inbound = read(_decode, body)
+    only(inbound, _IDLE)
     system: list[str] = []
     turns: list[Turn] = []
     names: dict[str, str] = {}
-    for place, message in enumerate(asked.messages):
+    for place, message in enumerate(inbound.messages):
         match message:
             case _System() | _Developer():
                 if turns:
@@ -214,7 +214,7 @@ def prompt(body: bytes) -> Prompt:
                 texts = tuple(Text(text) for text in _texts(message.content))
                 name = names.get(message.tool_call_id, message.name or "")
                 turns.append(Turn("user", (ToolResult(message.tool_call_id, name, texts),)))
-    choice = asked.tool_choice
+    choice = inbound.tool_choice
     return Prompt(
         turns=tuple(turns),
         system=tuple(system),
@@ -225,19 +225,19 @@ def prompt(body: bytes) -> Prompt:
                 tool.function.parameters,
                 tool.function.strict,
             )
-            for tool in asked.tools or ()
+            for tool in inbound.tools or ()
         ),
         tool_choice=Choice("any", choice.function.name)
         if isinstance(choice, _NamedTool)
         else openai_choice(choice),
-        parallel_tools=asked.parallel_tool_calls,
-        json=_json(asked.response_format),
-        stop=(asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ()),
-        temperature=asked.temperature,
-        top_p=asked.top_p,
-        seed=asked.seed,
-        frequency_penalty=asked.frequency_penalty,
-        presence_penalty=asked.presence_penalty,
+        parallel_tools=inbound.parallel_tool_calls,
+        json=_json(inbound.response_format),
+        stop=(inbound.stop,) if isinstance(inbound.stop, str) else tuple(inbound.stop or ()),
+        temperature=inbound.temperature,
+        top_p=inbound.top_p,
+        seed=inbound.seed,
+        frequency_penalty=inbound.frequency_penalty,
+        presence_penalty=inbound.presence_penalty,
     )
 
 
@@ -282,7 +282,7 @@ def _json(wanted: _TextFormat | _ObjectFormat | _SchemaFormat | None) -> JsonFor
 # ── how it is answered ─────────────────────────────────────────────────────────────────────────
 
 
-def answer(answer: Answer, asked: Asked) -> bytes:
+def answer(answer: Answer, inbound: InboundRequest) -> bytes:
     """See ``CallerSide``."""
     text = "".join(part.text for part in answer.parts if isinstance(part, Text))
     thoughts = "".join(part.text for part in answer.parts if isinstance(part, Reasoning))
@@ -307,9 +307,9 @@ def answer(answer: Answer, asked: Asked) -> bytes:
     }
     return encode(
         {
-            "id": f"chatcmpl-{asked.id}",
+            "id": f"chatcmpl-{inbound.id}",
             "object": "chat.completion",
-            "created": asked.now,
+            "created": inbound.now,
             "model": answer.model,
             "choices": [choice],
             **({} if answer.usage is None else {"usage": usage_fields(answer.usage)}),
@@ -336,25 +336,25 @@ def usage_fields(usage: Usage) -> dict[str, Any]:
     }
 
 
-def failure(failure: Failure, asked: Asked) -> bytes:
+def failure(failure: Failure, inbound: InboundRequest) -> bytes:
     """See ``CallerSide``."""
     return encode({"error": {"type": "invalid_request_error", **failure.fields()}})
 
 
-def writer(asked: Asked) -> "_Writer":
+def writer(inbound: InboundRequest) -> "_Writer":
     """See ``CallerSide``."""
-    return _Writer(asked)
+    return _Writer(inbound)
 
 
 class _Writer:
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, inbound: InboundRequest) -> None:
         self._head: dict[str, Any] = {
-            "id": f"chatcmpl-{asked.id}",
+            "id": f"chatcmpl-{inbound.id}",
             "object": "chat.completion.chunk",
-            "created": asked.now,
+            "created": inbound.now,
             "model": "",
         }
-        self._shows_usage = shows_usage(asked.request)
+        self._shows_usage = shows_usage(inbound.request)
         self._places: dict[int, int] = {}
 
     def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> bytes:

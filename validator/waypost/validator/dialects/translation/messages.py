@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from waypost.shared.money import Usage
-from waypost.validator.dialects.adapter import Asked
+from waypost.validator.dialects.adapter import InboundRequest
 from waypost.validator.dialects.passthrough.body_fields import encode
 from waypost.validator.dialects.sse import write_event
 from waypost.validator.dialects.translation.neutral import (
@@ -156,12 +156,12 @@ _decode = msgspec.json.Decoder(_Body).decode
 
 def prompt(body: bytes) -> Prompt:
     """See ``CallerSide``."""
-    asked = read(_decode, body)
-    only(asked, {"service_tier": ("auto", "standard_only")})
-    system = _texts(asked.system) if asked.system else []
+    inbound = read(_decode, body)
+    only(inbound, {"service_tier": ("auto", "standard_only")})
+    system = _texts(inbound.system) if inbound.system else []
     turns: list[Turn] = []
     names: dict[str, str] = {}
-    for place, message in enumerate(asked.messages):
+    for place, message in enumerate(inbound.messages):
         match message:
             case _System():
                 if turns:
@@ -174,15 +174,15 @@ def prompt(body: bytes) -> Prompt:
                 blocks = _blocks(message.content)
                 names |= {block.id: block.name for block in blocks if isinstance(block, _ToolUse)}
                 turns.append(Turn("assistant", tuple(_assistant_part(block) for block in blocks)))
-    tools = asked.tools or ()
+    tools = inbound.tools or ()
     for place, tool in enumerate(tools):
         if tool.type not in (None, "custom"):
             raise untranslatable(
                 f"tools[{place}].type", "The provider's API has no such tool of its own."
             )
-    choice = asked.tool_choice
+    choice = inbound.tool_choice
     single = choice is not None and choice.disable_parallel_tool_use is True
-    output = asked.output_config
+    output = inbound.output_config
     return Prompt(
         turns=tuple(turns),
         system=tuple(system),
@@ -193,10 +193,10 @@ def prompt(body: bytes) -> Prompt:
         tool_choice=None if choice is None else _choice(choice),
         parallel_tools=False if single else None,
         json=None if output is None or output.format is None else JsonFormat(output.format.schema),
-        stop=tuple(asked.stop_sequences or ()),
-        temperature=asked.temperature,
-        top_p=asked.top_p,
-        top_k=asked.top_k,
+        stop=tuple(inbound.stop_sequences or ()),
+        temperature=inbound.temperature,
+        top_p=inbound.top_p,
+        top_k=inbound.top_k,
     )
 
 
@@ -246,7 +246,7 @@ def _choice(choice: _Choice) -> Choice:
 # ── how it is answered ─────────────────────────────────────────────────────────────────────────
 
 
-def answer(answer: Answer, asked: Asked) -> bytes:
+def answer(answer: Answer, inbound: InboundRequest) -> bytes:
     """See ``CallerSide``.
 
     What a model thought aloud stays out: a block of thinking holds a signature that only
@@ -265,16 +265,16 @@ def answer(answer: Answer, asked: Asked) -> bytes:
                     "input": object_of(part.arguments),
                 }
             )
-    message = _message(asked, answer.model, content)
+    message = _message(inbound, answer.model, content)
     message["stop_reason"] = STOP_REASONS[answer.stop]
     message["stop_sequence"] = answer.stop_sequence
     message["usage"] = _usage(answer.usage)
     return encode(message)
 
 
-def _message(asked: Asked, model: str, content: list[dict[str, Any]]) -> dict[str, Any]:
+def _message(inbound: InboundRequest, model: str, content: list[dict[str, Any]]) -> dict[str, Any]:
     return {
-        "id": f"msg_{asked.id}",
+        "id": f"msg_{inbound.id}",
         "type": "message",
         "role": "assistant",
         "model": model,
@@ -299,10 +299,10 @@ def _usage(usage: Usage | None) -> dict[str, Any]:
     }
 
 
-def failure(failure: Failure, asked: Asked) -> bytes:
+def failure(failure: Failure, inbound: InboundRequest) -> bytes:
     """See ``CallerSide``."""
     error = _error("invalid_request_error", failure)
-    return encode({"type": "error", "error": error, "request_id": asked.id})
+    return encode({"type": "error", "error": error, "request_id": inbound.id})
 
 
 def _error(kind: str, failure: Failure) -> dict[str, Any]:
@@ -312,16 +312,16 @@ def _error(kind: str, failure: Failure) -> dict[str, Any]:
     return {**error, "details": details} if details else error
 
 
-def writer(asked: Asked) -> "_Writer":
+def writer(inbound: InboundRequest) -> "_Writer":
     """See ``CallerSide``."""
-    return _Writer(asked)
+    return _Writer(inbound)
 
 
 class _Writer:
     """Blocks, one after the other: each is opened, filled, and closed before the next."""
 
-    def __init__(self, asked: Asked) -> None:
-        self._asked = asked
+    def __init__(self, inbound: InboundRequest) -> None:
+        self._inbound = inbound
         self._place = -1
         self._open: int | str | None = None
 
@@ -344,7 +344,7 @@ class _Writer:
         return self._event("content_block_delta", index=self._place, delta=delta)
 
     def begin(self, model: str) -> bytes:
-        return self._event("message_start", message=_message(self._asked, model, []))
+        return self._event("message_start", message=_message(self._inbound, model, []))
 
     def text(self, text: str) -> bytes:
         start = b"" if self._open == "text" else self._start("text", {"type": "text", "text": ""})

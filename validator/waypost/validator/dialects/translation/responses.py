@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from waypost.shared.money import Usage
-from waypost.validator.dialects.adapter import Asked
+from waypost.validator.dialects.adapter import InboundRequest
 from waypost.validator.dialects.passthrough.body_fields import encode
 from waypost.validator.dialects.passthrough.responses import broken_off
 from waypost.validator.dialects.sse import write_event
@@ -157,31 +157,31 @@ _decode = msgspec.json.Decoder(_Body).decode
 
 def prompt(body: bytes) -> Prompt:
     """See ``CallerSide``."""
-    asked = read(_decode, body)
-    only(asked, _IDLE)
-    system = [asked.instructions] if asked.instructions else []
+    inbound = read(_decode, body)
+    only(inbound, _IDLE)
+    system = [inbound.instructions] if inbound.instructions else []
     turns: list[Turn] = []
-    if isinstance(asked.input, str):
-        turns.append(Turn("user", (Text(asked.input),)))
+    if isinstance(inbound.input, str):
+        turns.append(Turn("user", (Text(inbound.input),)))
     else:
-        _read_items(asked.input, system, turns)
-    text = asked.text or _TextConfig()
+        _read_items(inbound.input, system, turns)
+    text = inbound.text or _TextConfig()
     only(text, {"verbosity": ("medium",)})
-    choice = asked.tool_choice
+    choice = inbound.tool_choice
     return Prompt(
         turns=tuple(turns),
         system=tuple(system),
         tools=tuple(
             Tool(tool.name, tool.description or "", tool.parameters, tool.strict)
-            for tool in asked.tools or ()
+            for tool in inbound.tools or ()
         ),
         tool_choice=Choice("any", choice.name)
         if isinstance(choice, _NamedTool)
         else openai_choice(choice),
-        parallel_tools=asked.parallel_tool_calls,
+        parallel_tools=inbound.parallel_tool_calls,
         json=_json(text.format),
-        temperature=asked.temperature,
-        top_p=asked.top_p,
+        temperature=inbound.temperature,
+        top_p=inbound.top_p,
     )
 
 
@@ -249,18 +249,18 @@ _INCOMPLETE: dict[StopReason, str] = {"filter": "content_filter", "length": "max
 class _Output:
     """An answer's items, complete or still growing."""
 
-    def __init__(self, asked: Asked) -> None:
-        self._asked = asked
+    def __init__(self, inbound: InboundRequest) -> None:
+        self._inbound = inbound
         self.model = ""
         self.items: list[dict[str, Any]] = []
         try:
-            self._echo: dict[str, Any] = _decode_echo(asked.body)
+            self._echo: dict[str, Any] = _decode_echo(inbound.body)
         except ValueError:
             self._echo = {}
 
     def add_message(self) -> dict[str, Any]:
         item: dict[str, Any] = {
-            "id": f"msg_{self._asked.id}_{len(self.items)}",
+            "id": f"msg_{self._inbound.id}_{len(self.items)}",
             "type": "message",
             "role": "assistant",
             "status": "in_progress",
@@ -271,7 +271,7 @@ class _Output:
 
     def add_call(self, id: str, name: str, arguments: str = "") -> dict[str, Any]:
         item = {
-            "id": f"fc_{self._asked.id}_{len(self.items)}",
+            "id": f"fc_{self._inbound.id}_{len(self.items)}",
             "type": "function_call",
             "call_id": id,
             "name": name,
@@ -288,9 +288,9 @@ class _Output:
         reason = _INCOMPLETE.get(stop) if stop is not None else None
         echo = self._echo
         return {
-            "id": f"resp_{self._asked.id}",
+            "id": f"resp_{self._inbound.id}",
             "object": "response",
-            "created_at": self._asked.now,
+            "created_at": self._inbound.now,
             "status": status,
             "error": None,
             "incomplete_details": None if reason is None else {"reason": reason},
@@ -332,9 +332,9 @@ def _text(text: str) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
-def answer(answer: Answer, asked: Asked) -> bytes:
+def answer(answer: Answer, inbound: InboundRequest) -> bytes:
     """See ``CallerSide``."""
-    output = _Output(asked)
+    output = _Output(inbound)
     output.model = answer.model
     status = "incomplete" if answer.stop in _INCOMPLETE else "completed"
     for part in answer.parts:
@@ -347,16 +347,16 @@ def answer(answer: Answer, asked: Asked) -> bytes:
     return encode(output.response(status, stop=answer.stop, usage=answer.usage))
 
 
-def writer(asked: Asked) -> "_Writer":
+def writer(inbound: InboundRequest) -> "_Writer":
     """See ``CallerSide``."""
-    return _Writer(asked)
+    return _Writer(inbound)
 
 
 class _Writer:
     """Items, one after the other; each is said again in full when it is complete."""
 
-    def __init__(self, asked: Asked) -> None:
-        self._output = _Output(asked)
+    def __init__(self, inbound: InboundRequest) -> None:
+        self._output = _Output(inbound)
         self._sequence = -1
         self._slot: int | None = None
         self._written: list[str] = []
