@@ -29,6 +29,7 @@ from waypost.shared.scoring import complexity, judge
 from waypost.shared.scoring.judge import JudgeModel
 from waypost.validator import config
 from waypost.validator.config import ConfigError, ValidatorConfig, load_config
+from waypost.validator.upstream.breaker import BreakerRules
 
 NOW = 1_790_000_000  # 2026-09-21
 KEY = rsa.generate_private_key(65_537, 2_048).public_key().public_numbers()
@@ -80,7 +81,7 @@ def read(path: Path, policy: Authored) -> object:
         case "validator.yaml":
             config = load_config(path)
             return config.budgets.calendar, [
-                each.breaker.rules for each in config.providers.values()
+                BreakerRules(**each.breaker.model_dump()) for each in config.providers.values()
             ]
         case "policy.test.yaml":
             return run_cases(compile_policy(policy.full), *load_cases(path, policy.full))

@@ -15,7 +15,7 @@ from waypost.shared.records import fate_of
 from waypost.validator.dialects.adapter import Passthrough
 from waypost.validator.manifest.active import ActiveManifest
 from waypost.validator.pipeline.attempt import ProviderAttempt
-from waypost.validator.pipeline.exchange import Call
+from waypost.validator.pipeline.exchange import Exchange as Request
 from waypost.validator.services import Services
 
 pytestmark = pytest.mark.anyio
@@ -90,16 +90,16 @@ async def test_a_fault_before_anything_is_sent_costs_nothing(
 async def test_a_head_that_cannot_be_written_is_an_error_and_what_was_used_is_paid(
     body: dict[str, Any], validator: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, faults = Call.start, [1]
+    write, faults = Request.start, [1]
 
-    async def start(call: Call, *args: Any, **named: Any) -> None:  # noqa: ANN401 - as it comes
+    async def start(call: Request, *args: Any, **named: Any) -> None:  # noqa: ANN401 - as it comes
         if faults:
             call.receipt = lambda: fault(faults.pop())
         else:
             call.receipt = None
         await write(call, *args, **named)
 
-    monkeypatch.setattr(Call, "start", start)
+    monkeypatch.setattr(Request, "start", start)
     response = await validator.chat(body)
 
     assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")
