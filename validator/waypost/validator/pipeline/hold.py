@@ -27,10 +27,9 @@ from waypost.validator.ledger import (
 )
 from waypost.validator.manifest.active import Principal, Target
 from waypost.validator.pipeline.exchange import AdmittedRequest, Exchange
-from waypost.validator.pipeline.reserve import body_digest
 from waypost.validator.services import Services
 
-__all__ = ["Reservation", "bound_nusd", "worthwhile"]
+__all__ = ["LEASE_MARGIN_S", "Reservation", "body_digest", "bound_nusd", "worthwhile"]
 
 # Cutting an answer shorter than this to fit a budget would sell a stump as an answer.
 MIN_ANSWER_TOKENS = 64
@@ -39,6 +38,13 @@ MAX_KEY_BYTES = 255
 
 # How long after the provider's own time-out a hold waits for its bill; then it is charged.
 LEASE_MARGIN_S = 60
+
+
+def body_digest(exchange: Exchange) -> str:
+    """Return what stands for the body, at its API, beside an idempotency key."""
+    digest = sha256(f"{exchange.endpoint}\n".encode())
+    digest.update(exchange.body)
+    return digest.hexdigest()
 
 
 class Reservation:

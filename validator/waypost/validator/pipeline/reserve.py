@@ -4,8 +4,6 @@ The hold is an upper bound. The prompt has no more tokens than bytes, and the an
 by what is sent upstream as the provider's own limit, whether the caller asked for one or not.
 """
 
-from hashlib import sha256
-
 from msgspec import Struct, structs
 
 from waypost.shared.contracts import Facts, Proposal
@@ -20,17 +18,10 @@ from waypost.validator.pipeline.exchange import AdmittedRequest, Exchange
 from waypost.validator.pipeline.hold import LEASE_MARGIN_S, Reservation, worthwhile
 from waypost.validator.services import Services
 
-__all__ = ["Plan", "ask_first", "body_digest", "preview", "reserve"]
+__all__ = ["Plan", "ask_first", "preview", "reserve"]
 
 # Others may take what was available before we do; then what is left by now is tried.
 HOLD_TRIES = 3
-
-
-def body_digest(exchange: Exchange) -> str:
-    """Return what stands for the body, at its API, beside an idempotency key."""
-    digest = sha256(f"{exchange.endpoint}\n".encode())
-    digest.update(exchange.body)
-    return digest.hexdigest()
 
 
 class Plan(Struct, frozen=True):

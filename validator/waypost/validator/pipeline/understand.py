@@ -19,7 +19,8 @@ from waypost.validator.dialects.adapter import InboundRequest, UntranslatableErr
 from waypost.validator.lane import is_large
 from waypost.validator.manifest.active import ActiveManifest, Principal
 from waypost.validator.pipeline.exchange import Exchange, Headers, Receive
-from waypost.validator.pipeline.reserve import ask_first, body_digest
+from waypost.validator.pipeline.hold import body_digest
+from waypost.validator.pipeline.reserve import ask_first
 from waypost.validator.services import Services
 
 __all__ = ["bound_time", "read_body", "understand"]
