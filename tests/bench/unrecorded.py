@@ -5,7 +5,7 @@ from typing import Any
 
 from waypost.cli import main
 from waypost.validator import pipeline
-from waypost.validator.services import Services
+from waypost.validator.records.recorder import Recorder
 from waypost.validator.startup import supervisor, worker
 
 
@@ -17,6 +17,6 @@ if __name__ == "__main__" and sys.argv[1] == "validator":
     supervisor.WORKER = (sys.executable, "-m", "bench.unrecorded")
     main()
 elif __name__ == "__main__":
-    setattr(Services, "note", _nothing)  # noqa: B010 - two patches, told alike
+    setattr(Recorder, "note", _nothing)  # noqa: B010 - two patches, told alike
     setattr(pipeline, "record_of", _nothing)  # noqa: B010
     worker.main()

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 from keyring.backends import fail
+from msgspec import structs
 
 from support.origin import Reply, serving
 from support.tokens import App
@@ -155,7 +156,8 @@ async def test_the_page_s_client_is_served_by_a_validator(
             tmp_path / "validator", {"acme": acme, "medcloud": acme}, audience="waypost"
         ) as validator,
     ):
-        validator.services.proofs = ProofChecker([validator.url], nonce_key=b"n" * 32)
+        checker = ProofChecker([validator.url], nonce_key=b"n" * 32)
+        structs.force_setattr(validator.services.access, "proofs", checker)
         bundle = validator.publisher.publish(issuers=BACKEND.issuers())
         await validator.client.put("/admin/bundle", content=bundle)
 

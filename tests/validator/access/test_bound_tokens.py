@@ -12,6 +12,7 @@ import anyio
 import httpx
 import pytest
 from anyio import to_thread
+from msgspec import structs
 
 from support.first_come import firsts
 from support.upstream import Upstream
@@ -149,7 +150,7 @@ async def test_a_client_whose_clock_is_off_is_told_a_nonce_and_served_with_it(
 
 
 async def test_an_answer_brings_a_new_nonce_before_the_old_one_lapses(bound: Running) -> None:
-    old = bound.services.proofs.nonce(int(bound.clock()))  # type: ignore[union-attr]
+    old = bound.services.access.proofs.nonce(int(bound.clock()))  # type: ignore[union-attr]
     early = await bound.client.post(CHAT, json=HELLO, headers=proven(bound, nonce=old))
     bound.clock.ahead_s = float(NONCE_SPAN_S)
     late = await bound.client.post(CHAT, json=HELLO, headers=proven(bound, nonce=old))
@@ -185,9 +186,8 @@ async def test_issuers_that_bind_their_tokens_are_told_of_where_nobody_checks_pr
 
 def checks_at(running: Running, *, requires_nonce: bool = True) -> None:
     """Have the validator know itself by the address it has."""
-    running.services.proofs = ProofChecker(
-        [running.url], nonce_key=b"n" * 32, requires_nonce=requires_nonce
-    )
+    checker = ProofChecker([running.url], nonce_key=b"n" * 32, requires_nonce=requires_nonce)
+    structs.force_setattr(running.services.access, "proofs", checker)
 
 
 async def test_the_sdk_proves_each_request_and_takes_a_nonce_on_its_way(
@@ -357,7 +357,7 @@ async def test_a_refused_proof_does_not_use_up_a_one_time_token(bound: Running) 
 async def test_where_nothing_can_be_remembered_nothing_is_let_in_and_no_token_called_invalid(
     validator: Running,
 ) -> None:
-    await validator.services.seen.close()
+    await validator.services.access.seen.close()
 
     response = await validator.chat(one_time=True)
     ready = await validator.client.get("/readyz")

@@ -5,6 +5,7 @@ from collections.abc import Generator
 
 import httpx
 import pytest
+from msgspec import structs
 
 from support.console import Console
 from support.validator import OPERATOR_TOKEN
@@ -133,7 +134,7 @@ def test_a_wrong_token_is_401_and_a_flood_of_them_429(console: Console) -> None:
     with httpx.Client(base_url=console.running.url, headers=origin) as attacker:
         said = [attacker.post("/console/login", data={"token": "guess"}) for _ in range(11)]
         right = attacker.post("/console/login", data={"token": OPERATOR_TOKEN})
-    console.running.services.monotonic = lambda: time.monotonic() + 120
+    structs.force_setattr(console.running.services, "monotonic", lambda: time.monotonic() + 120)
 
     assert [answer.status_code for answer in said] == [401] * 10 + [429]
     assert right.status_code == 429  # or the flood would be an oracle
@@ -185,7 +186,7 @@ def test_where_nobody_can_tell_whether_a_session_has_ended_nobody_is_let_in(
         raise StoreError("/secret/replay.sqlite is locked", code="replay_unavailable")
 
     with console.operator() as operator:
-        monkeypatch.setattr(console.running.services.seen, "ended_until", broken)
+        monkeypatch.setattr(console.running.services.access.seen, "ended_until", broken)
         answer = operator.get("/console/manifest")
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "replay_unavailable")
@@ -272,13 +273,14 @@ def test_a_form_that_is_too_large_is_refused(console: Console) -> None:
 
 
 def test_without_a_token_in_the_settings_there_is_no_console(console: Console) -> None:
-    services = console.running.services
-    services.console_token, token = None, services.console_token
+    operators = console.running.services.operators
+    token = operators.console
+    structs.force_setattr(operators, "console", None)
     try:
         answer = httpx.get(f"{console.url}/decisions")
         asset = httpx.get(f"{console.url}/static/console.css")
     finally:
-        services.console_token = token
+        structs.force_setattr(operators, "console", token)
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
     assert asset.status_code == 404

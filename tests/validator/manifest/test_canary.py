@@ -60,7 +60,7 @@ async def _on_trial(
         ManifestKeeper(url=None, channel="next", root=publisher.root, cache=settings.cache).accept(
             bundle, etag=None
         )
-        await validator.services.refresh()
+        await validator.services.manifests.refresh()
         yield validator
 
 
@@ -109,8 +109,8 @@ async def test_a_shadow_that_takes_long_to_measure_does_so_off_the_loop(
     async with _on_trial(tmp_path, acme, shadow_share=1) as validator:
         await validator.record(await validator.chat())
         # As one is that reads meaning: that is an extra, which not everybody installs.
-        assert validator.services.candidate is not None
-        trial = validator.services.candidate.active
+        assert validator.services.manifests.candidate is not None
+        trial = validator.services.manifests.candidate.active
         assert trial is not None
         monkeypatch.setattr(trial.compiled.reader, "is_slow", True)
         record = await validator.record(await validator.chat())
@@ -126,7 +126,7 @@ async def test_a_candidate_of_another_root_is_no_candidate(tmp_path: Path, acme:
         settings = validator.services.config.candidate
         assert settings is not None
         settings.cache.write_bytes(b'{"format":"tuf-bundle/1","files":{}}')
-        await validator.services.refresh()
+        await validator.services.manifests.refresh()
         record = await validator.record(await validator.chat())
     assert record.shadow is None
 
@@ -142,8 +142,8 @@ async def test_a_candidate_without_any_provider_here_is_not_on_trial(
     )
     async with _on_trial(tmp_path, acme, elsewhere, **_canary(share=1.0)) as validator:
         answer = await validator.chat()
-        await validator.services.refresh()
-        candidate = validator.services.candidate
+        await validator.services.manifests.refresh()
+        candidate = validator.services.manifests.candidate
     assert answer.status_code == 200
     assert candidate is not None
     assert candidate.active is None
@@ -299,7 +299,7 @@ async def test_a_canary_serves_always_the_same_callers(tmp_path: Path, acme: Ups
             other = await validator.record(await validator.chat(sub=outside))
             assert (served.is_canary, served.model) == (True, "large")
             assert (other.is_canary, other.model) == (False, "small")
-        policy = await validator.services.explained(served)
+        policy = await validator.services.manifests.explained(served)
     assert policy is not None
     assert policy.policy.channel == "next"
 
@@ -324,15 +324,15 @@ async def test_a_canary_that_costs_too_much_is_rolled_back_for_good(
         for _ in range(20):
             for caller in (inside, outside):
                 await validator.record(await validator.chat(sub=caller))
-        candidate = validator.services.candidate
+        candidate = validator.services.manifests.candidate
         assert candidate is not None
-        candidate.judge(await validator.services.all_counts())
+        candidate.judge(await validator.services.counts.total())
         assert candidate.rolled_back is not None
         assert candidate.rolled_back.startswith("cost: +1")
         back = await validator.chat(sub=inside)
         assert parse_decision(back.headers["waypost-decision"])["model"] == "small"
         # Another process, or this one after a restart, need not find out for itself.
-        await validator.services.refresh()
+        await validator.services.manifests.refresh()
         candidate.rolled_back = None
         candidate.judge({})
         assert candidate.rolled_back is not None
@@ -346,19 +346,19 @@ async def test_workers_judge_by_what_all_of_them_have_seen(tmp_path: Path, acme:
         for _ in range(12):
             for caller in (inside, outside):
                 last = await validator.record(await validator.chat(sub=caller))
-        candidate, services = validator.services.candidate, validator.services
+        candidate, services = validator.services.manifests.candidate, validator.services
         assert candidate is not None
-        candidate.judge(await services.all_counts())
+        candidate.judge(await services.counts.total())
         assert candidate.rolled_back is None  # twelve of each are too few
 
         # Another worker has seen as many.
-        Workers(services.config.metrics.path).publish(encode(services.counts.families))
-        candidate.judge(await services.all_counts())
+        Workers(services.config.metrics.path).publish(encode(services.counts.counts.families))
+        candidate.judge(await services.counts.total())
         assert candidate.rolled_back is not None
         # A request that began with the candidate of before counts in no trial of this one's.
-        services.counts.families.clear()
+        services.counts.counts.families.clear()
         candidate.note(structs.replace(last, is_canary=True, manifest_digest="before"))
-        assert set(services.counts.families["trial"]) == {("before", "canary")}
+        assert set(services.counts.counts.families["trial"]) == {("before", "canary")}
 
 
 async def test_a_canary_whose_requests_fail_is_rolled_back(tmp_path: Path, acme: Upstream) -> None:
@@ -380,9 +380,9 @@ async def test_a_canary_whose_requests_fail_is_rolled_back(tmp_path: Path, acme:
             assert broken.status_code != 200 == sound.status_code
             for answer in (broken, sound):
                 await validator.record(answer)
-        candidate = validator.services.candidate
+        candidate = validator.services.manifests.candidate
         assert candidate is not None
-        candidate.judge(await validator.services.all_counts())
+        candidate.judge(await validator.services.counts.total())
         # Once its breaker is open, requests are refused instead.
         assert (candidate.rolled_back or "").startswith(("failures: ", "refusals: "))
         assert (await validator.chat({**HELLO}, sub=inside)).status_code == 200

@@ -75,7 +75,7 @@ async def test_the_log_says_it_once_a_day(
     )
     for ahead_s in (0, 30, DAY_S + 60, 4 * DAY_S + 60):
         validator.clock.ahead_s = ahead_s
-        await validator.services.refresh()
+        await validator.services.manifests.refresh()
 
     told = [(r.levelname, r.message) for r in caplog.records if "signature of" in r.message]
     assert told == [
@@ -92,7 +92,7 @@ async def test_a_request_on_an_expired_manifest_is_told_to_publish_again(
     validator.clock.ahead_s = 3_000 + validator.services.config.manifest.grace_s + 60
 
     with pytest.raises(RefusalError, match="publish again: waypost publish") as caught:
-        validator.services.active(validator.clock())
+        validator.services.manifests.active(validator.clock())
 
     assert caught.value.code == "manifest_expired"
 
@@ -106,14 +106,14 @@ async def test_one_that_starts_with_an_expired_manifest_does_not_say_to_try_agai
     async with open_services(config, environment={}) as services:
         bundle = publisher.publish(issuers=app.issuers(), lifetime_s={**LIFETIME_S, "targets": -1})
         with pytest.raises(TrustError):
-            services.keeper.accept(bundle, etag=None)
-        await services.take_over()
+            services.manifests.keeper.accept(bundle, etag=None)
+        await services.manifests.take_over()
 
         with pytest.raises(RefusalError, match="expired: publish again: waypost publish") as caught:
-            services.active(services.clock())
+            services.manifests.active(services.clock())
 
     assert caught.value.code == "manifest_expired"
-    assert isinstance(services.keeper, ManifestKeeper)
+    assert isinstance(services.manifests.keeper, ManifestKeeper)
 
 
 async def test_the_console_shows_what_lapses(validator: Running) -> None:

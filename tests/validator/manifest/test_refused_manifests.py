@@ -49,7 +49,7 @@ async def readiness(validator: Running) -> tuple[int, dict[str, str]]:
 async def test_a_policy_without_any_provider_here_does_not_take_over(
     validator: Running, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before = validator.services.trusted
+    before = validator.services.manifests.trusted
     assert before is not None
 
     put = await validator.client.put(
@@ -76,7 +76,7 @@ async def test_a_policy_without_any_provider_here_does_not_take_over(
 
 
 async def test_what_comes_with_such_a_policy_holds_at_once(validator: Running) -> None:
-    before = validator.services.trusted
+    before = validator.services.manifests.trusted
     assert before is not None
     caller = validator.headers(jti="0123456789abcdef")
     issuers = structs.replace(
@@ -91,7 +91,7 @@ async def test_what_comes_with_such_a_policy_holds_at_once(validator: Running) -
     response = await validator.client.get("/v1/models", headers=caller)
 
     assert (response.status_code, response.json()["error"]["code"]) == (401, "token_revoked")
-    after = validator.services.trusted
+    after = validator.services.manifests.trusted
     assert after is not None
     assert after.policy is before.policy
     assert after.versions["timestamp"] > before.versions["timestamp"]
@@ -113,7 +113,7 @@ async def test_it_is_told_once_however_often_it_is_asked_for(
 ) -> None:
     await validator.client.put("/admin/bundle", content=publish(validator, of_providers("x")))
     for _ in range(3):
-        await validator.services.refresh()
+        await validator.services.manifests.refresh()
         await validator.client.put("/admin/bundle", content=publish(validator, of_providers("x")))
 
     assert len([r for r in caplog.records if "refused" in r.message]) == 1
@@ -160,8 +160,8 @@ async def test_a_first_start_on_such_a_policy_says_what_is_wrong(tmp_path: Path)
 
     async with open_services(config, environment={}) as services:
         with pytest.raises(StoreError, match=r"of-elsewhere \(of elsewhere\); add one") as exc:
-            require_manifest(services)
-        assert services.trusted is None
+            require_manifest(services.manifests, services.config.manifest)
+        assert services.manifests.trusted is None
 
     assert exc.value.code == "manifest_refused"
 

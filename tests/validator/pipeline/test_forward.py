@@ -272,7 +272,7 @@ async def test_a_long_rest_is_kept_only_while_there_is_somewhere_else_to_go(
         tmp_path, {"acme": acme, "medcloud": medcloud}, policy=two_models(), change=resting_long
     ) as validator:
         # It has failed for 164 s, and rests for as long from six seconds ago.
-        breaker = validator.services.targets()["first"].breaker
+        breaker = validator.services.manifests.targets()["first"].breaker
         began = validator.services.monotonic() - 170
         for tries in range(15):
             at = began + 0.01 * (2**tries - 1)

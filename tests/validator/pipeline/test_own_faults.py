@@ -14,9 +14,10 @@ from support.wires import message, message_events, streaming
 from waypost.shared.records import fate_of
 from waypost.validator.dialects.adapter import Passthrough
 from waypost.validator.manifest.active import ActiveManifest
+from waypost.validator.manifest.canary import Candidate
 from waypost.validator.pipeline.attempt import ProviderAttempt
 from waypost.validator.pipeline.exchange import Exchange as Request
-from waypost.validator.services import Services
+from waypost.validator.records.recorder import Recorder
 
 pytestmark = pytest.mark.anyio
 
@@ -34,8 +35,8 @@ def fault(*_: object, **__: object) -> NoReturn:
     [
         (SETTLING, "cost_of"),
         (ActiveManifest, "unrouted_price"),
-        (Services, "with_shadow"),
-        (Services, "with_prompt"),
+        (Candidate, "with_shadow"),
+        (Recorder, "with_prompt"),
     ],
 )
 async def test_a_fault_after_the_answer_loses_neither_answer_nor_record_nor_money(

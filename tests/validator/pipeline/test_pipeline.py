@@ -313,7 +313,7 @@ async def test_every_step_shows_how_long_it_took(validator: Running) -> None:
 async def test_an_expired_manifest_is_served_on_for_its_grace_and_no_longer(
     validator: Running,
 ) -> None:
-    trusted = validator.services.keeper.current
+    trusted = validator.services.manifests.keeper.current
     assert trusted is not None
     lapse = trusted.expires_at - validator.clock()
 

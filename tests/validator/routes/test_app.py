@@ -161,7 +161,7 @@ async def test_readiness_says_what_is_missing(validator: Running) -> None:
     with sqlite3.connect(validator.services.config.ledger.path) as db:
         db.execute("DROP TABLE windows")
     db.close()
-    trusted = validator.services.keeper.current
+    trusted = validator.services.manifests.keeper.current
     assert trusted is not None
     validator.clock.ahead_s = (
         trusted.expires_at - time.time() + validator.services.config.manifest.grace_s + 60

@@ -41,7 +41,7 @@ async def _told(validator: Running) -> dict[str, float]:
 
 
 def _bearer(validator: Running) -> dict[str, str]:
-    token = validator.services.metrics_token
+    token = validator.services.operators.metrics
     return {} if token is None else {"Authorization": f"Bearer {token}"}
 
 
@@ -153,7 +153,9 @@ async def test_expired_holds_and_unconfirmed_charges_are_counted(
         await until(
             lambda: "charged 1 holds in full that nobody settled" in caplog.text, pause_s=0.01
         )
-        validator.services.count(a_record(5, cost_nusd=7 * 10**9, unconfirmed_nusd=4 * 10**9))
+        validator.services.recorder.count(
+            a_record(5, cost_nusd=7 * 10**9, unconfirmed_nusd=4 * 10**9)
+        )
         told = await _told(validator)
     assert told["waypost_holds_expired_total"] == 1
     unconfirmed = [told[name] for name in told if "waypost_unconfirmed_cost_usd_total" in name]
@@ -258,6 +260,6 @@ async def test_a_token_in_a_file_is_made_once_and_asked_for(tmp_path: Path) -> N
                 "waypost_cost_usd_total"
                 in (await validator.client.get("/metrics", headers=_bearer(validator))).text
             )
-            tokens.add(validator.services.metrics_token or "")
+            tokens.add(validator.services.operators.metrics or "")
     assert tokens == {path.read_text().strip()}
     assert path.stat().st_mode & 0o777 == 0o600

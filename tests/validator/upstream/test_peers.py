@@ -84,7 +84,7 @@ async def heard(url: str, folder: Path, *, listeners: int = 2) -> None:
 
 
 def breaker_of(validator: Running, name: str = "first") -> Breaker:
-    return validator.services.targets()[name].breaker
+    return validator.services.manifests.targets()[name].breaker
 
 
 async def fail_for_two(validator: Running) -> None:
@@ -99,7 +99,7 @@ def rests(validator: Running) -> None:
     """Have a validator say that ``first`` rests, whether it does or not."""
     upstream = validator.services.upstreams["acme"]
     assert upstream.on_rest is not None
-    region = validator.services.targets()["first"].model.region
+    region = validator.services.manifests.targets()["first"].model.region
     upstream.on_rest("acme", "acme-first", region, frozenset())
 
 
@@ -171,7 +171,7 @@ async def test_one_account_that_fails_here_and_there_takes_no_provider_from_othe
         await heard(server.url, tmp_path)
         upstream = one.services.upstreams["acme"]
         assert upstream.on_rest is not None
-        region = one.services.targets()["first"].model.region
+        region = one.services.manifests.targets()["first"].model.region
         upstream.on_rest("acme", "acme-first", region, frozenset({fingerprint("acme")}))
         breaker = await doubted(two)
         for place in range(2 * FAILURES):

@@ -208,7 +208,7 @@ async def test_an_api_that_a_provider_does_not_have_is_translated_from_then_on(
             assert answer.status_code == 200, answer.text
             assert 'model="first"' in answer.headers["waypost-decision"]
         chat = await validator.chat({**HELLO, "model": "first"})
-        is_closed = validator.services.targets()["first"].breaker.is_closed
+        is_closed = validator.services.manifests.targets()["first"].breaker.is_closed
 
     assert [seen.path for seen in acme.seen].count("/v1/responses") == 1
     assert is_closed

@@ -118,7 +118,7 @@ class Console:
 async def _turned_away(request: Request) -> Response | None:
     """Return why a request goes no further; ``None`` if it may."""
     services = services_of(request)
-    if services.console_token is None:
+    if services.operators.console is None:
         return _bare(InvalidRequestError("There is nothing at this path.", code="not_found"))
     if request.method == "POST" and not _is_from_own_page(request):
         return _bare(
@@ -162,7 +162,9 @@ async def _session(request: Request, services: Services) -> Session | None:
         return None
     if COOKIE not in jar:
         return None
-    session = session_of(jar[COOKIE].value, services.console_token or "", now=int(services.clock()))
+    session = session_of(
+        jar[COOKIE].value, services.operators.console or "", now=int(services.clock())
+    )
     if session is None or await is_over(services, session):
         return None
     return session
@@ -216,7 +218,7 @@ async def _login(request: Request) -> Response:
             f"Too many wrong tokens came from your address; try again in {wait_s} s.",
             code="too_many_logins",
         )
-    elif not is_token(given.strip(), services.console_token or ""):
+    elif not is_token(given.strip(), services.operators.console or ""):
         limiter.failed(address, services.monotonic())
         logger.warning("a login to the console failed, from %s", address)
         refusal = TokenError(
@@ -232,7 +234,7 @@ async def _login(request: Request) -> Response:
     response.set_cookie(
         COOKIE,
         new_session(
-            services.console_token or "", name=secrets.token_hex(16), now=int(services.clock())
+            services.operators.console or "", name=secrets.token_hex(16), now=int(services.clock())
         ),
         max_age=SESSION_S,
         path="/console",
@@ -248,9 +250,9 @@ async def _logout(request: Request) -> Response:
     services = services_of(request)
     session: Session = request.scope["session"]
     if "everywhere" in await form_of(request):
-        await services.seen.end(ALL_SESSIONS, until=int(services.clock()) + SESSION_S)
+        await services.access.seen.end(ALL_SESSIONS, until=int(services.clock()) + SESSION_S)
     else:
-        await services.seen.end(session.mark, until=session.expires_at)
+        await services.access.seen.end(session.mark, until=session.expires_at)
     response = RedirectResponse(LOGIN, SEE_OTHER)
     response.delete_cookie(COOKIE, path="/console", httponly=True, samesite="strict")
     return response

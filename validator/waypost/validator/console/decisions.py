@@ -113,7 +113,7 @@ async def listing(request: Request) -> Response:
         else tuple[DecisionRecord, ...]()
     )
     last = records[PAGE - 1] if len(records) > PAGE else None
-    trusted = services.trusted
+    trusted = services.manifests.trusted
     return await page(
         request,
         "decisions.html",
@@ -255,7 +255,7 @@ async def one(request: Request) -> Response:
             " response, as 0199f000-0000-7000-8000-000000000000.",
             code="decision_not_found",
         )
-    policy = await services.explained(record)
+    policy = await services.manifests.explained(record)
     explanation = explain_record(record, policy)
     text = msgspec.json.format(msgspec.json.encode(record), indent=2).decode()
     return await page(

@@ -99,7 +99,7 @@ async def is_over(services: Services, session: Session) -> bool:
     """
     if services.clock() >= session.expires_at:
         return True
-    ended = [await services.seen.ended_until(mark) for mark in (session.mark, ALL_SESSIONS)]
+    ended = [await services.access.seen.ended_until(mark) for mark in (session.mark, ALL_SESSIONS)]
     return max(ended) >= session.expires_at
 
 
@@ -135,7 +135,7 @@ async def page(
     """Return a page in its frame."""
     services = services_of(request)
     is_operator: bool = request.scope["is_operator"]
-    trusted = services.trusted if is_operator else None
+    trusted = services.manifests.trusted if is_operator else None
     body = await render(
         template,
         path=request.scope["path"],

@@ -104,7 +104,7 @@ async def ask(request: Request) -> Response:
         {**single, **lists, "background": "background" in filled}, Wish, strict=True
     )
     try:
-        active = services.active(services.clock())
+        active = services.manifests.active(services.clock())
         facts = await to_thread.run_sync(_facts, services, active, wish, int(services.clock()))
         outcome = await to_thread.run_sync(_outcome, active, facts, wish.proposal)
     except RefusalError as refusal:
@@ -120,7 +120,7 @@ async def _answer(
     refusal: RefusalError | None = None,
     **status: int,
 ) -> Response:
-    trusted = services_of(request).trusted
+    trusted = services_of(request).manifests.trusted
     return await page(
         request,
         "playground.html",
@@ -137,7 +137,7 @@ async def _answer(
 
 
 def _facts(services: Services, active: ActiveManifest, wish: Wish, now: int) -> Facts:
-    out = services.out_of_service(active)
+    out = active.out_of_service(services.monotonic())
     if wish.facts:
         try:
             facts = msgspec.json.decode(wish.facts, type=Facts)

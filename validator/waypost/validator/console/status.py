@@ -72,7 +72,7 @@ async def routes(request: Request) -> Response:
     )
     names = {row.route for row in sums.rows}
     compared = [_compared(name, sums, times) for name in names]
-    trusted = services.trusted
+    trusted = services.manifests.trusted
     known = {} if trusted is None else {route.name: route for route in trusted.policy.routes}
     return await page(
         request,
@@ -253,7 +253,7 @@ async def providers(request: Request) -> Response:
     recent, stats = await asyncio.gather(
         _of_late(services), services.store.stats(filters, by=("model",), times=("ttft",))
     )
-    trusted = services.trusted
+    trusted = services.manifests.trusted
     models = () if trusted is None else trusted.policy.models
     served = [
         Served(
@@ -431,7 +431,7 @@ async def manifest(request: Request) -> Response:
     """The manifest in use, what proves it and until when; who may issue tokens."""
     services = services_of(request)
     now = services.clock()
-    trusted = services.trusted
+    trusted = services.manifests.trusted
     policy: Policy | None = None if trusted is None else trusted.policy
     return await page(
         request,
@@ -441,12 +441,12 @@ async def manifest(request: Request) -> Response:
         refuse_from=None
         if trusted is None
         else trusted.expires_at + services.config.manifest.grace_s,
-        is_held_back=services.keeper.is_held_back(now),
-        last_error=services.keeper.last_error,
-        refused=services.refused,
-        lapses=services.lapses(),
+        is_held_back=services.manifests.keeper.is_held_back(now),
+        last_error=services.manifests.keeper.last_error,
+        refused=services.manifests.refused,
+        lapses=services.manifests.lapses(),
         notice_s=NOTICE_S,
         url=services.config.manifest.url,
-        roles=_roles(services.keeper.metadata()),
+        roles=_roles(services.manifests.keeper.metadata()),
         describe=describe,
     )

@@ -26,6 +26,7 @@ from waypost.validator.upstream.provider import Upstream
 __all__ = ["ActiveManifest", "Principal", "Speaking", "Target"]
 
 MOST_NAMED = 12  # models, in a sentence
+MOST_PRINCIPALS = 10_000
 
 
 class Principal(Struct, frozen=True):
@@ -162,6 +163,8 @@ class ActiveManifest:
             None if self.hints_bytes is None else sha256(self.hints_bytes).hexdigest()
         )
         self.header = (b"waypost-manifest", b"%d" % self.version)
+        self._upstreams = upstreams
+        self._principals: dict[int, Principal] = {}
         self._best: dict[int, Price] = {}
         self._speaking: dict[str, Speaking] = {}
 
@@ -172,6 +175,41 @@ class ActiveManifest:
         named = [f"{model.id} (of {model.provider})" for model in lacking[:MOST_NAMED]]
         more = len(lacking) - len(named)
         return ", ".join(named) + (f" and {more} more" if more else "")
+
+    def known(self, claims: Claims) -> Principal | None:
+        """Return what was made of these verified claims before."""
+        known = self._principals.get(id(claims))
+        return known if known is not None and known.claims is claims else None
+
+    def remember(self, principal: Principal) -> None:
+        """Keep what was made of verified claims; for as long as the verifier keeps them."""
+        if len(self._principals) >= MOST_PRINCIPALS:
+            self._principals.clear()
+        self._principals[id(principal.claims)] = principal
+
+    def out_of_service(
+        self, now: float, inbound: InboundRequest | None = None, *, account: str | None = None
+    ) -> tuple[str, ...]:
+        """Return the models that cannot be sent anything at the moment.
+
+        Args:
+            now: monotonic seconds.
+            inbound: what is to be sent, and for whom; ``None``: nothing in particular.
+        """
+        for upstream in self._upstreams.values():
+            if not upstream.is_well:
+                break
+        else:
+            return self.unserved
+        who = ANYONE
+        for upstream in self._upstreams.values():
+            for breaker in tuple(upstream.opened):
+                breaker.tidy(now)
+                if inbound is not None:
+                    who = Witness.of(account, inbound.body)
+        return self.unserved + tuple(
+            name for name, target in self.targets.items() if target.refuses(now, who, inbound)
+        )
 
     def speaking(self, endpoint: str) -> Speaking:
         """Return how the models can be asked by the API ``endpoint``."""

@@ -10,7 +10,8 @@ file, which also outlives a restart.
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable
+from functools import partial
 from math import sqrt
 from pathlib import Path
 from statistics import NormalDist
@@ -28,13 +29,12 @@ from waypost.shared.money import bill
 from waypost.shared.records import DecisionRecord, Feedback, Shadow, fate_of
 from waypost.shared.requests.apis import measure
 from waypost.shared.trust import ManifestKeeper, Trusted
-from waypost.validator.config.budgets import Budgets
 from waypost.validator.config.manifests import CanaryConfig, CandidateConfig
 from waypost.validator.dialects.adapter import InboundRequest
+from waypost.validator.lane import Lane, is_large
 from waypost.validator.manifest.active import ActiveManifest
 from waypost.validator.records.compare import CONFIDENCE, share_difference
 from waypost.validator.telemetry.counts import Counts, Families
-from waypost.validator.upstream.provider import Upstream
 from waypost.validator.whole_files import replace_file
 
 __all__ = ["Candidate", "Tally", "shadow_of", "tallied", "worse"]
@@ -166,19 +166,19 @@ class Candidate:
         config: CandidateConfig,
         *,
         keeper: ManifestKeeper,
-        upstreams: Mapping[str, Upstream],
-        budgets: Budgets,
-        audience: str,
-        grace_s: int,
+        prepare: Callable[[Trusted], ActiveManifest],
         counts: Counts,
+        lane: Lane,
     ) -> None:
+        """Args:
+        prepare: makes a manifest ready to serve; raises PolicyError if it cannot be.
+        lane: where what takes long is decided along.
+        """
         self._config = config
         self._counts = counts
         self.keeper = keeper
-        self._upstreams = upstreams
-        self._budgets = budgets
-        self._audience = audience
-        self._grace_s = grace_s
+        self._prepare = prepare
+        self._lane = lane
         self.active: ActiveManifest | None = None
         self._admitted: Trusted | None = None
         self._refused: str | None = None  # digest of the last that could not be served
@@ -211,13 +211,7 @@ class Candidate:
         self._admitted = trusted
         is_new = self.active is None or self.active.digest != trusted.policy_digest
         try:
-            active = ActiveManifest(
-                trusted,
-                self._upstreams,
-                budgets=self._budgets,
-                audience=self._audience,
-                grace_s=self._grace_s,
-            )
+            active = self._prepare(trusted)
         except PolicyError as exc:
             if self._refused != trusted.policy_digest:
                 logger.error("candidate v%d refused: %s", trusted.policy.version, exc)
@@ -251,13 +245,20 @@ class Candidate:
         share = self._config.shadow_share
         return self.active if share and place(SHADOW, cohort) < share * SHARES else None
 
-    def shadow(
-        self, active: ActiveManifest, inbound: InboundRequest, record: DecisionRecord
-    ) -> Shadow | None:
-        """Return what the candidate would have decided of a request that has ended."""
-        if record.facts is None:
-            return None
-        return shadow_of(active, inbound, record.facts, record.proposal, record)
+    async def with_shadow(
+        self, record: DecisionRecord, inbound: InboundRequest, cohort: int
+    ) -> DecisionRecord:
+        """Return the record with what the candidate would have decided, if it is asked."""
+        if record.facts is None or record.is_canary:
+            return record
+        active = self.shadows(cohort)
+        if active is None:
+            return record
+        work = partial(shadow_of, active, inbound, record.facts, record.proposal, record)
+        # What it measures by may take milliseconds for each request.
+        is_slow = active.compiled.reader.is_slow or is_large(inbound.body)
+        shadow = await self._lane.run(work) if is_slow else work()
+        return structs.replace(record, shadow=shadow)
 
     def note(self, record: DecisionRecord) -> None:
         """Count a request in its arm."""

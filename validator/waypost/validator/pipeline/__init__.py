@@ -8,10 +8,12 @@ with an answer that says why, nothing charged, and a record.
 
 import asyncio
 import logging
+import random
 from functools import partial
 
 from waypost.shared.decision.engine import decide as engine_decide
 from waypost.shared.errors import RefusalError, StoreError, WaypostError
+from waypost.shared.wire.trace_context import TraceContext, begin
 from waypost.validator.http.problems import INTERNAL, describe, stopping
 from waypost.validator.pipeline.authenticate import authenticate
 from waypost.validator.pipeline.decide import require_served, woken
@@ -48,7 +50,7 @@ async def serve(services: Services, exchange: Exchange) -> None:
     except (RefusalError, StoreError) as refusal:
         await _refuse_or_log(exchange, refusal)
     except asyncio.CancelledError:
-        if not services.is_cut:
+        if not services.shutdown.is_cut:
             raise
         if reservation is not None and not reservation.is_exposed:
             await let_go(exchange, reservation)
@@ -75,18 +77,20 @@ async def _record(services: Services, exchange: Exchange, admitted: AdmittedRequ
     record = record_of(exchange)
     if admitted is not None:
         try:
-            if services.candidate is not None:
-                record = await services.with_shadow(record, admitted.inbound, admitted.principal)
-            record = await services.with_prompt(record, admitted.inbound)
+            candidate = services.manifests.candidate
+            if candidate is not None:
+                cohort = admitted.principal.signed.cohort
+                record = await candidate.with_shadow(record, admitted.inbound, cohort)
+            record = await services.recorder.with_prompt(record, admitted.inbound)
             is_sent_along = is_drawn(services, record)
         except Exception:
             logger.exception("request %s: its record lacks its shadow or prompt", exchange.id)
             is_sent_along = False
         if is_sent_along:
-            services.count(record)
+            services.recorder.count(record)
             send_along(services, admitted, record)
             return
-    services.note(record)
+    services.recorder.note(record)
 
 
 async def consider(services: Services, exchange: Exchange) -> AdmittedRequest:
@@ -98,12 +102,18 @@ async def consider(services: Services, exchange: Exchange) -> AdmittedRequest:
     exchange.headers = pick_headers(exchange.raw_headers)
     if services.receipts is not None:
         exchange.receipt = partial(receipt_of, exchange, services.receipts)
-    exchange.trace = services.begin_trace(exchange.headers.get(b"traceparent"))
+    exchange.trace = _begin_trace(services, exchange.headers.get(b"traceparent"))
     principal, active, exchange.nonce = await authenticate(
-        services, exchange.headers, method=exchange.method, path=exchange.path, now=exchange.now
+        services.access,
+        services.manifests,
+        services.config.budgets,
+        exchange.headers,
+        method=exchange.method,
+        path=exchange.path,
+        now=exchange.now,
     )
     exchange.principal, exchange.active = principal, active
-    on_trial = services.canary(principal, exchange.now)
+    on_trial = services.manifests.canary(principal, exchange.now)
     if on_trial is not None:
         active = exchange.active = on_trial
         exchange.is_canary = True
@@ -133,6 +143,16 @@ async def consider(services: Services, exchange: Exchange) -> AdmittedRequest:
     exchange.take(decision)
     exchange.mark("decide")
     return AdmittedRequest(principal, active, inbound, facts, decision)
+
+
+def _begin_trace(services: Services, header: bytes | None) -> TraceContext | None:
+    """Return the trace of a request that has just come; ``None`` if it is not traced."""
+    tracing = services.config.tracing
+    if tracing is None:
+        return None
+    return begin(
+        header, share=tracing.share, rng=services.rng(), randomness=random.getrandbits(192)
+    )
 
 
 async def refuse(exchange: Exchange, refusal: WaypostError) -> None:

@@ -628,7 +628,7 @@ class ProviderAttempt:
 
     @property
     def _given_up(self) -> AttemptOutcome:
-        return "stopped" if self._services.is_cut else "cancelled"
+        return "stopped" if self._services.shutdown.is_cut else "cancelled"
 
     def _elapsed_ms(self) -> float:
         return in_ms(perf_counter() - self._started)

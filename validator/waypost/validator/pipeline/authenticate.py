@@ -9,12 +9,14 @@ from msgspec import UNSET
 from waypost.shared.contracts import Claims, Signed
 from waypost.shared.decision.rules import cohort
 from waypost.shared.errors import TokenError
+from waypost.validator.access.checks import AccessChecks
 from waypost.validator.access.dpop import Proof
 from waypost.validator.access.jose import refused
 from waypost.validator.access.tokens import LEEWAY_S
+from waypost.validator.config.budgets import Budgets
 from waypost.validator.ledger import scope_of
 from waypost.validator.manifest.active import ActiveManifest, Principal
-from waypost.validator.services import Services
+from waypost.validator.manifest.refresh import ManifestService
 
 __all__ = ["authenticate", "pseudonym"]
 
@@ -22,11 +24,19 @@ PSEUDONYM_CHARS = 24  # 96 bits: no two subjects of one operator meet
 
 
 async def authenticate(
-    services: Services, headers: Mapping[bytes, bytes], *, method: str, path: str, now: int
+    access: AccessChecks,
+    manifests: ManifestService,
+    budgets: Budgets,
+    headers: Mapping[bytes, bytes],
+    *,
+    method: str,
+    path: str,
+    now: int,
 ) -> tuple[Principal, ActiveManifest, str | None]:
     """Return the caller, the manifest whose issuers vouch for them, and a nonce to answer with.
 
     Args:
+        budgets: what whom may spend, where the token does not say.
         headers: as ``pick_headers`` returns them.
         path: without query.
 
@@ -38,21 +48,21 @@ async def authenticate(
     """
     authorization = headers.get(b"authorization")
     text = None if authorization is None else authorization.decode("latin-1")
-    active = services.active(now)
+    active = manifests.active(now)
     try:
         claims = active.verifier.verify(text, now=now)
     except TokenError as exc:
         # The issuer may have got a new key since we last looked.
-        if exc.code != "token_unknown_kid" or not await services.look_for_keys():
+        if exc.code != "token_unknown_kid" or not await manifests.look_for_keys():
             raise
-        active = services.active(now)
+        active = manifests.active(now)
         claims = active.verifier.verify(text, now=now)
     nonce: str | None = None
     if claims.cnf is not UNSET:
         proof = headers.get(b"dpop")
         assert text is not None  # noqa: S101 - claims came of it
         proven = await _prove(
-            services,
+            access,
             None if proof is None else proof.decode("latin-1"),
             method=method,
             path=path,
@@ -64,31 +74,36 @@ async def authenticate(
     if claims.one_time:
         # Last, so that a request refused for its proof does not use it up.
         mark = sha256(f"{claims.iss} {claims.jti}".encode()).digest()[:16]
-        if not await services.seen.is_first(mark, until=claims.exp + LEEWAY_S):
+        if not await access.seen.is_first(mark, until=claims.exp + LEEWAY_S):
             raise refused("token_replayed")
-    known = services.principals.get(id(claims))
-    if known is not None and known.claims is claims:
-        return known, active, nonce
-    principal = _caller(services, claims)
-    services.remember(principal)
+    principal = active.known(claims)
+    if principal is None:
+        principal = _principal(claims, budgets, access.pseudonym_key)
+        active.remember(principal)
     return principal, active, nonce
 
 
 async def _prove(
-    services: Services, proof: str | None, *, method: str, path: str, token: str, jkt: str, now: int
+    access: AccessChecks,
+    proof: str | None,
+    *,
+    method: str,
+    path: str,
+    token: str,
+    jkt: str,
+    now: int,
 ) -> Proof:
-    if services.proofs is None:
+    if access.proofs is None:
         raise refused("token_cnf")
-    proven = services.proofs.check(proof, method=method, path=path, token=token, jkt=jkt, now=now)
-    if not await services.seen.is_first(proven.mark, until=proven.until):
+    proven = access.proofs.check(proof, method=method, path=path, token=token, jkt=jkt, now=now)
+    if not await access.seen.is_first(proven.mark, until=proven.until):
         raise refused("dpop_replayed")
     return proven
 
 
-def _caller(services: Services, claims: Claims) -> Principal:
+def _principal(claims: Claims, budgets: Budgets, pseudonym_key: bytes) -> Principal:
     account = claims.budget.account
-    budgets = services.config.budgets
-    subject = pseudonym(claims, key=services.pseudonym_key)
+    subject = pseudonym(claims, key=pseudonym_key)
     pays = budgets.account(account, claims.budget.limits)
     return Principal(
         claims=claims,

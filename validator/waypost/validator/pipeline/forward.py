@@ -43,7 +43,7 @@ async def forward(
     unsettled: ProviderAttempt | None = None
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - a request is served by one
-    services.under_way.add(task)
+    services.shutdown.under_way.add(task)
     try:
         if not exchange.streamed:
             # It runs to its end even if the caller hangs up: only the end says what it cost.
@@ -59,7 +59,7 @@ async def forward(
             raise UpstreamError("The caller hung up.", code="caller_gone")
         return told.delivered()
     except asyncio.CancelledError:
-        if not services.is_cut:
+        if not services.shutdown.is_cut:
             unsettled, told = told, None  # nobody else will settle it
             raise
         task.uncancel()
@@ -73,7 +73,7 @@ async def forward(
         unsettled, told = told, None  # nobody else will settle it
         raise
     finally:
-        services.under_way.discard(task)
+        services.shutdown.under_way.discard(task)
         failover.hang_up()
         for one in failover.tries:
             if one is not told and not (done := one.delivered()).is_free:

@@ -33,7 +33,7 @@ ACTING_APIS = frozenset({"responses"})  # providers keep what they answered, and
 
 def is_drawn(services: Services, record: DecisionRecord) -> bool:
     """Whether this request is sent along. Where both policies choose alike nothing is learnt."""
-    config = None if services.candidate is None else services.candidate.send
+    config = None if services.manifests.candidate is None else services.manifests.candidate.send
     if config is None:
         return False
     shadow = record.shadow
@@ -65,7 +65,7 @@ def may_go(active: ActiveManifest, theirs: Model | None, record: DecisionRecord)
 
 def send_along(services: Services, admitted: AdmittedRequest, record: DecisionRecord) -> None:
     """Ask the candidate's choice, beside all else; ``record`` is written when that has ended."""
-    candidate = services.candidate
+    candidate = services.manifests.candidate
     assert candidate is not None and candidate.send is not None  # noqa: S101, PT018 - drawn
     if len(candidate.sending) >= candidate.send.at_once:
         _write(services, record, not_sent="busy")
@@ -106,7 +106,7 @@ async def _ask(
     config: SendConfig,
 ) -> NotSent | None:
     """Ask once, and pay for it; return why if that was not to be."""
-    trial = None if services.candidate is None else services.candidate.active
+    trial = None if services.manifests.candidate is None else services.manifests.candidate.active
     chosen = "" if record.shadow is None else record.shadow.model or ""
     theirs = None if trial is None else trial.compiled.models.get(chosen)
     why_not = may_go(admitted.active, theirs, record)
@@ -177,7 +177,7 @@ def _write(
         )
     else:
         shadow = structs.replace(shadow, not_sent=not_sent)
-    services.counts.shadow(shadow)
+    services.counts.counts.shadow(shadow)
     services.records.put(structs.replace(record, shadow=shadow))
 
 

@@ -57,10 +57,8 @@ async def understand(
     else:
         read = _read(services, exchange, active)
     inbound, measured, untranslatable, classes = read
-    request, out = (
-        inbound.request,
-        services.out_of_service(active, inbound, account=principal.account),
-    )
+    request = inbound.request
+    out = active.out_of_service(services.monotonic(), inbound, account=principal.account)
     if out or untranslatable or classes:
         measured = structs.replace(
             measured, out_of_service=out, untranslatable=untranslatable, data_classes=classes

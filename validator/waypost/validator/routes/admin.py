@@ -26,6 +26,7 @@ BUNDLE_TIMEOUT_S = 30.0
 async def _bundle(request: Request) -> Response:
     """Take a signed bundle by hand. Its signatures are its authority; no token is asked for."""
     services = services_of(request)
+    manifests = services.manifests
     if not services.config.manifest.admin:
         raise InvalidRequestError("There is nothing at this path.", code="not_found")
     headers = pick_headers(request.scope["headers"])
@@ -33,22 +34,22 @@ async def _bundle(request: Request) -> Response:
         request.receive, headers, limit=MAX_BUNDLE_BYTES, timeout_s=BUNDLE_TIMEOUT_S
     )
     try:
-        trusted = await to_thread.run_sync(partial(services.keeper.accept, body, etag=None))
+        trusted = await to_thread.run_sync(partial(manifests.keeper.accept, body, etag=None))
     finally:
         # Even a bundle that is refused may revoke what is served.
-        pending = await services.take_over()
-    if services.refused is not None:
+        pending = await manifests.take_over()
+    if manifests.refused is not None:
         raise PolicyError(
             f"Manifest v{trusted.policy.version} is signed and current, and is not served:"
-            f" {services.refused.message}.",
-            code=services.refused.code,
+            f" {manifests.refused.message}.",
+            code=manifests.refused.code,
         )
     return json_response(
         {
             "version": trusted.policy.version,
             "digest": trusted.policy_digest,
             "expires_at": trusted.expires_at,
-            "unserved": services.unserved,
+            "unserved": manifests.unserved,
             "pending_workers": pending,
         }
     )
@@ -65,23 +66,23 @@ async def _readyz(request: Request) -> Response:
     expires, and records wait on the disk while their store is down.
     """
     services = services_of(request)
-    if services.is_stopping:
+    if services.shutdown.is_stopping:
         return json_response({"status": "stopping", "checks": {}}, UNAVAILABLE)
-    now = int(services.clock())
+    manifests, now = services.manifests, int(services.clock())
     checks: dict[str, str] = {}
     try:
-        checks["manifest"] = f"v{services.active(now).version}"
+        checks["manifest"] = f"v{manifests.active(now).version}"
     except RefusalError as refusal:
         checks["manifest"] = refusal.code
-    checks["updates"] = _updates(services, now)
+    checks["updates"] = _updates(manifests, now)
     try:
         await services.ledger.balances((READY,), now=now)
         checks["ledger"] = "ok"
     except StoreError as error:
         checks["ledger"] = error.code
-    checks["records"] = await _records_state(services)
+    checks["records"] = await _records_state(services.records, services.store)
     try:
-        await services.seen.is_first(b"readyz", until=now)
+        await services.access.seen.is_first(b"readyz", until=now)
         checks["replay"] = "ok"
     except StoreError as error:
         checks["replay"] = error.code
@@ -93,7 +94,7 @@ async def _readyz(request: Request) -> Response:
         {
             "status": "ok" if is_ready else "unavailable",
             "checks": checks,
-            "expires_in_s": _expires_in_s(services, now),
+            "expires_in_s": _expires_in_s(manifests, now),
         },
         OK if is_ready else UNAVAILABLE,
     )

@@ -20,6 +20,8 @@ from waypost.shared.errors import (
 from waypost.shared.requests.apis import ENDPOINT_BY_PATH
 from waypost.validator.console import Console
 from waypost.validator.http.problems import INTERNAL, describe
+from waypost.validator.manifest.refresh import ManifestService
+from waypost.validator.records import RecordSink, RecordStore
 from waypost.validator.routes import admin, decisions, feedback, metrics, models
 from waypost.validator.routes.common import speaks_anthropic
 from waypost.validator.routes.hot_path import ValidatorApp
@@ -99,32 +101,31 @@ async def _starting(_: Request) -> Response:
 # ── what an operator sees ──────────────────────────────────────────────────────────────────────
 
 
-def _updates(services: Services, now: int) -> str:
-    if services.refused is not None:
+def _updates(manifests: ManifestService, now: int) -> str:
+    if manifests.refused is not None:
         return "refused"
-    if services.keeper.is_held_back(now):
+    if manifests.keeper.is_held_back(now):
         return "held_back"
-    soon = services.lapses()
+    soon = manifests.lapses()
     if not soon:
         return "ok"
     return "expired" if soon[0].left_s <= 0 else "expires_soon"
 
 
-def _expires_in_s(services: Services, now: int) -> dict[str, int]:
+def _expires_in_s(manifests: ManifestService, now: int) -> dict[str, int]:
     """Role → how long its signature behind the newest manifest still holds."""
-    newest = services.keeper.current
+    newest = manifests.keeper.current
     return {} if newest is None else {role: at - now for role, at in newest.expires.items()}
 
 
-async def _records_state(services: Services) -> str:
-    sink = services.records
+async def _records_state(sink: RecordSink, store: RecordStore) -> str:
     if sink.spill_fault:
         return "spill_full"
     if sink.is_store_down:
         return "spilling"
     try:
         async with asyncio.timeout(READY_PATIENCE_S):
-            await services.store.get("readyz")
+            await store.get("readyz")
     except (StoreError, TimeoutError):
         return "spilling"
     return "ok"

@@ -39,7 +39,9 @@ def speaks_anthropic(request: Request) -> bool:
 async def principal_of(request: Request) -> tuple[Principal, ActiveManifest]:
     services = services_of(request)
     principal, active, _ = await authenticate(
-        services,
+        services.access,
+        services.manifests,
+        services.config.budgets,
         pick_headers(request.scope["headers"]),
         method=request.method,
         path=request.scope["path"],

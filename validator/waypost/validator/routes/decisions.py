@@ -67,7 +67,7 @@ async def _decision(request: Request) -> Response:
         raise InvalidRequestError(
             "No decision of yours has this id, or it is no longer kept.", code="decision_not_found"
         )
-    policy = await services.explained(record)
+    policy = await services.manifests.explained(record)
     return json_response({"record": record, "explanation": explain_record(record, policy)})
 
 

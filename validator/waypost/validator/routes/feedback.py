@@ -33,7 +33,13 @@ async def _feedback(request: Request) -> Response:
     now = services.clock()
     headers = pick_headers(request.scope["headers"])
     principal, _, _ = await authenticate(
-        services, headers, method=request.method, path=request.url.path, now=int(now)
+        services.access,
+        services.manifests,
+        services.config.budgets,
+        headers,
+        method=request.method,
+        path=request.url.path,
+        now=int(now),
     )
     body = await read_body(
         request.receive, headers, limit=MAX_FEEDBACK_BYTES, timeout_s=FEEDBACK_TIMEOUT_S
@@ -58,9 +64,9 @@ async def _feedback(request: Request) -> Response:
         )
     feedback = Feedback(rating=said.rating, cause=said.cause, at_ms=int(now * 1_000))
     await services.store.put_feedback(record, feedback)
-    services.counts.feedback(record, feedback)
-    if services.candidate is not None:
-        services.candidate.rated(record, feedback)
+    services.counts.counts.feedback(record, feedback)
+    if services.manifests.candidate is not None:
+        services.manifests.candidate.rated(record, feedback)
     return json_response(
         {"decision": record.id, "rating": feedback.rating, "cause": feedback.cause}
     )

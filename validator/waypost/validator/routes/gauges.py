@@ -1,11 +1,19 @@
 """What a validator is like now, for a scrape: manifest, breakers, budgets, its own queues."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 
 from waypost.shared.errors import StoreError
 from waypost.shared.money import NUSD_PER_USD
+from waypost.validator.config.budgets import Budgets
+from waypost.validator.ledger import Ledger
+from waypost.validator.manifest.active import Target
+from waypost.validator.manifest.canary import Candidate
+from waypost.validator.manifest.refresh import ManifestService
+from waypost.validator.records import RecordSink
 from waypost.validator.services import Services
 from waypost.validator.telemetry.exposition import Gauge
+from waypost.validator.upstream.provider import Upstream
 
 __all__ = ["gauges"]
 
@@ -19,22 +27,27 @@ async def gauges(services: Services, *, shows_budgets: bool) -> list[Gauge]:
     Args:
         shows_budgets: whether whoever asks may know who has how much left.
     """
+    now = services.clock()
     result = [
-        *_manifest(services), _breakers(services), *_records(services), *_candidate(services),
-        _certificates(services), _risks(services),
-    ]  # fmt: skip
+        *_manifest(services.manifests, now),
+        _breakers(services.manifests.targets()),
+        *_records(services.records),
+        *_candidate(services.manifests.candidate),
+        _certificates(services.upstreams, now),
+        _risks(services.ledger),
+    ]
     if shows_budgets:
-        result.append(await _budgets(services))
+        result.append(await _budgets(services.ledger, services.config.budgets, int(now)))
     return result
 
 
-def _manifest(services: Services) -> list[Gauge]:
-    now, newest, trusted = services.clock(), services.keeper.current, services.trusted
+def _manifest(manifests: ManifestService, now: float) -> list[Gauge]:
+    newest, trusted = manifests.keeper.current, manifests.trusted
     told = [
         (
             "waypost_manifest_refused",
             "1 while the newest manifest cannot be served here.",
-            float(services.refused is not None),
+            float(manifests.refused is not None),
         )
     ]
     if trusted is not None:
@@ -45,7 +58,7 @@ def _manifest(services: Services) -> list[Gauge]:
             (
                 "waypost_models_unserved",
                 "Models of it whose provider is not configured here.",
-                float(len(services.unserved)),
+                float(len(manifests.unserved)),
             ),
         ]
     expires = {} if newest is None else newest.expires
@@ -60,8 +73,7 @@ def _manifest(services: Services) -> list[Gauge]:
     ]
 
 
-def _candidate(services: Services) -> list[Gauge]:
-    candidate = services.candidate
+def _candidate(candidate: Candidate | None) -> list[Gauge]:
     if candidate is None or candidate.active is None:
         return []
     told = (
@@ -75,8 +87,7 @@ def _candidate(services: Services) -> list[Gauge]:
     return [Gauge(name, text, (), [((), value)]) for name, text, value in told]
 
 
-def _breakers(services: Services) -> Gauge:
-    targets = services.targets()
+def _breakers(targets: Mapping[str, Target]) -> Gauge:
     return Gauge(
         "waypost_breaker_open",
         "1 while a model is given a rest by this process.",
@@ -88,8 +99,7 @@ def _breakers(services: Services) -> Gauge:
     )
 
 
-def _records(services: Services) -> list[Gauge]:
-    sink = services.records
+def _records(sink: RecordSink) -> list[Gauge]:
     told = (
         ("waypost_records_waiting", "Decision records in memory.", sink.waiting),
         ("waypost_records_spilled_bytes", "On the disk, for the store.", sink.spilled_bytes),
@@ -98,36 +108,33 @@ def _records(services: Services) -> list[Gauge]:
     return [Gauge(name, text, (), [((), float(value))]) for name, text, value in told]
 
 
-def _certificates(services: Services) -> Gauge:
-    now = services.clock()
+def _certificates(upstreams: Mapping[str, Upstream], now: float) -> Gauge:
     return Gauge(
         "waypost_provider_certificate_expires_in_seconds",
         "Of providers that this process has connected to by TLS.",
         ("provider",),
         [
             ((name,), upstream.certificate_expires_at - now)
-            for name, upstream in services.upstreams.items()
+            for name, upstream in upstreams.items()
             if upstream.certificate_expires_at is not None
         ],
     )
 
 
-def _risks(services: Services) -> Gauge:
+def _risks(ledger: Ledger) -> Gauge:
     return Gauge(
         "waypost_ledger_at_risk",
         "1 for each way in which the ledger's store may forget what was spent.",
         ("risk",),
-        [((risk,), 1.0) for risk in sorted(services.ledger.risks)],
+        [((risk,), 1.0) for risk in sorted(ledger.risks)],
     )
 
 
-async def _budgets(services: Services) -> Gauge:
+async def _budgets(ledger: Ledger, budgets: Budgets, now: int) -> Gauge:
     values: list[tuple[tuple[str, ...], float]] = []
-    now = int(services.clock())
-    budgets = services.config.budgets
     scopes = [budgets.account(account) for account in [*budgets.accounts][:MOST_ACCOUNTS]]
     with suppress(StoreError):  # /readyz says so; a scrape should not fail with the ledger
-        for balance in await services.ledger.balances(scopes, now=now):
+        for balance in await ledger.balances(scopes, now=now):
             left = balance.limit_nusd - balance.spent_nusd - balance.reserved_nusd
             account = balance.scope.partition(":")[2]
             values.append(((account, balance.window), left / NUSD_PER_USD))

@@ -23,14 +23,16 @@ async def _metrics(request: Request) -> Response:
     services = services_of(request)
     if not services.config.metrics.enabled:
         raise InvalidRequestError("There is nothing at this path.", code="not_found")
-    if services.metrics_token is not None:
+    if services.operators.metrics is not None:
         given = request.headers.get("authorization", "").encode("latin-1")
-        if not hmac.compare_digest(given, b"Bearer " + services.metrics_token.encode()):
+        if not hmac.compare_digest(given, b"Bearer " + services.operators.metrics.encode()):
             raise refused("token_missing" if not given else "token_signature")
-    families = await services.all_counts()
-    told = await gauges(services, shows_budgets=services.metrics_token is not None)
+    families = await services.counts.total()
+    told = await gauges(services, shows_budgets=services.operators.metrics is not None)
     body, media_type = await to_thread.run_sync(
-        partial(expose, families, services.counts, told, accept=request.headers.get("accept", ""))
+        partial(
+            expose, families, services.counts.counts, told, accept=request.headers.get("accept", "")
+        )
     )
     return Response(body, OK, {"content-type": media_type, "cache-control": "no-store"})
 

@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -16,29 +17,39 @@ import httpx
 from anyio import to_thread
 
 from waypost.shared.errors import StoreError
+from waypost.shared.records import DecisionRecord
 from waypost.shared.trust import ManifestKeeper
+from waypost.validator.access.checks import AccessChecks
 from waypost.validator.access.seen_once import SeenOnce, SqliteSeen
 from waypost.validator.config import ConfigError, ValidatorConfig
 from waypost.validator.config.callers import load_pseudonym_key
-from waypost.validator.config.manifests import CandidateConfig
+from waypost.validator.config.manifests import CandidateConfig, ManifestConfig
 from waypost.validator.config.oversight import MetricsConfig
 from waypost.validator.config.stores import PeersConfig, ReplayConfig
 from waypost.validator.detectors import load_detectors
 from waypost.validator.http.transports.selection import open_transport
+from waypost.validator.lane import Lane
 from waypost.validator.ledger.webhook import BudgetWebhook
+from waypost.validator.manifest.active import ActiveManifest
 from waypost.validator.manifest.canary import Candidate
+from waypost.validator.manifest.refresh import ManifestService
 from waypost.validator.receipts.keys import ReceiptKeys, load_keys
 from waypost.validator.receipts.log import ReceiptLog
 from waypost.validator.records import RecordSink, RecordStore
+from waypost.validator.records.prompts import redactor
+from waypost.validator.records.recorder import Recorder
+from waypost.validator.records.repeats import Repeats
 from waypost.validator.records.spill import Spill
-from waypost.validator.services import Services
+from waypost.validator.services import OperatorTokens, Services, Shutdown
 from waypost.validator.startup.ledger_store import open_ledger
 from waypost.validator.startup.logs import hide_in_logs
 from waypost.validator.startup.record_store import open_store
+from waypost.validator.startup.upkeep import Upkeep
 from waypost.validator.telemetry.counts import Counts
 from waypost.validator.telemetry.scrubber import Scrubber
-from waypost.validator.telemetry.workers import Workers
+from waypost.validator.telemetry.workers import SharedCounts, Workers
 from waypost.validator.upstream.provider import Upstream
+from waypost.validator.upstream.retry_budget import HedgeBudgets
 from waypost.validator.whole_files import make_once
 
 if TYPE_CHECKING:
@@ -69,17 +80,9 @@ async def open_services(
     async with AsyncExitStack() as stack:
         upstreams = _open_upstreams(config, environment, stack)
         root = _read_root(config)
-        keeper = ManifestKeeper(
-            url=config.manifest.url,
-            channel=config.channel,
-            root=root,
-            cache=config.manifest.cache,
-            now=clock,
-            projection=config.manifest.projection,
-        )
-        pseudonym_key = load_pseudonym_key(config.pseudonym, environment)
         for path in (config.ledger.path, config.records.path, config.manifest.cache):
             path.parent.mkdir(parents=True, exist_ok=True)
+        pseudonym_key = load_pseudonym_key(config.pseudonym, environment)
         ledger = open_ledger(config.ledger, config.budgets, environment, monotonic=monotonic)
         stack.push_async_callback(ledger.close)
         seen = _open_seen(config.replay, environment)
@@ -92,53 +95,88 @@ async def open_services(
         records = _open_records(config, store, receipts)
         stack.push_async_callback(records.close)
         records.resume()
-        workers = _open_workers(config)
+        counts = SharedCounts(Counts(), _open_workers(config), records)
         tracer = _open_tracer(config, environment)
         if tracer is not None:
             stack.push_async_callback(to_thread.run_sync, tracer.close)
         client = _open_client(config, environment)
         stack.push_async_callback(client.aclose)
-        services = Services(
-            config,
-            keeper=keeper,
-            ledger=ledger,
-            records=records,
-            store=store,
+        scrubber = Scrubber(_provider_keys(config, environment))
+        hide_in_logs(scrubber)
+        webhook = _open_webhook(config, environment)
+        if webhook is not None:
+            stack.push_async_callback(webhook.close)
+        lane, detectors = Lane(), load_detectors(config.detectors)
+        prepare = partial(
+            ActiveManifest,
             upstreams=upstreams,
-            detectors=load_detectors(config.detectors),
-            pseudonym_key=pseudonym_key,
-            seen=seen,
+            budgets=config.budgets,
+            audience=config.audience,
+            grace_s=config.manifest.grace_s,
+        )
+        candidate = None
+        if config.candidate is not None:
+            candidate = Candidate(
+                config.candidate,
+                keeper=_keeper(config, config.candidate, config.candidate.channel, root, clock),
+                prepare=prepare,
+                counts=counts.counts,
+                lane=lane,
+            )
+            stack.push_async_callback(candidate.close)
+        manifests = ManifestService(
+            config,
+            keeper=_keeper(config, config.manifest, config.channel, root, clock),
+            candidate=candidate,
+            prepare=prepare,
+            detectors=detectors,
+            store=store,
+            counts=counts.counts,
             client=client,
             clock=clock,
             monotonic=monotonic,
-            rng=rng,
-            workers=workers,
-            metrics_token=_metrics_token(config.metrics, environment),
-            tracer=tracer,
-            receipts=receipts if config.receipts and config.receipts.header else None,
-            console_token=_console_token(config.console.token, environment),
         )
-        services.scrubber = Scrubber(_provider_keys(config, environment))
-        hide_in_logs(services.scrubber)
-        if config.budgets.webhook is not None:
-            url = _secret("the budgets' webhook", config.budgets.webhook, environment)
-            services.webhook = BudgetWebhook(url)
-            stack.push_async_callback(services.webhook.close)
-        if config.candidate is not None:
-            services.candidate = _candidate(
-                config, config.candidate, root, upstreams, clock, services.counts
-            )
-            stack.push_async_callback(services.candidate.close)
+        services = Services(
+            config=config,
+            clock=clock,
+            monotonic=monotonic,
+            rng=rng,
+            manifests=manifests,
+            recorder=Recorder(
+                records,
+                observers=_observers(counts.counts, manifests, tracer),
+                redactor=redactor(config.detectors) if config.records.prompts else None,
+            ),
+            ledger=ledger,
+            access=AccessChecks.configured(config, seen=seen, pseudonym_key=pseudonym_key),
+            upstreams=upstreams,
+            detectors=detectors,
+            records=records,
+            store=store,
+            counts=counts,
+            operators=OperatorTokens(
+                console=_console_token(config.console.token, environment),
+                metrics=_metrics_token(config.metrics, environment),
+            ),
+            scrubber=scrubber,
+            shutdown=Shutdown(),
+            lane=lane,
+            repeats=Repeats(),
+            hedges=HedgeBudgets(),
+            receipts=receipts if config.receipts and config.receipts.header else None,
+            webhook=webhook,
+        )
+        upkeep = Upkeep(
+            manifests, ledger, seen, counts, refresh_s=config.manifest.refresh_s, clock=clock
+        )
         peers = _open_peers(config, environment, upstreams, monotonic)
         if peers is not None:
             stack.push_async_callback(peers.close)
-        await to_thread.run_sync(keeper.load)
-        await services.take_over()
-        await services.refresh()
-        upkeep = [services.keep_fresh(), services.keep_swept(), services.keep_told()]
+        await manifests.load()
+        loops = upkeep.loops()
         if peers is not None:
-            upkeep += [peers.keep_telling(), peers.keep_listening()]
-        async with _running(upkeep):
+            loops += [peers.keep_telling(), peers.keep_listening()]
+        async with _running(loops):
             yield services
 
 
@@ -211,31 +249,46 @@ def _open_client(config: ValidatorConfig, environment: Mapping[str, str]) -> htt
     return httpx.AsyncClient(headers=headers)
 
 
-def _candidate(
+def _keeper(
     config: ValidatorConfig,
-    candidate: CandidateConfig,
+    source: ManifestConfig | CandidateConfig,
+    channel: str,
     root: bytes,
-    upstreams: Mapping[str, Upstream],
     clock: Callable[[], float],
-    counts: Counts,
-) -> Candidate:
-    keeper = ManifestKeeper(
-        url=candidate.url,
-        channel=candidate.channel,
+) -> ManifestKeeper:
+    return ManifestKeeper(
+        url=source.url,
+        channel=channel,
         root=root,
-        cache=candidate.cache,
+        cache=source.cache,
         now=clock,
         projection=config.manifest.projection,
     )
-    return Candidate(
-        candidate,
-        keeper=keeper,
-        upstreams=upstreams,
-        budgets=config.budgets,
-        audience=config.audience,
-        grace_s=config.manifest.grace_s,
-        counts=counts,
-    )
+
+
+def _open_webhook(config: ValidatorConfig, environment: Mapping[str, str]) -> BudgetWebhook | None:
+    variable = config.budgets.webhook
+    if variable is None:
+        return None
+    return BudgetWebhook(_secret("the budgets' webhook", variable, environment))
+
+
+def _observers(
+    counts: Counts, manifests: ManifestService, tracer: "Tracer | None"
+) -> list[Callable[[DecisionRecord], None]]:
+    observers: list[Callable[[DecisionRecord], None]] = [counts.record]
+    if manifests.candidate is not None:
+        observers.append(manifests.candidate.note)
+    if tracer is not None:
+        trace = tracer.record
+
+        def show(record: DecisionRecord) -> None:
+            if record.trace_id is not None:
+                trusted = manifests.trusted
+                trace(record, None if trusted is None else trusted.compiled.policy)
+
+        observers.append(show)
+    return observers
 
 
 def _open_peers(

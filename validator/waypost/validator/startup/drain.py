@@ -184,7 +184,7 @@ class DrainingServer(uvicorn.Server):
         tasks = self.server_state.tasks
         if tasks:
             logger.warning("%d requests are cut off: they took longer than the drain", len(tasks))
-        self._services.cut_off()
+        self._services.shutdown.cut_off()
         await self._until_quiet(CUT_S)
         for task in tasks:
             task.cancel()

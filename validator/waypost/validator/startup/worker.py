@@ -18,6 +18,8 @@ from typing import Any
 
 from waypost.shared.errors import StoreError, TrustError, WaypostError
 from waypost.validator.config import ValidatorConfig, load_config
+from waypost.validator.config.manifests import ManifestConfig
+from waypost.validator.manifest.refresh import ManifestService
 from waypost.validator.services import Services
 from waypost.validator.startup.assembly import open_services
 from waypost.validator.startup.control import (
@@ -106,7 +108,9 @@ class _Worker:
         """Args:
         port: what it is given the listening socket by.
         """
-        self._services = services
+        self._manifests = services.manifests
+        self._shutdown = services.shutdown
+        self._settings = services.config.manifest
         self._channel = channel
         self._port = port
         self._server = DrainingServer(services)
@@ -124,10 +128,10 @@ class _Worker:
         for what, states in start.known.items():
             for state in states:
                 await self._adopt(what, state)
-        require_manifest(self._services)
+        require_manifest(self._manifests, self._settings)
         hearing = asyncio.create_task(self._hear())
         self._channel.send(Ready())
-        sharing = asyncio.create_task(self._services.share_by(self._share))
+        sharing = asyncio.create_task(self._manifests.sharing.begin(self._share))
         try:
             await hearing
             if self._active is not None:
@@ -174,7 +178,7 @@ class _Worker:
                 if (told := self._shared.pop(number, None)) is not None and not told.done():
                     told.set_result(pending)
             case Leave(is_stopping):
-                self._services.is_stopping = is_stopping
+                self._shutdown.announce(is_stopping=is_stopping)
                 self._server.leave(takes_more=is_stopping)
             case Close(linger_s, drain_s):
                 self._server.close(linger_s=linger_s, drain_s=drain_s)
@@ -185,12 +189,12 @@ class _Worker:
 
     async def _adopt(self, what: str, state: bytes) -> None:
         try:
-            changed = await self._services.adopt(what, state)
+            changed = await self._manifests.adopt(what, state)
         except TrustError as exc:
             logger.info("the %s that another worker has is not taken: %s", what, exc)
             return
         if changed:
-            task = asyncio.create_task(self._services.keep_policies())
+            task = asyncio.create_task(self._manifests.keep_policies())
             self._keeping.add(task)
             task.add_done_callback(self._keeping.discard)
 
@@ -209,23 +213,22 @@ class _Worker:
             self._shared.pop(number, None)
 
 
-def require_manifest(services: Services) -> None:
+def require_manifest(manifests: ManifestService, settings: ManifestConfig) -> None:
     """Raise StoreError if there is nothing to serve, nor any way to it.
 
     Its code is ``manifest_missing``, or ``manifest_refused`` if there is one that cannot be served.
     """
-    manifest = services.config.manifest
-    if services.refused is not None and services.trusted is None and not manifest.admin:
+    if manifests.refused is not None and manifests.trusted is None and not settings.admin:
         raise StoreError(
-            f"there is a manifest, and it cannot be served here: {services.refused.message}",
+            f"there is a manifest, and it cannot be served here: {manifests.refused.message}",
             code="manifest_refused",
         )
-    if services.keeper.current is None and not manifest.admin:
-        error = services.keeper.last_error
+    if manifests.keeper.current is None and not settings.admin:
+        error = manifests.keeper.last_error
         why = f": {error.code}: {error.message}" if error is not None else ""
         raise StoreError(
-            f"there is no manifest to serve at {manifest.url or 'any URL'}, nor in"
-            f" {manifest.cache}{why}",
+            f"there is no manifest to serve at {settings.url or 'any URL'}, nor in"
+            f" {settings.cache}{why}",
             code="manifest_missing",
         )
 

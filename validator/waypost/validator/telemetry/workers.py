@@ -11,11 +11,13 @@ import shutil
 from pathlib import Path
 
 import msgspec
+from anyio import to_thread
 
-from waypost.validator.telemetry.counts import Families, added, decode
+from waypost.validator.records.sink import RecordSink
+from waypost.validator.telemetry.counts import Counts, Families, added, decode, encode
 from waypost.validator.whole_files import replace_file
 
-__all__ = ["Workers", "forget"]
+__all__ = ["SharedCounts", "Workers", "forget"]
 
 
 class Workers:
@@ -44,6 +46,35 @@ class Workers:
                 except (OSError, msgspec.MsgspecError):
                     continue  # being replaced, or of another version
         return added(found)
+
+
+class SharedCounts:
+    """What this process counts, added to what the others do.
+
+    Attributes:
+        counts: this process's own.
+    """
+
+    def __init__(self, counts: Counts, workers: Workers, sink: RecordSink) -> None:
+        """Args:
+        sink: whose lost records are counted too.
+        """
+        counts.expired(0)  # a count that is not there cannot be seen to rise
+        counts.expired(0)  # a count that is not there cannot be seen to rise
+        self.counts = counts
+        self._workers = workers
+        self._sink = sink
+
+    async def total(self) -> Families:
+        """Return what all workers counted; a copy, since this process goes on counting."""
+        self.counts.lost(self._sink.lost)
+        mine = added([self.counts.families])
+        return await to_thread.run_sync(self._workers.total, mine)
+
+    async def publish(self) -> None:
+        """Let the other workers see what this one counted. Raises OSError."""
+        self.counts.lost(self._sink.lost)
+        await to_thread.run_sync(self._workers.publish, encode(self.counts.families))
 
 
 def forget(folder: Path) -> None:

@@ -4,7 +4,7 @@ The rule: retries and hedges are a share of the ordinary requests, so that an ai
 never met with a multiple of its load. After Finagle's retry budget.
 """
 
-__all__ = ["ExtraBudget", "full_jitter_s"]
+__all__ = ["ExtraBudget", "HedgeBudgets", "full_jitter_s"]
 
 # Saved up at most, and had at the start: a validator with little traffic could otherwise never
 # retry at all.
@@ -34,6 +34,22 @@ class ExtraBudget:
             return False
         self._tokens -= 1
         return True
+
+
+class HedgeBudgets:
+    """How many of each route's requests may be asked twice; a route begins with none."""
+
+    __slots__ = ("_budgets",)
+
+    def __init__(self) -> None:
+        self._budgets: dict[tuple[str, int], ExtraBudget] = {}
+
+    def __call__(self, route: str, percent: int) -> ExtraBudget:
+        """Return the budget of ``route``, at most ``percent`` of its requests."""
+        budget = self._budgets.get((route, percent))
+        if budget is None:
+            budget = self._budgets[route, percent] = ExtraBudget(percent, saved=0.0)
+        return budget
 
 
 def full_jitter_s(tries: int, *, rng: float) -> float:
