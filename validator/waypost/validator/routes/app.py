@@ -1,6 +1,5 @@
 """The validator over HTTP: routes, their order, and how errors look."""
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import cast
@@ -14,22 +13,17 @@ from starlette.routing import Mount, Route
 from waypost.shared.errors import (
     InvalidRequestError,
     RefusalError,
-    StoreError,
     WaypostError,
 )
 from waypost.shared.requests.apis import ENDPOINT_BY_PATH
 from waypost.validator.console import Console
 from waypost.validator.http.problems import INTERNAL, describe
-from waypost.validator.manifest.refresh import ManifestService
-from waypost.validator.records import RecordSink, RecordStore
 from waypost.validator.routes import admin, decisions, feedback, metrics, models
 from waypost.validator.routes.common import speaks_anthropic
 from waypost.validator.routes.hot_path import ValidatorApp
 from waypost.validator.services import Services
 
 __all__ = ["create_app"]
-
-READY_PATIENCE_S = 0.5  # kubelet gives up after a second
 
 
 def create_app(opening: Callable[[], AbstractAsyncContextManager[Services]]) -> ValidatorApp:
@@ -96,36 +90,3 @@ async def _internal(request: Request, _: Exception) -> Response:
 
 async def _starting(_: Request) -> Response:
     raise RefusalError("This validator is starting; try again shortly.", code="starting")
-
-
-# ── what an operator sees ──────────────────────────────────────────────────────────────────────
-
-
-def _updates(manifests: ManifestService, now: int) -> str:
-    if manifests.refused is not None:
-        return "refused"
-    if manifests.keeper.is_held_back(now):
-        return "held_back"
-    soon = manifests.lapses()
-    if not soon:
-        return "ok"
-    return "expired" if soon[0].left_s <= 0 else "expires_soon"
-
-
-def _expires_in_s(manifests: ManifestService, now: int) -> dict[str, int]:
-    """Role → how long its signature behind the newest manifest still holds."""
-    newest = manifests.keeper.current
-    return {} if newest is None else {role: at - now for role, at in newest.expires.items()}
-
-
-async def _records_state(sink: RecordSink, store: RecordStore) -> str:
-    if sink.spill_fault:
-        return "spill_full"
-    if sink.is_store_down:
-        return "spilling"
-    try:
-        async with asyncio.timeout(READY_PATIENCE_S):
-            await store.get("readyz")
-    except (StoreError, TimeoutError):
-        return "spilling"
-    return "ok"
