@@ -143,7 +143,7 @@ async def test_a_postgres_that_was_away_for_long_or_became_read_only_is_found_at
 async def test_expired_holds_and_unconfirmed_charges_are_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("waypost.validator.services.SWEEP_S", 0.01)
+    monkeypatch.setattr("waypost.validator.startup.upkeep.SWEEP_S", 0.01)
     async with _running(tmp_path) as validator:
         assert (await _told(validator))["waypost_holds_expired_total"] == 0
         with patch.object(validator.services.ledger, "settle", side_effect=StoreError("away")):
