@@ -1,5 +1,6 @@
 """A fault of our own, wherever it strikes: the hold ends, the record is kept, the caller is told."""
 
+import asyncio
 import json
 from importlib import import_module
 from pathlib import Path
@@ -8,20 +9,24 @@ from typing import Any, NoReturn
 import pytest
 
 from support.dialects import running_dialects
+from support.upstream import Exchange as Asked
 from support.upstream import Upstream
 from support.validator import HELLO, Running
 from support.wires import message, message_events, streaming
-from waypost.shared.records import fate_of
+from waypost.shared.records import DecisionRecord, fate_of
 from waypost.validator.dialects.adapter import Passthrough
 from waypost.validator.manifest.active import ActiveManifest
 from waypost.validator.manifest.canary import Candidate
+from waypost.validator.pipeline import serve
 from waypost.validator.pipeline.attempt import ProviderAttempt
 from waypost.validator.pipeline.exchange import Exchange as Request
 from waypost.validator.records.recorder import Recorder
+from waypost.validator.routes.hot_path import new_exchange
 
 pytestmark = pytest.mark.anyio
 
 STREAM = {**HELLO, "stream": True}
+PIPELINE = import_module("waypost.validator.pipeline")
 SETTLING = import_module("waypost.validator.pipeline.settle")
 
 
@@ -95,9 +100,9 @@ async def test_a_head_that_cannot_be_written_is_an_error_and_what_was_used_is_pa
 
     async def start(call: Request, *args: Any, **named: Any) -> None:  # noqa: ANN401 - as it comes
         if faults:
-            call.receipt = lambda: fault(faults.pop())
+            call.sign = lambda _: fault(faults.pop())
         else:
-            call.receipt = None
+            call.sign = None
         await write(call, *args, **named)
 
     monkeypatch.setattr(Request, "start", start)
@@ -107,6 +112,88 @@ async def test_a_head_that_cannot_be_written_is_an_error_and_what_was_used_is_pa
     record = await validator.record(response)
     assert record.cost_nusd > 0
     assert await validator.spent() == (record.cost_nusd, 0)
+
+
+async def test_a_fault_in_what_counts_loses_neither_answer_nor_record(
+    validator: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    candidate = _Observed()
+    monkeypatch.setattr(validator.services.recorder, "_observers", (fault, candidate))
+
+    response = await validator.chat()
+
+    assert response.status_code == 200
+    record = await validator.record(response)
+    assert candidate.seen == [record.id], "who comes after the one that fails is shown it too"
+
+
+class _Observed:
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def __call__(self, record: DecisionRecord) -> None:
+        self.seen.append(record.id)
+
+
+@pytest.mark.parametrize("name", ["reserve", "Failover"])
+async def test_what_is_held_is_given_back_if_it_cannot_be_spent(
+    name: str, validator: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    well = getattr(PIPELINE, name)
+
+    async def reserve(*args: Any) -> NoReturn:  # noqa: ANN401 - as it comes
+        await well(*args)
+        fault()
+
+    monkeypatch.setattr(PIPELINE, name, reserve if name == "reserve" else fault)
+
+    response = await validator.chat()
+
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")
+    assert (await validator.record(response)).cost_nusd == 0
+    assert await validator.spent() == (0, 0)
+
+
+@pytest.mark.parametrize("body", [HELLO, STREAM], ids=["whole", "streamed"])
+async def test_a_request_that_is_cancelled_from_outside_is_recorded_and_holds_nothing(
+    body: dict[str, Any], validator: Running, acme: Upstream
+) -> None:
+    asked = asyncio.Event()
+
+    async def never(exchange: Asked) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    acme.behave = never
+    exchange = new_exchange(
+        validator.services, *_posted(body, validator.bearer()), "chat.completions"
+    )
+    task = asyncio.create_task(serve(validator.services, exchange))
+    await asked.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    record = await validator.record_of(exchange.id)
+    assert (record.verdict, record.reason, record.http_status) == ("refused", "stopping", 503)
+    assert await validator.spent() == (record.cost_nusd, 0)
+
+
+def _posted(body: dict[str, Any], bearer: str) -> tuple[Any, Any, Any]:
+    """Return scope, receive and send of a request whose caller goes on waiting."""
+    messages = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop()
+        return await asyncio.Event().wait() and {}
+
+    async def send(_: Any) -> None:  # noqa: ANN401 - an ASGI message
+        pass
+
+    headers = [(b"authorization", bearer.encode()), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers}
+    return scope, receive, send
 
 
 @pytest.mark.parametrize("path", ["chat/completions", "messages", "responses"])

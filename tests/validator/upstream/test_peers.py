@@ -269,6 +269,6 @@ async def test_the_ledgers_redis_serves_unless_another_is_named(
 
 async def test_an_address_that_is_none_is_not_quoted() -> None:
     with pytest.raises(ConfigError) as caught:
-        Peers("http://:secret@localhost", prefix="p", upstreams={}, monotonic=lambda: 0.0)
+        Peers("http://:secret@localhost", prefix="p", monotonic=lambda: 0.0)
 
     assert "secret" not in str(caught.value)

@@ -30,6 +30,9 @@ class OperatorTokens(Struct, frozen=True):
     console: str | None
     metrics: str | None
 
+    def __repr__(self) -> str:
+        return "OperatorTokens()"  # what it holds is secret
+
 
 class Shutdown:
     """How far this process is on its way to its end.
@@ -92,3 +95,6 @@ class Services(Struct, frozen=True, kw_only=True, eq=False):
     hedges: HedgeBudgets
     receipts: ReceiptKeys | None
     webhook: BudgetWebhook | None
+
+    def __repr__(self) -> str:
+        return f"Services(channel={self.config.channel!r})"

@@ -25,6 +25,9 @@ class AccessChecks(Struct, frozen=True):
     proofs: ProofChecker | None
     pseudonym_key: bytes
 
+    def __repr__(self) -> str:
+        return "AccessChecks()"  # its key is secret
+
     @classmethod
     def configured(cls, config: ValidatorConfig, *, seen: SeenOnce, pseudonym_key: bytes) -> Self:
         """Return the checks that ``validator.yaml`` asks for."""

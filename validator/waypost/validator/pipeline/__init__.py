@@ -9,19 +9,19 @@ with an answer that says why, nothing charged, and a record.
 import asyncio
 import logging
 import random
-from functools import partial
 
 from waypost.shared.decision.engine import decide as engine_decide
 from waypost.shared.errors import RefusalError, StoreError, WaypostError
 from waypost.shared.wire.trace_context import TraceContext, begin
-from waypost.validator.http.problems import INTERNAL, describe, stopping
+from waypost.validator.http.problems import INTERNAL, Problem, describe, stopping
 from waypost.validator.pipeline.authenticate import authenticate
 from waypost.validator.pipeline.decide import require_served, woken
 from waypost.validator.pipeline.exchange import AdmittedRequest, Exchange, pick_headers
+from waypost.validator.pipeline.failover import Failover
 from waypost.validator.pipeline.forward import forward
 from waypost.validator.pipeline.hold import Reservation
 from waypost.validator.pipeline.mirror import is_drawn, send_along
-from waypost.validator.pipeline.record import receipt_of, record_of
+from waypost.validator.pipeline.record import record_of
 from waypost.validator.pipeline.reserve import reserve
 from waypost.validator.pipeline.settle import let_go, settle
 from waypost.validator.pipeline.understand import bound_time, understand
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 async def serve(services: Services, exchange: Exchange) -> None:
-    """Answer one request to a model and record how it went."""
+    """Answer one request to a model and record how it went, whatever that meets."""
     reservation: Reservation | None = None
     admitted: AdmittedRequest | None = None
     try:
@@ -42,27 +42,37 @@ async def serve(services: Services, exchange: Exchange) -> None:
             admitted.principal.subject, exchange.body, exchange.id, now=exchange.now
         )
         reservation = Reservation(services, exchange, admitted)
-        decision = await reserve(exchange, admitted, reservation)
-        if exchange.crossed and services.webhook is not None:
-            services.webhook.tell(exchange.crossed)
-        delivered = await forward(services, exchange, admitted, decision, reservation)
+        failover = await _reserve(services, exchange, admitted, reservation)
+        delivered = await forward(services, exchange, admitted, failover)
         await settle(exchange, admitted.facts, delivered)
     except (RefusalError, StoreError) as refusal:
         await _refuse_or_log(exchange, refusal)
     except asyncio.CancelledError:
         if not services.shutdown.is_cut:
+            _note_refusal(exchange, stopping())  # nobody is there to be told
             raise
-        if reservation is not None and not reservation.is_exposed:
-            await let_go(exchange, reservation)
         await _refuse_or_log(exchange, stopping())
     except Exception:
         logger.exception("request %s failed", exchange.id)
-        if reservation is not None and not reservation.is_exposed:
-            await let_go(exchange, reservation)
         await _refuse_or_log(exchange, INTERNAL)
-    if reservation is not None and not exchange.cost_nusd:
-        await _free_key(exchange, reservation)
-    await _record(services, exchange, admitted)
+    finally:
+        if reservation is not None and not exchange.cost_nusd:
+            await _free_key(exchange, reservation)
+        await _record(services, exchange, admitted)
+
+
+async def _reserve(
+    services: Services, exchange: Exchange, admitted: AdmittedRequest, reservation: Reservation
+) -> Failover:
+    """Hold the money for what ``forward`` may spend; unless all goes well, nothing is held."""
+    try:
+        decision = await reserve(exchange, admitted, reservation)
+        if exchange.crossed and services.webhook is not None:
+            services.webhook.tell(exchange.crossed)
+        return Failover(services, exchange, admitted, decision, reservation)
+    except BaseException:
+        await let_go(exchange, reservation)
+        raise
 
 
 async def _free_key(exchange: Exchange, reservation: Reservation) -> None:
@@ -82,14 +92,12 @@ async def _record(services: Services, exchange: Exchange, admitted: AdmittedRequ
                 cohort = admitted.principal.signed.cohort
                 record = await candidate.with_shadow(record, admitted.inbound, cohort)
             record = await services.recorder.with_prompt(record, admitted.inbound)
-            is_sent_along = is_drawn(services, record)
+            if is_drawn(services, record):
+                send_along(services, admitted, record)  # which keeps the record at its end
+                services.recorder.count(record)
+                return
         except Exception:
             logger.exception("request %s: its record lacks its shadow or prompt", exchange.id)
-            is_sent_along = False
-        if is_sent_along:
-            services.recorder.count(record)
-            send_along(services, admitted, record)
-            return
     services.recorder.note(record)
 
 
@@ -100,8 +108,6 @@ async def consider(services: Services, exchange: Exchange) -> AdmittedRequest:
         RefusalError: the request is not to be served.
     """
     exchange.headers = pick_headers(exchange.raw_headers)
-    if services.receipts is not None:
-        exchange.receipt = partial(receipt_of, exchange, services.receipts)
     exchange.trace = _begin_trace(services, exchange.headers.get(b"traceparent"))
     principal, active, exchange.nonce = await authenticate(
         services.access,
@@ -157,14 +163,20 @@ def _begin_trace(services: Services, header: bytes | None) -> TraceContext | Non
 
 async def refuse(exchange: Exchange, refusal: WaypostError) -> None:
     """Answer with why the request is not served."""
-    exchange.verdict, exchange.reason = "refused", refusal.code
-    exchange.detail = refusal.message
-    problem = describe(refusal, exchange.endpoint, request_id=exchange.id)
+    problem = _note_refusal(exchange, refusal)
     if exchange.has_started:
-        exchange.status = problem.status  # for the record; the caller has seen another
         await exchange.break_off(refusal.message, code=refusal.code)
         return
     await exchange.answer(problem.status, problem.body, extra=problem.headers)
+
+
+def _note_refusal(exchange: Exchange, refusal: WaypostError) -> Problem:
+    """Note for the record how the request ends; return what the caller is told of it."""
+    exchange.verdict, exchange.reason = "refused", refusal.code
+    exchange.detail = refusal.message
+    problem = describe(refusal, exchange.endpoint, request_id=exchange.id)
+    exchange.status = problem.status  # where the answer has begun, the caller has seen another
+    return problem
 
 
 async def _refuse_or_log(exchange: Exchange, refusal: WaypostError) -> None:

@@ -146,7 +146,7 @@ class Exchange(Struct, kw_only=True, eq=False):
         untranslatable: why a provider cannot be asked this; the first that was found.
         body_digest: of a large body, for its idempotency key.
         is_counted: whether it counts as a request already, where the account is limited by them.
-        receipt: signs what is decided, when the answer begins; ``None`` where nothing is signed.
+        sign: makes the receipt when the answer begins; ``None`` where nothing is signed.
         ends_at: by ``perf_counter``; ``is_hurried`` says that it is the caller's wish.
         breaking_off: writes the events that end a stream which has begun and must not go on;
             ``None`` where no stream is under way.
@@ -178,7 +178,7 @@ class Exchange(Struct, kw_only=True, eq=False):
     is_counted: bool = False
     is_canary: bool = False
     trace: TraceContext | None = None
-    receipt: Callable[[], bytes] | None = None
+    sign: "Callable[[Exchange], bytes] | None" = None
     decision: Decision | None = None
     verdict: Verdict = "refused"
     reason: str = ""
@@ -209,6 +209,7 @@ class Exchange(Struct, kw_only=True, eq=False):
         at: float,
         randomness: int,
         has_whole_body: bool = False,
+        sign: "Callable[[Exchange], bytes] | None" = None,
     ) -> Self:
         """Return the exchange that ``scope`` begins.
 
@@ -217,6 +218,7 @@ class Exchange(Struct, kw_only=True, eq=False):
             at: Unix seconds.
             randomness: at least 74 bits, for the id.
             has_whole_body: whether ``receive`` returns it at once.
+            sign: makes the receipt; ``None``: nothing is signed.
         """
         at_ms, started = int(at * 1_000), perf_counter()
         return cls(
@@ -232,6 +234,7 @@ class Exchange(Struct, kw_only=True, eq=False):
             started=started,
             marked=started,
             has_whole_body=has_whole_body,
+            sign=sign,
         )
 
     def take(self, decision: Decision) -> None:
@@ -294,8 +297,8 @@ class Exchange(Struct, kw_only=True, eq=False):
             headers.append((b"dpop-nonce", self.nonce.encode()))
         if self.endpoint == "messages":
             headers.append((b"request-id", self.id.encode()))  # where Anthropic's SDKs look
-        if self.receipt is not None:
-            headers.append((b"waypost-receipt", self.receipt()))
+        if self.sign is not None:
+            headers.append((b"waypost-receipt", self.sign(self)))
         self.has_started = True  # not before: what could not be written can still be an error
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
 

@@ -70,7 +70,6 @@ class Failover:
         self._candidates = decision.candidates
         self._chain = deque(decision.chain)
         self._reservation = reservation
-        self._held = decision.chain[0]
         self._limited: list[Target] = []
         self._put_off: list[Target] = []
         self._rejected: ProviderAttempt | None = None
@@ -178,11 +177,8 @@ class Failover:
         return target if await self._is_held(target) else None
 
     async def _is_held(self, target: Target) -> bool:
-        if target.model.id == self._held:
-            return True
         # To hold more, what is held is given back first: a failure leaves nothing.
-        self._held = target.model.id if await self._reservation.cover(target) else ""
-        return bool(self._held)
+        return self._reservation.covers(target) or await self._reservation.cover(target)
 
     def _new_reservation(self) -> Reservation:
         part = f"+{len(self.reservations)}"
@@ -276,7 +272,7 @@ class Failover:
             target.breaker.abandoned(who)
             self._is_saturated = True
             return None
-        self._exchange.model, reservation.is_exposed = target.model.id, True
+        self._exchange.model = target.model.id
         one = ProviderAttempt(
             self._services, self._exchange, admitted, target,
             reservation=reservation, key=key, kind=kind,
@@ -292,8 +288,6 @@ class Failover:
         if one.outcome != "ok" and not (failed := one.delivered()).is_free:
             # First, as a hedge that is sooner may cancel this while it waits for the store.
             one.is_paid = True
-            if one.reservation is self._reservation:
-                self._held = ""
             await pay(self._exchange, self._admitted.facts, failed)
 
     # ── what only its maker can read ───────────────────────────────────────────────────────
@@ -455,7 +449,7 @@ class Failover:
         place = self._candidates.index(one.target.model.id)
         weaker = self._candidates[: place + 1]
         self._chain = deque(name for name in self._chain if name not in weaker)
-        self._reservation, self._held = self._new_reservation(), ""
+        self._reservation = self._new_reservation()
 
     # ── when nobody answers ────────────────────────────────────────────────────────────────
 

@@ -8,14 +8,12 @@ What a try is, is ``attempt``'s business; where the next one goes, ``failover``'
 
 import asyncio
 
-from waypost.shared.decision.engine import Decision
 from waypost.shared.errors import UpstreamError
 from waypost.validator.http.problems import CALLER_GONE, stopping
 from waypost.validator.pipeline.attempt import Delivered, ProviderAttempt
 from waypost.validator.pipeline.disconnect import HangUp
 from waypost.validator.pipeline.exchange import AdmittedRequest, Exchange
 from waypost.validator.pipeline.failover import Failover
-from waypost.validator.pipeline.hold import Reservation
 from waypost.validator.pipeline.settle import let_go, pay
 from waypost.validator.services import Services
 
@@ -26,19 +24,17 @@ async def forward(
     services: Services,
     exchange: Exchange,
     admitted: AdmittedRequest,
-    decision: Decision,
-    reservation: Reservation,
+    failover: Failover,
 ) -> Delivered:
     """Return what reached the caller; all else that was tried is paid for, or given back.
 
     Args:
-        decision: what the reservation pays for.
+        failover: what is held, and where it may be spent; all of it is ended here.
 
     Raises:
         RefusalError: no model of the chain answered, or the validator stopped before one did;
             nothing is held any more.
     """
-    failover = Failover(services, exchange, admitted, decision, reservation)
     told: ProviderAttempt | None = None
     unsettled: ProviderAttempt | None = None
     task = asyncio.current_task()

@@ -51,7 +51,6 @@ class Reservation:
     """The money held for one request, for one provider at a time.
 
     Attributes:
-        is_exposed: whether a provider may have been given something to charge for.
         hold_id: ``None`` when nothing is held.
         amount_nusd: how much is.
         output_tokens: bound of one answer that the amount covers; sent upstream.
@@ -70,7 +69,6 @@ class Reservation:
         "amount_nusd",
         "crossed",
         "hold_id",
-        "is_exposed",
         "output_tokens",
     )
 
@@ -90,7 +88,6 @@ class Reservation:
         self._key = None if part else _idempotency_key(exchange, admitted.principal)
         self._holds = 0
         self._target: Target | None = None
-        self.is_exposed = False
         self.hold_id: str | None = None
         self.amount_nusd = 0
         self.output_tokens = 0
@@ -130,6 +127,10 @@ class Reservation:
             self.hold_id, self.amount_nusd, self._target = hold_id, amount, target
         self.output_tokens = output_tokens
         return None
+
+    def covers(self, target: Target) -> bool:
+        """Whether what ``target`` may cost is held by now."""
+        return self.hold_id is not None and target is self._target
 
     async def cover(self, target: Target) -> bool:
         """Hold what ``target`` may cost, its answer cut to what the account can pay if need be."""

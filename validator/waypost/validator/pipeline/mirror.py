@@ -131,7 +131,6 @@ async def _ask(
         key = _admitted(services, target, who)
         if key is None:
             return "busy"
-        reservation.is_exposed = True
         one = ProviderAttempt(
             services, exchange, own, target, reservation=reservation, key=key, kind="first"
         )

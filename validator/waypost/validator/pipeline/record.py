@@ -70,7 +70,7 @@ def _baseline(exchange: Exchange) -> int | None:
         return None
 
 
-def receipt_of(exchange: Exchange, keys: ReceiptKeys) -> bytes:
+def receipt_of(keys: ReceiptKeys, exchange: Exchange) -> bytes:
     """Return the signed receipt of ``exchange``, as far as it has come: the answer begins."""
     principal, active, decision = exchange.principal, exchange.active, exchange.decision
     model = None if exchange.verdict == "refused" else exchange.model

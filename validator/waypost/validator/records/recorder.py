@@ -1,5 +1,6 @@
 """Keeps what became of a request, and shows it to whoever counts or traces."""
 
+import logging
 from collections.abc import Callable, Sequence
 
 from anyio import to_thread
@@ -12,6 +13,8 @@ from waypost.validator.records.prompts import newest_message, redacted
 from waypost.validator.records.sink import RecordSink
 
 __all__ = ["Recorder"]
+
+logger = logging.getLogger(__name__)
 
 
 class Recorder:
@@ -44,7 +47,11 @@ class Recorder:
     def count(self, record: DecisionRecord) -> None:
         """Show the observers what became of a request."""
         for observe in self._observers:
-            observe(record)
+            try:
+                observe(record)
+            except Exception:
+                # Whoever cannot count it costs nobody else the record, nor the answer.
+                logger.exception("request %s is not counted", record.id)
 
     async def with_prompt(self, record: DecisionRecord, inbound: InboundRequest) -> DecisionRecord:
         """Return the record with the newest user message, redacted, if the operator wants it."""

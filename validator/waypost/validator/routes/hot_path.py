@@ -1,6 +1,7 @@
 """The hot route, as bare ASGI: no framework between server and pipeline (docs/adr/0008)."""
 
 import random
+from functools import partial
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -10,6 +11,7 @@ from waypost.validator.config.callers import CORSConfig
 from waypost.validator.http.server_protocol import has_whole_body
 from waypost.validator.pipeline import serve
 from waypost.validator.pipeline.exchange import Exchange
+from waypost.validator.pipeline.record import receipt_of
 from waypost.validator.services import Services
 
 __all__ = ["ValidatorApp", "new_exchange"]
@@ -80,4 +82,5 @@ def new_exchange(
         at=services.clock(),
         randomness=random.getrandbits(74),
         has_whole_body=has_whole_body(scope),
+        sign=None if services.receipts is None else partial(receipt_of, services.receipts),
     )

@@ -48,7 +48,7 @@ from waypost.validator.startup.upkeep import Upkeep
 from waypost.validator.telemetry.counts import Counts
 from waypost.validator.telemetry.scrubber import Scrubber
 from waypost.validator.telemetry.workers import SharedCounts, Workers
-from waypost.validator.upstream.provider import Upstream
+from waypost.validator.upstream.provider import OnRest, Upstream
 from waypost.validator.upstream.retry_budget import HedgeBudgets
 from waypost.validator.whole_files import make_once
 
@@ -78,7 +78,11 @@ async def open_services(
         StoreError: ledger, records or pseudonym key cannot be opened.
     """
     async with AsyncExitStack() as stack:
-        upstreams = _open_upstreams(config, environment, stack)
+        peers = _open_peers(config, environment, monotonic)
+        if peers is not None:
+            stack.push_async_callback(peers.close)
+        on_rest = None if peers is None else peers.note
+        upstreams = _open_upstreams(config, environment, stack, on_rest)
         root = _read_root(config)
         for path in (config.ledger.path, config.records.path, config.manifest.cache):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -169,13 +173,10 @@ async def open_services(
         upkeep = Upkeep(
             manifests, ledger, seen, counts, refresh_s=config.manifest.refresh_s, clock=clock
         )
-        peers = _open_peers(config, environment, upstreams, monotonic)
-        if peers is not None:
-            stack.push_async_callback(peers.close)
         await manifests.load()
         loops = upkeep.loops()
         if peers is not None:
-            loops += [peers.keep_telling(), peers.keep_listening()]
+            loops += [peers.keep_telling(), peers.keep_listening(upstreams)]
         async with _running(loops):
             yield services
 
@@ -198,13 +199,18 @@ async def _running(works: Iterable[Coroutine[Any, Any, None]]) -> AsyncGenerator
 
 
 def _open_upstreams(
-    config: ValidatorConfig, environment: Mapping[str, str], stack: AsyncExitStack
+    config: ValidatorConfig,
+    environment: Mapping[str, str],
+    stack: AsyncExitStack,
+    on_rest: OnRest | None,
 ) -> dict[str, Upstream]:
     upstreams: dict[str, Upstream] = {}
     for name, provider in config.providers.items():
         api_keys = [_secret(f"provider {name}", key, environment) for key in provider.key_names]
         transport = open_transport(name, provider, environment)
-        upstreams[name] = Upstream(name, provider, api_keys=api_keys, transport=transport)
+        upstreams[name] = Upstream(
+            name, provider, api_keys=api_keys, transport=transport, on_rest=on_rest
+        )
         stack.push_async_callback(upstreams[name].close)
     return upstreams
 
@@ -294,7 +300,6 @@ def _observers(
 def _open_peers(
     config: ValidatorConfig,
     environment: Mapping[str, str],
-    upstreams: Mapping[str, Upstream],
     monotonic: Callable[[], float],
 ) -> "Peers | None":
     where, ledger = config.peers, config.ledger
@@ -307,7 +312,7 @@ def _open_peers(
     except ImportError:
         raise ConfigError("peers need the extra: pip install waypost[redis]") from None
     address = _secret("peers", where.dsn, environment)
-    return Peers(address, prefix=where.prefix, upstreams=upstreams, monotonic=monotonic)
+    return Peers(address, prefix=where.prefix, monotonic=monotonic)
 
 
 def _open_seen(config: ReplayConfig, environment: Mapping[str, str]) -> SeenOnce:

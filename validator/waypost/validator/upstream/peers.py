@@ -60,7 +60,6 @@ class Peers:
         address: str,
         *,
         prefix: str,
-        upstreams: Mapping[str, Upstream],
         monotonic: Callable[[], float],
     ) -> None:
         """Args:
@@ -70,7 +69,6 @@ class Peers:
         Raises:
             ConfigError: the address makes no sense.
         """
-        self._upstreams = upstreams
         self._monotonic = monotonic
         self._me = os.urandom(8).hex()
         self._channel = f"{prefix}:rests"
@@ -86,12 +84,9 @@ class Peers:
             )
         except ValueError:
             raise ConfigError("the address for peers is no redis:// URL") from None
-        for upstream in upstreams.values():
-            upstream.on_rest = self._note
 
-    def _note(
-        self, provider: str, model: str, region: str, accounts: frozenset[str] = frozenset()
-    ) -> None:
+    def note(self, provider: str, model: str, region: str, accounts: frozenset[str]) -> None:
+        """Have the others told of a rest that is given here."""
         if not self._untold.full():
             told = tuple(sorted(accounts)[:MOST_ACCOUNTS])
             self._untold.put_nowait(_Rest(self._me, provider, model, region, told))
@@ -113,8 +108,8 @@ class Peers:
             self._servers.lost(exc)
             await (await self._servers.of(self._channel)).publish(self._channel, data)
 
-    async def keep_listening(self) -> None:
-        """Heed what the others tell, for ever."""
+    async def keep_listening(self, upstreams: Mapping[str, Upstream]) -> None:
+        """Have ``upstreams`` heed what the others tell, for ever."""
         pause_s = FIRST_PAUSE_S
         while True:
             try:
@@ -125,19 +120,19 @@ class Peers:
                     while True:
                         message = await told.get_message(timeout=LISTEN_S)
                         if message is not None:
-                            self._heed(message["data"])
+                            self._heed(upstreams, message["data"])
             except (RedisError, OSError) as exc:
                 self._servers.lost(exc)
                 self._log_down(exc)
             await asyncio.sleep(pause_s * random.uniform(0.5, 1))
             pause_s = min(pause_s * 2, LAST_PAUSE_S)
 
-    def _heed(self, data: bytes) -> None:
+    def _heed(self, upstreams: Mapping[str, Upstream], data: bytes) -> None:
         try:
             rest = _decode(data)
         except msgspec.MsgspecError:
             return  # of another version
-        upstream = self._upstreams.get(rest.provider)
+        upstream = upstreams.get(rest.provider)
         if upstream is not None and rest.by != self._me:
             accounts = frozenset(rest.accounts)
             upstream.doubt(rest.model, rest.region, now=self._monotonic(), accounts=accounts)

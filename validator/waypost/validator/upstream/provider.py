@@ -70,6 +70,9 @@ class Answer(Struct, frozen=True):
     retry_after: str = ""
 
 
+OnRest = Callable[[str, str, str, frozenset[str]], None]
+
+
 class Upstream:
     """One provider, for one event loop.
 
@@ -81,8 +84,7 @@ class Upstream:
         retries: how many more it gets because others failed.
         charge_unanswered: what to charge for a request whose answer never came.
         opened: the breakers of its models that are not closed.
-        on_rest: is told the provider, model and region that is given a rest, and the
-            fingerprints of the accounts that met it.
+        on_rest: is told of each rest that is given here.
         certificate_fault: what is wrong with its certificate; empty if nothing is known.
     """
 
@@ -93,10 +95,13 @@ class Upstream:
         *,
         api_keys: Sequence[str],
         transport: Transport | None = None,
+        on_rest: OnRest | None = None,
     ) -> None:
         """Args:
         transport: what carries requests; ``None``: what ``config`` asks for, whatever the
             environment says of proxies.
+        on_rest: is told the provider, model and region that is given a rest, and the
+            fingerprints of the accounts that met it.
         """
         self.name = name
         dialect = DIALECTS[config.dialect]
@@ -118,7 +123,7 @@ class Upstream:
         self.limiter = Limiter(config.max_concurrency)
         self.retries = ExtraBudget(config.retry_percent)
         self.opened: set[Breaker] = set()
-        self.on_rest: Callable[[str, str, str, frozenset[str]], None] | None = None
+        self.on_rest = on_rest
         self.certificate_fault = ""
         self._rules = BreakerRules(**config.breaker.model_dump())
         self._breakers: dict[tuple[str, str], Breaker] = {}
