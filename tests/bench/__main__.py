@@ -1,6 +1,7 @@
 """``make bench``: speed as ratios within one run. Name sections to run only those.
 
 Figures depend on the machine; the ratios much less. A section that lacks a tool says which.
+``python -m bench.rooms`` times nothing: it counts how far one request walks through the modules.
 """
 
 import sys
