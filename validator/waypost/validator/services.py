@@ -10,7 +10,8 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
+from weakref import WeakSet
 
 import httpx
 from anyio import to_thread
@@ -60,9 +61,20 @@ logger = logging.getLogger(__name__)
 
 KEY_REFRESH_S = 30.0  # how often unknown keys may make us look for newer issuers
 SWEEP_S = 10.0
+# A hold that ends so soon is renewed if its request is still under way: in time for three tries,
+# and late enough that few requests live to see it.
+RENEW_BEFORE_S = 30
+RENEWED_FOR_S = 120
 TELL_S = 2.0
 JITTER = 0.2
 MAX_CALLERS = 10_000
+
+
+class HasHold(Protocol):
+    """Money held for a request under way."""
+
+    hold_id: str | None
+    expires_at: int
 
 
 class Services:
@@ -111,6 +123,8 @@ class Services:
         self.monotonic = monotonic
         self.rng = rng
         self.principals: dict[int, Principal] = {}
+        # As long as somebody has one, somebody may settle what it holds.
+        self.reservations: WeakSet[HasHold] = WeakSet()
         self.repeats = Repeats()
         self.counts = Counts()
         self.counts.expired(0)
@@ -369,11 +383,6 @@ class Services:
             self._cache_changed_at = changed_at
             await to_thread.run_sync(self.keeper.load)
 
-    def note(self, record: DecisionRecord) -> None:
-        """Keep and count what became of a request."""
-        self.records.put(record)
-        self.count(record)
-
     def count(self, record: DecisionRecord) -> None:
         """Count what became of a request, and tell its trace."""
         self.counts.record(record)
@@ -531,12 +540,32 @@ class Services:
         mine = added([self.counts.families])
         return await to_thread.run_sync(self.workers.total, mine)
 
+    async def renew_holds(self) -> None:
+        """Let no hold of a request under way end: what is charged for good is what it did cost."""
+        now = int(self.clock())
+        due = {
+            one.hold_id: one
+            for one in self.reservations
+            if one.hold_id is not None and one.expires_at <= now + RENEW_BEFORE_S
+        }
+        if not due:
+            return
+        try:
+            await self.ledger.renew(due, expires_at=now + RENEWED_FOR_S)
+        except StoreError as exc:
+            logger.error("holds of requests under way not renewed: %s", exc)
+            return
+        for hold_id, one in due.items():
+            if one.hold_id == hold_id:  # it may hold something else by now
+                one.expires_at = now + RENEWED_FOR_S
+
     async def keep_swept(self) -> None:
-        """Charge expired holds, for ever."""
+        """Renew holds of requests under way, and charge those that expired, for ever."""
         while True:
             await asyncio.sleep(SWEEP_S * random.uniform(1 - JITTER, 1 + JITTER))
             if self.candidate is not None:
                 self.candidate.judge(await self.all_counts())
+            await self.renew_holds()
             try:
                 swept = await self.ledger.sweep(now=int(self.clock()))
             except StoreError as exc:

@@ -58,9 +58,11 @@ async def serve(services: Services, exchange: Exchange) -> None:
         if reservation is not None and not reservation.is_exposed:
             await let_go(exchange, reservation)
         await _refuse_or_log(exchange, INTERNAL)
-    if reservation is not None and not exchange.cost_nusd:
-        await _free_key(exchange, reservation)
-    await _record(services, exchange, admitted)
+    finally:
+        # Cancelled as well: what was charged is on record.
+        if reservation is not None and not exchange.cost_nusd:
+            await _free_key(exchange, reservation)
+        await _record(services, exchange, admitted)
 
 
 async def _free_key(exchange: Exchange, reservation: Reservation) -> None:
@@ -73,20 +75,21 @@ async def _free_key(exchange: Exchange, reservation: Reservation) -> None:
 async def _record(services: Services, exchange: Exchange, admitted: AdmittedRequest | None) -> None:
     """Keep what happened. What adds to the record may fail; the record itself is not lost by it."""
     record = record_of(exchange)
-    if admitted is not None:
-        try:
+    is_kept = False
+    try:
+        if admitted is not None:
             if services.candidate is not None:
                 record = await services.with_shadow(record, admitted.inbound, admitted.principal)
             record = await services.with_prompt(record, admitted.inbound)
-            is_sent_along = is_drawn(services, record)
-        except Exception:
-            logger.exception("request %s: its record lacks its shadow or prompt", exchange.id)
-            is_sent_along = False
-        if is_sent_along:
-            services.count(record)
-            send_along(services, admitted, record)
-            return
-    services.note(record)
+            if is_drawn(services, record):
+                send_along(services, admitted, record)  # and kept with what comes of that
+                is_kept = True
+    except Exception:
+        logger.exception("request %s: its record lacks its shadow or prompt", exchange.id)
+    finally:
+        if not is_kept:
+            services.records.put(record)
+        services.count(record)
 
 
 async def consider(services: Services, exchange: Exchange) -> AdmittedRequest:
