@@ -103,7 +103,7 @@ def test_the_vectors_show_what_there_is() -> None:
 def measured(body: Case) -> tuple[Measured, str]:
     raw = json.dumps(body).encode()
     request = decode_chat(raw)
-    seen = measure_chat(request, body_bytes=len(raw), reader=POLICY.reader)
+    seen = measure_chat(request, body=raw, reader=POLICY.reader)
     return seen, request.model
 
 

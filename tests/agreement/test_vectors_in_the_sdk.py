@@ -37,7 +37,7 @@ def test_the_sdk_decides_requests_as_the_vectors_say(case: dict[str, Any]) -> No
     )
     raw = json.dumps(case["body"]).encode()
     choice = wp._core.choose(
-        wp._core.measure(decode_chat(raw), len(raw)),
+        wp._core.measure(decode_chat(raw), raw),
         wp._core.declared(from_header(msgspec.convert(case["declared"], Declared))),
         wp._tokens.claims(wp._tokens.get() or ""),
         without_claims="no_token",
@@ -104,4 +104,4 @@ def test_the_sdk_decides_facts_of_other_policies_as_the_vectors_say() -> None:
             assert list(choice.decision.chain) == expected["chain"]
             assert choice.model in {None, *choice.decision.candidates, *expected["chain"][:1]}
             decided += 1
-    assert decided > 100
+    assert decided >= 100

@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec import UNSET
+
 from support.upstream import Upstream, answering, running_upstream
 from support.validator import Running, running_validator
 from support.wires import generating, messaging
 from support.worlds import a_model, a_policy
-from waypost.shared.contracts import ENDPOINTS, Policy, Route
+from waypost.shared.contracts import ENDPOINTS, HostedTool, Policy, Route
+
+NEWS = HostedTool(name="web_search", call_nusd=10_000_000, calls=3, tokens=1_000)
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ def three_models() -> Policy:
                 capabilities=("json", "tools", "vision"),
                 endpoints=ENDPOINTS,
                 quality=50 + place,
+                hosted_tools=(NEWS,) if name == "gpt" else UNSET,
             )
             for place, (name, provider) in enumerate(zip(names, providers, strict=True))
         ),

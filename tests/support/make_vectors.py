@@ -244,7 +244,7 @@ def requests() -> Iterator[Case]:
         facts = Facts(
             now=NOW,
             signed=msgspec.convert(token, Signed),
-            measured=measure_chat(decode_chat(raw), body_bytes=len(raw), reader=compiled.reader),
+            measured=measure_chat(decode_chat(raw), body=raw, reader=compiled.reader),
             declared=msgspec.convert(declared, Declared),
         )
         decision = decide(compiled, facts, None if wish is None else Proposal(model=wish))

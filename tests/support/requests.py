@@ -9,9 +9,11 @@ from typing import TypeVar
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+from msgspec import UNSET
 
 from support.worlds import CLASSES, MODELS, NOW, TAGS, TASKS, TIERS, WORD_SETS, WORDS
-from waypost.shared.contracts import Declared, Demands, Facts, Measured, Session, Signed
+from waypost.shared.contracts import Declared, Demands, Extra, Facts, Measured, Session, Signed
+from waypost.shared.pictures import Picture
 
 T = TypeVar("T")
 
@@ -68,6 +70,9 @@ def _facts(random: Random) -> Facts:
             out_of_service=_some(random, MODELS) if random.random() < 0.3 else (),
             untranslatable=_some(random, MODELS) if random.random() < 0.1 else (),
             demands=_demands(random) if random.random() < 0.3 else None,
+            pictures=(Picture(random.randrange(3_000), 900),) if random.random() < 0.2 else UNSET,
+            extras=_extras(random) if random.random() < 0.2 else UNSET,
+            reasoning_tokens=random.randrange(600) if random.random() < 0.2 else UNSET,
         ),
         declared=Declared(
             interactive=random.random() < 0.5,
@@ -80,6 +85,20 @@ def _facts(random: Random) -> Facts:
             expected_output_tokens=random.choice((None, None, random.randrange(1, 900))),
         ),
     )
+
+
+_EXTRAS = (
+    Extra(kind="part", name="pdf", at="messages[0].content[0]"),
+    Extra(kind="part", name="video_url", at="messages[0].content[1]"),
+    Extra(kind="tool", name="web_search", at="tools[0]"),
+    Extra(kind="tool", name="web_search", at="tools[1]", calls=2),
+    Extra(kind="tool", name="unheard_of", at="tools[2]"),
+    Extra(kind="price", name="service_tier=flex", at="service_tier"),
+)
+
+
+def _extras(random: Random) -> tuple[Extra, ...]:
+    return tuple(random.sample(_EXTRAS, random.randrange(1, 3)))
 
 
 def _demands(random: Random) -> Demands:

@@ -10,6 +10,7 @@ from waypost.shared.contracts import (
     Condition,
     Declared,
     Facts,
+    HostedTool,
     Measured,
     Model,
     NumberBetween,
@@ -24,6 +25,7 @@ from waypost.shared.contracts import (
     Zone,
 )
 from waypost.shared.money import Price
+from waypost.shared.pictures import RULES
 
 T = TypeVar("T")
 
@@ -191,6 +193,23 @@ def conditions(draw: st.DrawFn, *, declared: bool = True) -> Condition:
     return OneOf(choice, draw(_some(CHOICES[choice])))
 
 
+# What a model may say of the cost of all but plain tokens.
+_PRICED = st.fixed_dictionaries(
+    {},
+    optional={
+        "pictures": st.sampled_from([*RULES.values()]),
+        "part_tokens": st.sampled_from(((("video_url", 700),), (("pdf", 20), ("video_url", 5)))),
+        "hosted_tools": st.builds(
+            HostedTool,
+            name=st.just("web_search"),
+            call_nusd=st.integers(0, 10_000_000),
+            calls=st.integers(1, 5),
+            tokens=st.integers(0, 300),
+        ).map(lambda tool: (tool,)),
+    },
+)
+
+
 @st.composite
 def models(draw: st.DrawFn, name: str) -> Model:
     """A model with anything that a decision looks at drawn."""
@@ -210,6 +229,7 @@ def models(draw: st.DrawFn, name: str) -> Model:
         max_output_tokens=draw(st.integers(1, 500)),
         ttft_prior_ms=draw(st.integers(1, 5_000)),
         tokens_per_s_prior=draw(st.integers(1, 500)),
+        **draw(_PRICED),
     )
 
 

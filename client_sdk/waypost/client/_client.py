@@ -144,7 +144,7 @@ class _Client(Generic[TokensT]):
         if provider is not None:
             body["provider"] = provider
         data = msgspec.json.encode(body, enc_hook=_plain)
-        return self._core.measure(decode_chat(data), len(data))
+        return self._core.measure(decode_chat(data), data)
 
     @named
     def choose(

@@ -390,11 +390,11 @@ class Core:
     # ── choosing ───────────────────────────────────────────────────────────────────────────────
 
     def measure(
-        self, request: Request, body_bytes: int, endpoint: str = "chat.completions"
+        self, request: Request, body: bytes, endpoint: str = "chat.completions"
     ) -> Measured:
         snapshot = self._snapshot
         reader = NOTHING_ASKED if snapshot is None else snapshot.chooser.policy.reader
-        return measure(endpoint, request, body_bytes=body_bytes, reader=reader)
+        return measure(endpoint, request, body=body, reader=reader)
 
     @contextmanager
     def open_block(self, data: tuple[str, ...]) -> Generator[None]:

@@ -233,7 +233,7 @@ def _prepare(
     try:
         request = decode(endpoint, body)
         if session or request.model == AUTO:
-            measured = core.measure(request, len(body), endpoint)
+            measured = core.measure(request, body, endpoint)
     except InvalidRequestError:
         return prepared, None, None
     proposal: Proposal | None = None

@@ -228,7 +228,7 @@ class FakeValidator:
             proposed, said = headers.get(PROPOSAL.lower()), headers.get(FACTS.lower())
             proposal = None if proposed is None else parse_proposal(proposed)
             declared = Declared() if said is None else parse_facts(said)
-            measured = measure(endpoint, request, body_bytes=len(body), reader=self._policy.reader)
+            measured = measure(endpoint, request, body=body, reader=self._policy.reader)
         except InvalidRequestError as exc:
             return refuse(400, exc.code, exc.message)
         if proposal is None and request.model != AUTO:

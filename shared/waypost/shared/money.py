@@ -14,6 +14,7 @@ __all__ = [
     "KEPT_1H",
     "MTOK",
     "NUSD_PER_USD",
+    "Factor",
     "Price",
     "PriceAbove",
     "Usage",
@@ -51,6 +52,16 @@ class PriceAbove(Struct, frozen=True, kw_only=True, omit_defaults=True):
     reasoning_nusd_per_mtok: Nusd | None = None
 
 
+class Factor(Struct, frozen=True):
+    """What a request costs by another tier or speed, in per cent of the usual price.
+
+    ``asks`` is the field of the request and its value, as ``service_tier=priority``.
+    """
+
+    asks: Annotated[str, Meta(min_length=3, max_length=100)]
+    percent: Annotated[int, Meta(ge=0, le=10_000)]
+
+
 class Price(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a model costs, in nano-dollars per million tokens; ``request_nusd`` is a flat fee.
 
@@ -62,6 +73,7 @@ class Price(Struct, frozen=True, kw_only=True, omit_defaults=True):
         cache_write_1h_nusd_per_mtok: input that a cache keeps for an hour; ``None``: twice the
             input price, as Anthropic has it.
         above: prices of longer prompts, the shortest first.
+        factors: of what a request may ask for besides.
     """
 
     input_nusd_per_mtok: Nusd
@@ -75,6 +87,7 @@ class Price(Struct, frozen=True, kw_only=True, omit_defaults=True):
     reasoning_nusd_per_mtok: Nusd | None = None
     request_nusd: Nusd = 0
     above: tuple[PriceAbove, ...] = ()
+    factors: tuple[Factor, ...] = ()
 
     def at(self, input_tokens: int) -> "Price":
         """Return the prices of a request whose prompt has so many tokens."""

@@ -34,6 +34,7 @@ from waypost.shared.contracts import (
 from waypost.shared.decision.compiled import compile_policy
 from waypost.shared.decision.engine import decide
 from waypost.shared.money import NUSD_PER_USD, Price
+from waypost.shared.pictures import RULES
 from waypost.shared.requests.measure import decode_chat, measure_chat
 from waypost.shared.wire.headers import parse_facts, parse_proposal
 
@@ -269,7 +270,7 @@ def test_a_request_shown_is_measured_as_the_facts_it_shows(tmp_path: Path) -> No
         name="words", when=(TextHas("keywords", any_of=facts.measured.keywords),), models=("small",)
     )
     reader = compile_policy(with_routes(words)).reader
-    measured = measure_chat(decode_chat(body), body_bytes=len(body), reader=reader)
+    measured = measure_chat(decode_chat(body), body=body, reader=reader)
     headers = dict(
         line.split(": ", 1) for line in sent if ": " in line and not line.startswith("{")
     )
@@ -426,6 +427,31 @@ def test_prices_of_long_prompts_are_imported_published_and_compared(tmp_path: Pa
     cheaper = structs.replace(policy.models[0], price=price.at(0))
     told = [p.message for p in problems(structs.replace(policy, models=(cheaper,)))]
     assert any("$3.0000 here, $6 in genai-prices" in message for message in told)
+
+
+def test_searches_and_pictures_are_imported_and_published(tmp_path: Path) -> None:
+    bare = (
+        "provider: anthropic, name: claude-sonnet-4-5, capabilities: [vision],"
+        " tokens: {context: 200_000, output: 9}"
+    )
+    (tmp_path / "models.yaml").write_text(f"models: {{writer: {{{bare}}}}}")
+    run("prices", str(tmp_path / "models.yaml"), "--out", str(tmp_path / "prices.yaml"))
+    (tmp_path / "policy.yaml").write_text(
+        "extends: prices.yaml\ntiers: [free]\nproviders: {anthropic: {}}\n"
+        f"models: {{writer: {{{bare}, tiers: [free],"
+        " hosted_tools: {web_search: {calls: 3, tokens: 9_000}}}}\n"
+        "routes: [{name: all, models: writer}]\n"
+    )
+
+    policy = load_policy(tmp_path / "policy.yaml", channel="prod", version=1, issued_at=NOW).full
+
+    (model,) = policy.models
+    assert model.pictures == RULES["claude"]
+    (tool,) = model.hosted_tools or ()
+    assert (tool.name, tool.call_nusd, tool.calls, tool.tokens) == (
+        "web_search", 10_000_000, 3, 9_000,
+    )  # fmt: skip
+    assert policy.must_understand == ("hosted_tools", "picture_tokens", "price_above")
 
 
 @pytest.mark.parametrize(("context", "is_told"), [(8_192, True), (300_000, False)])

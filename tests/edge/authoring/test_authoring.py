@@ -21,6 +21,7 @@ from waypost.shared.contracts import (
     ClockBetween,
     Declared,
     Facts,
+    HostedTool,
     Issuers,
     Measured,
     NumberBetween,
@@ -34,6 +35,7 @@ from waypost.shared.contracts import (
 )
 from waypost.shared.decision.compiled import compile_policy
 from waypost.shared.decision.engine import decide
+from waypost.shared.pictures import PictureRule
 
 MINIMAL = """\
 tiers: [free, pro]
@@ -614,6 +616,74 @@ def test_a_mistake_in_issuers_is_named_with_its_line_path_and_mend(
         issuers(tmp_path, text)
 
     assert any(str(f).startswith(f"issuers.yaml:{expected}") for f in caught.value.findings)
+
+
+# ── what costs something beside tokens ─────────────────────────────────────────────────────────
+
+
+def priced(tmp_path: Path, price: str, more: str) -> Path:
+    path = tmp_path / "policy.yaml"
+    path.write_text(
+        "tiers: [free]\nproviders: {acme: {}}\nmodels:\n  one:\n    provider: acme\n"
+        f"    price: {{input: 1, output: 2{price}}}\n    tiers: [free]\n"
+        f"    tokens: {{context: 1000, output: 100}}\n{more}"
+        "routes: [{name: all, models: one}]\n"
+    )
+    return path
+
+
+def test_a_price_may_have_factors_and_tools_and_a_model_bounds(tmp_path: Path) -> None:
+    path = priced(
+        tmp_path,
+        ", factors: {service_tier: {flex: 50%, priority: 200 %}, speed: {fast: 600%}},"
+        " per_call: {web_search: 0.01}",
+        "    picture_tokens: 1500\n    part_tokens: {video_url: 60_000}\n"
+        "    hosted_tools: {web_search: {calls: 5, tokens: 8_000}}\n",
+    )
+    policy = load_policy(path, channel="prod", version=1, issued_at=NOW).full
+
+    (model,) = policy.models
+    assert model.pictures == PictureRule(kind="flat", base=1_500)
+    assert model.part_tokens == (("video_url", 60_000),)
+    assert model.hosted_tools == (
+        HostedTool(name="web_search", call_nusd=10_000_000, calls=5, tokens=8_000),
+    )
+    assert [(factor.asks, factor.percent) for factor in model.price.factors] == [
+        ("service_tier=flex", 50),
+        ("service_tier=priority", 200),
+        ("speed=fast", 600),
+    ]
+    # Validators from before would hold and charge too little.
+    assert policy.must_understand == (
+        "hosted_tools", "part_tokens", "picture_tokens", "price_factors",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("price", "more", "said"),
+    [
+        (", factors: {service_tier: {flex: 0.5}}", "", "per cent of the usual price"),
+        (", factors: {tier: {flex: 50%}}", "", "tier"),
+        ("", "    picture_tokens: claud\n", "did you mean 'claude'"),
+        (
+            "",
+            "    hosted_tools: {web_search: {calls: 1, tokens: 9}}\n",
+            "price.per_call.web_search",
+        ),
+        (
+            ", per_call: {web_search: 0.01}",
+            "    hosted_tools: {web_search: {calls: 1}}\n",
+            "tokens",
+        ),
+    ],
+)
+def test_a_bound_that_bounds_nothing_is_a_mistake(
+    tmp_path: Path, price: str, more: str, said: str
+) -> None:
+    with pytest.raises(FileError) as caught:
+        load_policy(priced(tmp_path, price, more), channel="prod", version=1, issued_at=NOW)
+
+    assert said in str(caught.value.findings[0])
 
 
 # ── the reference ──────────────────────────────────────────────────────────────────────────────

@@ -25,7 +25,7 @@ def a_body(**fields: Any) -> bytes:  # noqa: ANN401 - JSON
 
 def measured(**fields: Any) -> Measured:  # noqa: ANN401 - JSON
     raw = a_body(**fields)
-    return measure_chat(decode_chat(raw), body_bytes=len(raw), reader=TextReader(()))
+    return measure_chat(decode_chat(raw), body=raw, reader=TextReader(()))
 
 
 def decided(

@@ -11,7 +11,7 @@ from waypost.shared.contracts import ENDPOINTS, Measured, Route, TextHas
 from waypost.shared.decision.reading import TextReader
 from waypost.shared.errors import InvalidRequestError
 from waypost.shared.requests.apis import decode, measure
-from waypost.shared.requests.measure import DOCUMENT_BYTES_PER_TOKEN, DOCUMENT_TOKENS
+from waypost.shared.requests.measure import DOCUMENT_BYTES_PER_TOKEN
 
 NOTHING_ASKED = TextReader(())
 BY_WORD = TextReader(
@@ -23,7 +23,7 @@ PNG = {"type": "base64", "media_type": "image/png", "data": "iVBORw0K"}
 
 def read(endpoint: str, body: object, reader: TextReader = NOTHING_ASKED) -> Measured:
     raw = json.dumps(body).encode()
-    return measure(endpoint, decode(endpoint, raw), body_bytes=len(raw), reader=reader)
+    return measure(endpoint, decode(endpoint, raw), body=raw, reader=reader)
 
 
 def saying(endpoint: str, text: str) -> dict[str, Any]:
@@ -81,7 +81,14 @@ def test_rules_read_the_newest_thing_the_user_said(endpoint: str) -> None:
         ("responses", {"text": {"format": {"type": "text"}}}, ()),
         (
             "responses",
-            {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
+            {
+                "input": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "input_image", "image_url": "https://a.example/x"}],
+                    }
+                ]
+            },
             ("vision",),
         ),
         (
@@ -115,7 +122,7 @@ def test_a_document_is_bounded_by_its_pages_and_not_by_its_bytes(
     measured = read(endpoint, {"input" if endpoint == "responses" else "messages": said})
 
     assert measured.needs == ("vision",)
-    assert measured.max_input_tokens > DOCUMENT_TOKENS
+    assert [extra.name for extra in measured.extras or ()] == ["pdf"]
     # What is expected of it is no more than models hold.
     assert len(DATA) / DOCUMENT_BYTES_PER_TOKEN < measured.input_tokens < 2_000
 
@@ -128,7 +135,7 @@ def test_a_document_of_plain_text_is_text() -> None:
 
     assert measured.input_bytes == len("Hello, you.")
     assert measured.needs == ("vision",)
-    assert measured.max_input_tokens < DOCUMENT_TOKENS
+    assert not measured.extras
 
 
 def test_a_tools_result_is_not_what_the_user_said() -> None:
@@ -170,29 +177,6 @@ def test_texts_may_come_as_tokens() -> None:
         ("messages", {"messages": []}, "invalid_body", "messages"),
         ("messages", {"messages": [{"role": "user"}]}, "invalid_body", "messages[0]"),
         ("messages", {"messages": [], "max_tokens": 0}, "invalid_body", "messages"),
-        (
-            "messages",
-            {
-                "messages": [
-                    {
-                        "role": "user",
-                        "content": [{"type": "document", "source": {"type": "url", "url": "x"}}],
-                    }
-                ]
-            },
-            "unbounded_input",
-            "messages[0].content[0]",
-        ),
-        (
-            "chat.completions",
-            {
-                "messages": [
-                    {"role": "user", "content": [{"type": "file", "file": {"file_id": "f"}}]}
-                ]
-            },
-            "unbounded_input",
-            "messages[0].content[0]",
-        ),
         ("responses", {}, "invalid_body", None),
         ("responses", {"input": 7}, "invalid_body", "input"),
         ("responses", {"input": "Hi", "prompt": {"id": "p"}}, "stateful_unsupported", "prompt"),

@@ -58,7 +58,7 @@ def test_an_error_does_not_quote_what_the_caller_wrote() -> None:
 def test_the_bound_on_tokens_is_never_below_the_text_in_bytes(texts: list[str]) -> None:
     raw = json.dumps({"messages": [{"role": "user", "content": t} for t in texts]}).encode()
 
-    measured = measure_chat(decode_chat(raw), body_bytes=len(raw), reader=NOTHING_ASKED)
+    measured = measure_chat(decode_chat(raw), body=raw, reader=NOTHING_ASKED)
 
     # Lone surrogates are not text; the decoder turned them away or replaced them.
     assert measured.max_input_tokens >= sum(len(t.encode("utf-8", "replace")) for t in texts)
@@ -81,7 +81,7 @@ def test_needs_are_what_the_request_uses() -> None:
         response_format={"type": "json_object"},
     )
 
-    measured = measure_chat(decode_chat(raw), body_bytes=len(raw), reader=NOTHING_ASKED)
+    measured = measure_chat(decode_chat(raw), body=raw, reader=NOTHING_ASKED)
 
     assert measured.needs == ("audio", "json", "tools", "vision")
 
@@ -113,6 +113,6 @@ def test_only_the_newest_user_message_is_searched_for_keywords() -> None:
     asking = Route(name="r", models=(), when=(TextHas("keywords", any_of=("refund",)),))
     reader = TextReader([asking])
 
-    measured = measure_chat(decode_chat(raw), body_bytes=len(raw), reader=reader)
+    measured = measure_chat(decode_chat(raw), body=raw, reader=reader)
 
     assert measured.keywords == ()

@@ -563,6 +563,7 @@ async def test_a_hosted_tool_goes_to_who_has_it(
     await gpt_sdk.responses.create(model="gemini", **asked)
 
     assert world.openai.seen[0].path == "/v1/responses"
+    assert world.openai.seen[0].json["max_tool_calls"] == 3
     assert not world.gemini.seen
 
 

@@ -10,6 +10,7 @@ from waypost.validator.config import ValidatorConfig
 from waypost.validator.detectors import Detectors
 from waypost.validator.lane import Lane
 from waypost.validator.ledger import Ledger
+from waypost.validator.ledger.renewal import HoldRenewal
 from waypost.validator.ledger.webhook import BudgetWebhook
 from waypost.validator.manifest.refresh import ManifestService
 from waypost.validator.receipts.keys import ReceiptKeys
@@ -65,6 +66,7 @@ class Services(Struct, frozen=True, kw_only=True, eq=False):
         clock: Unix seconds; ``monotonic`` is for durations, ``rng`` gives random numbers 0 to 1.
         manifests: which manifest is served, and the candidate.
         recorder: takes the record of each request.
+        renewal: keeps what is held for requests under way.
         records: those on their way to the ``store``.
         counts: what this process and the other workers counted.
         lane: where what takes long is done.
@@ -81,6 +83,7 @@ class Services(Struct, frozen=True, kw_only=True, eq=False):
     manifests: ManifestService
     recorder: Recorder
     ledger: Ledger
+    renewal: HoldRenewal
     access: AccessChecks
     upstreams: Mapping[str, Upstream]
     detectors: Detectors

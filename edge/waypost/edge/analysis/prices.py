@@ -1,5 +1,6 @@
 """The operator's prices and windows beside those that genai-prices has collected. Pure."""
 
+import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from decimal import Decimal
@@ -70,6 +71,8 @@ def _figures(info: ModelInfo, written: Mapping[str, object], at: datetime) -> It
         for field, each in prices.items()
         if isinstance(price := _base(each), Decimal)
     ]
+    if listed.web_searches_kcount is not None:
+        figures.append(f"per_call: {{web_search: {_per_call(listed.web_searches_kcount):f}}}")
     steps = _steps(prices)
     if not steps:
         yield f"    price: {{{', '.join(figures)}}}"
@@ -80,11 +83,45 @@ def _figures(info: ModelInfo, written: Mapping[str, object], at: datetime) -> It
         yield from (
             f"        {at}: {{{', '.join(raised)}}}" for at, raised in sorted(steps.items())
         )
+    rule = _picture_rule(str(written.get("provider")), info.id)
+    if rule is not None and "vision" in cast("list[object]", written.get("capabilities") or []):
+        yield f"    picture_tokens: {rule}"
     tokens = written.get("tokens")
     output = cast("dict[str, object]", tokens).get("output") if isinstance(tokens, dict) else None
     is_embedding = "embeddings" in cast("list[object]", written.get("endpoints") or [])
     if info.context_window is not None and isinstance(output, int) and not is_embedding:
         yield f"    tokens: {{context: {info.context_window}, output: {output}}}"
+
+
+def _per_call(kcount: object) -> Decimal:
+    price = _base(kcount)
+    return (price if isinstance(price, Decimal) else Decimal(str(price))) / 1_000
+
+
+# How a model's pictures are bounded, by its provider and name; see ``waypost.shared.pictures``.
+_PICTURES = (
+    ("openai", r"gpt-4o-mini", "openai-tiles-gpt-4o-mini"),
+    ("openai", r"gpt-4o|gpt-4\.1(-\d{4}|$)|gpt-4\.5|gpt-4-turbo", "openai-tiles"),
+    ("openai", r"gpt-5(-chat|-\d{4}|$)", "openai-tiles-gpt-5"),
+    ("openai", r"o[13](-pro|-\d{4}|$)", "openai-tiles-o"),
+    ("openai", r"o4-mini", "openai-patches-o4-mini"),
+    ("openai", r"gpt-(4\.1|5)-mini", "openai-patches-mini"),
+    ("openai", r"gpt-(4\.1|5)-nano", "openai-patches-nano"),
+    (
+        "anthropic",
+        r"claude-opus-4-[7-9]|claude-(sonnet|opus|haiku)-[5-9]",
+        "claude-high-resolution",
+    ),
+    ("anthropic", r"claude-3|claude-(opus|sonnet|haiku)-4", "claude"),
+    ("google", r"gemini-[12]\.", "gemini-tiles"),
+    ("google", r"gemini-3", "gemini-flat"),
+)
+
+
+def _picture_rule(provider: str, model: str) -> str | None:
+    return next(
+        (rule for of, name, rule in _PICTURES if of == provider and re.match(name, model)), None
+    )
 
 
 def _steps(prices: Mapping[str, object]) -> dict[int, list[str]]:

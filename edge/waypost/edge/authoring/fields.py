@@ -25,6 +25,7 @@ __all__ = [
     "URL",
     "Days",
     "Dollars",
+    "Factor",
     "Hours",
     "Instant",
     "Keyword",
@@ -227,6 +228,13 @@ def _share(value: object) -> object:
     return share
 
 
+def _factor(value: object) -> object:
+    match = re.fullmatch(r"(\d{1,5}) ?%", value) if isinstance(value, str) else None
+    if match is None or int(match[1]) > 10_000:
+        raise wrong("should be a whole number of per cent of the usual price, such as 50% or 200%")
+    return int(match[1])
+
+
 def _zone_name(value: str) -> str:
     if value not in zone_names():
         raise wrong(f"there is no time zone '{value}'{did_you_mean(value, zone_names())}")
@@ -244,6 +252,8 @@ Dollars = Annotated[int, BeforeValidator(_nusd)]
 """Nano-dollars, written as dollars."""
 Share = Annotated[int, BeforeValidator(_share)]
 """Ten-thousandths, written as per cent: ``10%``."""
+Factor = Annotated[int, BeforeValidator(_factor)]
+"""Per cent of the usual price, written as ``200%``."""
 Tokens = Annotated[int, Field(ge=1, le=2**31)]
 Percent = Annotated[int, Field(ge=0, le=100)]
 Millis = Annotated[int, Field(ge=1, le=600_000)]

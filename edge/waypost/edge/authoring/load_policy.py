@@ -5,11 +5,12 @@ lists. ``policy_file`` is what they may write, ``policy_checks`` what makes no s
 a file without a finding becomes a policy.
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-from msgspec import Struct, structs
+from msgspec import UNSET, Struct, structs
 
 from waypost.cli.yamlfile import MAX_FILE_BYTES, FileError, YAMLFile
 from waypost.edge.authoring.invariants import DataHas, Invariant, MaxCost
@@ -163,9 +164,21 @@ def _policy(
         semantic=semantic if isinstance(semantic, SemanticModel) else None,
         embedding=semantic if isinstance(semantic, EmbeddingModel) else None,
         judge=judge,
-        # A validator that knows no such prices would charge too little.
-        must_understand=("price_above",) if any(model.price.above for model in models) else (),
+        must_understand=_must_understand(models),
     )
+
+
+def _must_understand(models: Sequence[Model]) -> tuple[str, ...]:
+    """Return what a validator must know of, or it would hold and charge too little."""
+    # In the order of their names, as each policy has one spelling.
+    says: dict[str, Callable[[Model], object]] = {
+        "hosted_tools": lambda model: model.hosted_tools,
+        "part_tokens": lambda model: model.part_tokens,
+        "picture_tokens": lambda model: model.pictures,
+        "price_above": lambda model: model.price.above,
+        "price_factors": lambda model: model.price.factors,
+    }
+    return tuple(name for name, of in says.items() if any(map(of, models)))
 
 
 def _invariant(written: PolicyFile, claim: WrittenInvariant, *, issued_at: int) -> Invariant:
@@ -202,6 +215,9 @@ def _model(written: PolicyFile, name: str, model: WrittenModel) -> Model:
         quality=model.quality,
         ttft_prior_ms=model.speed.ttft_ms,
         tokens_per_s_prior=model.speed.tokens_per_s,
+        pictures=model.pictures,
+        part_tokens=tuple(sorted(model.part_tokens.items())) or UNSET,
+        hosted_tools=model.tools,
     )
 
 

@@ -7,7 +7,7 @@ sense together.
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -17,11 +17,12 @@ from pydantic import (
     model_validator,
 )
 
-from waypost.cli.yamlfile import FileModel
+from waypost.cli.yamlfile import FileModel, did_you_mean
 from waypost.edge.authoring.conditions import EndpointName, TierRef, When, any_of
 from waypost.edge.authoring.fields import (
     URL,
     Dollars,
+    Factor,
     Millis,
     Name,
     Percent,
@@ -40,11 +41,14 @@ from waypost.shared.contracts import (
     CONVERSATIONS,
     Cause,
     Condition,
+    HostedTool,
     OneOf,
     Signal,
 )
 from waypost.shared.contracts import Share as ShareOfCallers
+from waypost.shared.money import Factor as PriceFactor
 from waypost.shared.money import Price, PriceAbove
+from waypost.shared.pictures import RULES, PictureRule
 
 __all__ = [
     "HasData",
@@ -98,13 +102,31 @@ class _LongPromptPrice(_KindPrices):
     output: Dollars | None = None
 
 
+class _Factors(FileModel):
+    """What a request costs by another tier or speed, in per cent of the usual price."""
+
+    service_tier: dict[Name, Factor] = {}
+    speed: dict[Name, Factor] = {}
+    inference_geo: dict[Name, Factor] = {}
+
+    def manifest(self) -> tuple[PriceFactor, ...]:
+        """Return them as the manifest has them."""
+        return tuple(
+            PriceFactor(f"{field}={value}", percent)
+            for field in _Factors.model_fields
+            for value, percent in sorted(getattr(self, field).items())
+        )
+
+
 class _Price(_KindPrices):
-    """Dollars per million tokens, and per request."""
+    """Dollars per million tokens, per request, and per call of a tool that the provider runs."""
 
     input: Dollars
     output: Dollars
     request: Dollars = 0
     above: Annotated[dict[_PromptTokens, _LongPromptPrice], Field(max_length=8)] = {}
+    factors: _Factors = _Factors()
+    per_call: dict[Name, Dollars] = {}
 
     def manifest(self) -> Price:
         """Return it as the manifest has it."""
@@ -121,6 +143,7 @@ class _Price(_KindPrices):
                 )
                 for tokens, step in sorted(self.above.items())
             ),
+            factors=self.factors.manifest(),
             **self.of_kinds(),
         )
 
@@ -150,6 +173,25 @@ class _Speed(FileModel):
     tokens_per_s: Annotated[int, Field(ge=1, le=100_000)] = 60
 
 
+class _HostedTool(FileModel):
+    """How much of a tool that the provider runs one request may use."""
+
+    calls: Annotated[int, Field(ge=1, le=1_000)]
+    tokens: Annotated[int, Field(ge=0, le=10_000_000)]
+
+
+def _picture_rule(value: object) -> object:
+    if isinstance(value, str) and value not in RULES:
+        raise wrong(
+            f"there is no rule '{value[:64]}'{did_you_mean(value, RULES)}; or write how many tokens"
+            " a picture has at most"
+        )
+    return value
+
+
+PictureTokens = Annotated[str | Tokens, BeforeValidator(_picture_rule)]
+
+
 class WrittenModel(FileModel):
     provider: Annotated[str, known("provider")]
     name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
@@ -163,6 +205,44 @@ class WrittenModel(FileModel):
     quality: Percent = 50
     speed: _Speed = _Speed()
     private: bool = False
+    picture_tokens: PictureTokens | None = None
+    part_tokens: dict[Name, Tokens] = {}
+    hosted_tools: dict[Name, _HostedTool] = {}
+
+    @model_validator(mode="after")
+    def _tools_have_prices(self) -> "WrittenModel":
+        for name in self.hosted_tools:
+            if name not in self.price.per_call:
+                raise wrong(
+                    f"hosted_tools.{name} has no price: write price.per_call.{name}, with 0 if a"
+                    " call costs nothing beside its tokens"
+                )
+        return self
+
+    @property
+    def pictures(self) -> PictureRule | UnsetType:
+        """How its pictures are bounded, as the manifest has it."""
+        if self.picture_tokens is None:
+            return UNSET
+        if isinstance(self.picture_tokens, str):
+            return RULES[self.picture_tokens]
+        return PictureRule(kind="flat", base=self.picture_tokens)
+
+    @property
+    def tools(self) -> tuple[HostedTool, ...] | UnsetType:
+        """What of its provider's tools is priced, as the manifest has it."""
+        return (
+            tuple(
+                HostedTool(
+                    name=name,
+                    call_nusd=self.price.per_call[name],
+                    calls=tool.calls,
+                    tokens=tool.tokens,
+                )
+                for name, tool in sorted(self.hosted_tools.items())
+            )
+            or UNSET
+        )
 
 
 class _Weights(FileModel):

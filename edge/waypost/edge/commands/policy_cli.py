@@ -161,7 +161,7 @@ def _measured(policy: "CompiledPolicy", text: str, demands: dict[str, object]) -
     from waypost.shared.requests.measure import decode_chat, measure_chat
 
     body = msgspec.json.encode({"messages": [{"role": "user", "content": text}], **demands})
-    return measure_chat(decode_chat(body), body_bytes=len(body), reader=policy.reader)
+    return measure_chat(decode_chat(body), body=body, reader=policy.reader)
 
 
 @token_commands.command("mint")

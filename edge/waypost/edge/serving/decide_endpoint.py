@@ -112,7 +112,7 @@ def _facts(
     facts = Facts(
         now=now,
         signed=claims.signed,
-        measured=measure_chat(request, body_bytes=len(body), reader=compiled.reader),
+        measured=measure_chat(request, body=body, reader=compiled.reader),
         declared=Declared() if said is None else read_facts(said.encode("latin-1")),
     )
     if proposed is not None:

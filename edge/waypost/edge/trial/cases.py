@@ -149,7 +149,7 @@ class _Request(FileModel):
         if isinstance(self.messages, list):
             chat = [{"role": each.role, "content": each.content} for each in self.messages]
         body = msgspec.json.encode({"messages": chat, **self.demand.body()})
-        measured = measure_chat(decode_chat(body), body_bytes=len(body), reader=policy.reader)
+        measured = measure_chat(decode_chat(body), body=body, reader=policy.reader)
         said: dict[str, Any] = {
             "endpoint": self.endpoint,
             "affordable_nusd": self.budget,

@@ -5,7 +5,9 @@ from typing import Annotated, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from waypost.shared.contracts.common import Instant, Name
+from waypost.shared.contracts.manifest import Extra
 from waypost.shared.money import Nusd, Tokens
+from waypost.shared.pictures import Picture
 
 __all__ = [
     "AUTO",
@@ -95,6 +97,10 @@ class Measured(Struct, frozen=True, kw_only=True):
         untranslatable: models whose provider speaks an API that cannot express this request.
         demands: ``None`` where the body makes none.
         keeps_cache: whether it asks that a cache keeps the prompt for an hour, which costs more.
+        pictures: each of the prompt, in no other count than ``input_tokens``. Where it is left out,
+            ``max_input_tokens`` has them.
+        extras: what no length bounds, or has another price.
+        reasoning_tokens: what the answer must have room for before it begins.
     """
 
     endpoint: str = "chat.completions"
@@ -117,6 +123,9 @@ class Measured(Struct, frozen=True, kw_only=True):
     demands: Demands | None = None
     # Left out where it is not so: digests of facts are on record.
     keeps_cache: Literal[True] | UnsetType = UNSET
+    pictures: tuple[Picture, ...] | UnsetType = UNSET
+    extras: tuple[Extra, ...] | UnsetType = UNSET
+    reasoning_tokens: Tokens | UnsetType = UNSET
 
 
 class Session(Struct, frozen=True):

@@ -2,11 +2,12 @@
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec.json import Decoder
 
 from waypost.shared.contracts.common import Instant, Millis, Name, Percent, Version
-from waypost.shared.money import Nusd, Price
+from waypost.shared.money import Nusd, Price, Tokens
+from waypost.shared.pictures import PictureRule
 from waypost.shared.scoring.complexity import ComplexityModel
 from waypost.shared.scoring.embedding import EmbeddingModel
 from waypost.shared.scoring.judge import JudgeModel
@@ -19,9 +20,11 @@ __all__ = [
     "ClockBetween",
     "Condition",
     "Endpoint",
+    "Extra",
     "Hedge",
     "Hint",
     "Hints",
+    "HostedTool",
     "Model",
     "NumberBetween",
     "OneOf",
@@ -38,9 +41,26 @@ __all__ = [
 ]
 
 # ``must_understand`` entries this version honours. A document naming any other is refused.
-SUPPORTED_FEATURES: frozenset[str] = frozenset({"price_above"})
+SUPPORTED_FEATURES: frozenset[str] = frozenset(
+    {"hosted_tools", "part_tokens", "picture_tokens", "price_above", "price_factors"}
+)
 
 # ── the policy: which models exist, what they promise, who may use them ───────────────────────
+
+
+class HostedTool(Struct, frozen=True, kw_only=True):
+    """A tool that the provider runs itself, and what it may cost.
+
+    Attributes:
+        call_nusd: price of one call.
+        calls: at most, in one request. Each reads the prompt once more.
+        tokens: at most, that one call brings into the prompt.
+    """
+
+    name: Name
+    call_nusd: Nusd
+    calls: Annotated[int, Meta(ge=1, le=1_000)]
+    tokens: Annotated[int, Meta(ge=0, le=10_000_000)]
 
 
 class Model(Struct, frozen=True, kw_only=True):
@@ -56,6 +76,9 @@ class Model(Struct, frozen=True, kw_only=True):
         context_tokens: prompt and answer together.
         ttft_prior_ms: expected time to first token before anything was measured.
         tokens_per_s_prior: expected speed of the answer, likewise.
+        pictures: how its pictures are bounded; ``UNSET``: as the dearest that is known.
+        part_tokens: what bounds a part whose length does not, by its type.
+        hosted_tools: those that have a price.
     """
 
     id: Name
@@ -72,6 +95,9 @@ class Model(Struct, frozen=True, kw_only=True):
     quality: Percent = 50
     ttft_prior_ms: Annotated[int, Meta(ge=1, le=600_000)] = 800
     tokens_per_s_prior: Annotated[int, Meta(ge=1, le=100_000)] = 60
+    pictures: PictureRule | UnsetType = UNSET
+    part_tokens: tuple[tuple[Name, Tokens], ...] | UnsetType = UNSET
+    hosted_tools: tuple[HostedTool, ...] | UnsetType = UNSET
 
 
 class Zone(Struct, frozen=True):
@@ -311,3 +337,21 @@ class Hints(Struct, frozen=True, kw_only=True):
 
 decode_policy = Decoder(Policy).decode
 decode_hints = Decoder(Hints).decode
+
+# ── facts: what a decision is made from, by who vouches for them ───────────────────────────────
+
+
+class Extra(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a request asks for beyond tokens that its length bounds.
+
+    Attributes:
+        kind: a ``part`` of its content, a ``tool`` that the provider runs, or another ``price``.
+        name: the part's type, the tool's name, or ``<field>=<value>``.
+        at: where it is in the body.
+        calls: how often the tool may be called, where the request says.
+    """
+
+    kind: Literal["part", "tool", "price"]
+    name: str
+    at: str
+    calls: Tokens | None = None

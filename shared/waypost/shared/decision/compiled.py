@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 
-from msgspec import structs
+from msgspec import UNSET, structs
 
 from waypost.shared.contracts import (
     SUPPORTED_FEATURES,
@@ -34,6 +34,9 @@ from waypost.shared.decision.costs import (
     cost_bound_nusd,
     cost_estimate_nusd,
     expected_output,
+    is_priced,
+    least_output,
+    output_bound,
 )
 from waypost.shared.decision.reading import TextReader
 from waypost.shared.decision.rules import DECLARED_FIELDS, RuleTable, describe, field_of
@@ -190,6 +193,15 @@ class CompiledPolicy:
         mask &= self.by_window[bisect_left(self.windows, context_need(self.policy, facts))]
         if not mask:
             return 0, "context_too_small"
+        if measured.reasoning_tokens is not UNSET:
+            mask = self._those(mask, lambda one: output_bound(one, facts) >= least_output(facts))
+            if not mask:
+                return 0, "output_too_small"
+        if measured.extras is not UNSET:
+            extras = measured.extras
+            mask = self._those(mask, lambda one: all(is_priced(one, each) for each in extras))
+            if not mask:
+                return 0, "unpriced"
         for name in measured.untranslatable:
             mask &= ~self.bits.get(name, 0)
         if not mask:
@@ -206,6 +218,10 @@ class CompiledPolicy:
             if not mask:
                 return 0, "unaffordable"
         return mask, ""
+
+    def _those(self, mask: int, may: Callable[[Model], bool]) -> int:
+        """Return as much of ``mask`` as ``may`` serve."""
+        return sum(self.bits[m.id] for m in self.policy.models if self.bits[m.id] & mask and may(m))
 
     def plan(self, mask: int, row: int, facts: Facts) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return the row's candidates within ``mask``, best first, and the whole chain.

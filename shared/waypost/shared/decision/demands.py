@@ -12,13 +12,13 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Raw, Struct
 
 from waypost.shared.contracts import AUTO, Demands, Model, Name
 from waypost.shared.errors import InvalidRequestError
 from waypost.shared.money import NUSD_PER_USD
 
-__all__ = ["Demanding", "demanded", "require_parameters", "unknown", "unmet"]
+__all__ = ["ABSENT", "Demanding", "demanded", "require_parameters", "unknown", "unmet"]
 
 Names = Annotated[tuple[Name, ...], Meta(min_length=1, max_length=64)]
 Dollars = Annotated[float, Meta(ge=0, le=1_000_000)] | None
@@ -79,12 +79,29 @@ class ProviderDemands(Struct, frozen=True, forbid_unknown_fields=True):
     sort: Sort | None = None
 
 
+# Raw cannot be one of several types, so its absence has to be a Raw as well.
+ABSENT = Raw()
+
+
 class Demanding(Struct, kw_only=True):
-    """What the requests of all APIs may say of models and providers."""
+    """What the requests of all APIs may say of models and providers, and order beside tokens."""
 
     model: Annotated[str, Meta(min_length=1, max_length=200)] = AUTO
     models: Names | None = None
     provider: ProviderDemands | None = None
+    service_tier: Raw = ABSENT
+    speed: Raw = ABSENT
+    inference_geo: Raw = ABSENT
+    enable_search: Raw = ABSENT
+    extra_body: Raw = ABSENT
+    mcp_servers: Raw = ABSENT
+    plugins: Raw = ABSENT
+    search_parameters: Raw = ABSENT
+    web_search_options: Raw = ABSENT
+    # How much a model may think, in the words of Anthropic, OpenRouter, and Alibaba.
+    thinking: Raw = ABSENT
+    reasoning: Raw = ABSENT
+    thinking_budget: Raw = ABSENT
 
 
 def demanded(request: Demanding) -> Demands | None:

@@ -4,7 +4,7 @@ Pure: no clock, no I/O, no randomness. Client, validator, ``explain`` and the te
 one function, so that they cannot disagree by accident.
 
 1. *Admissible set*: tier ∧ token's models ∧ duties ∧ the request's own demands ∧ API ∧
-   capabilities ∧ context ∧ translatable ∧ in service ∧ affordable.
+   capabilities ∧ context ∧ priced ∧ translatable ∧ in service ∧ affordable.
 2. *Route*: the first row of the decision table that matches.
 3. *Order*: the row's candidates by its objective, then its fallback, then the last resort; unless
    the request asks for another order. What a conversation has in a model's cache is priced so.
@@ -20,12 +20,18 @@ tests hold the two against each other.
 
 from typing import Literal, get_args
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from waypost.shared.contracts import Facts, Proposal, Route
 from waypost.shared.decision import demands
 from waypost.shared.decision.compiled import CompiledPolicy
-from waypost.shared.decision.costs import context_need, cost_bound_nusd
+from waypost.shared.decision.costs import (
+    context_need,
+    cost_bound_nusd,
+    is_priced,
+    least_output,
+    output_bound,
+)
 from waypost.shared.records import Verdict
 
 __all__ = [
@@ -47,6 +53,8 @@ ExclusionCode = Literal[
     "endpoint_unsupported",
     "capability_missing",
     "context_too_small",
+    "output_too_small",
+    "unpriced",
     "untranslatable",
     "out_of_service",
     "unaffordable",
@@ -249,6 +257,18 @@ def exclusion(policy: CompiledPolicy, name: str, facts: Facts) -> Exclusion | No
         return Exclusion(
             "context_too_small", f"it holds {model.context_tokens} tokens, {need} are needed"
         )
+    least = least_output(facts)
+    if measured.reasoning_tokens is not UNSET and output_bound(model, facts) < least:
+        return Exclusion(
+            "output_too_small",
+            f"it answers in {model.max_output_tokens} tokens at most, and {least} are needed to"
+            " think and answer",
+        )
+    for extra in measured.extras or ():
+        if not is_priced(model, extra):
+            return Exclusion(
+                "unpriced", f"its price does not say what {extra.name} ({extra.at}) may cost"
+            )
     if name in measured.untranslatable:
         return Exclusion("untranslatable", "its provider's API cannot express this request")
     if name in measured.out_of_service:

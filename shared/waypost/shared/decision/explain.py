@@ -33,6 +33,9 @@ _REFUSED = {
     "unknown_model": "the request's models field names a model that this policy does not have",
     "endpoint_unsupported": "no model open to this caller serves {endpoint}",
     "capability_missing": "no model open to this caller can do {needs}",
+    "output_too_small": "the request wants more tokens to think than any model open to this caller"
+    " answers in",
+    "unpriced": "no model open to this caller says what the request may cost beside its tokens",
     "context_too_small": "the prompt is too long for every model open to this caller",
     "untranslatable": "no model open to this caller has a provider that can express this request",
     "out_of_service": "every model open to this caller is out of service at the moment",

@@ -7,17 +7,16 @@ data in it.
 """
 
 from collections.abc import Callable
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, cast
 
 import msgspec
 from msgspec import Meta, Raw, Struct
 
 from waypost.shared.contracts import Measured
-from waypost.shared.decision.demands import Demanding, demanded
+from waypost.shared.decision.demands import ABSENT, Demanding
 from waypost.shared.decision.reading import TextReader
 from waypost.shared.errors import InvalidRequestError
 from waypost.shared.requests.measure import (
-    ABSENT,
     Count,
     Part,
     RequestSummary,
@@ -25,6 +24,7 @@ from waypost.shared.requests.measure import (
     decode_chat,
     measure_chat,
 )
+from waypost.shared.requests.parts import HISTORY, SizeOf
 
 __all__ = ["ENDPOINT_BY_PATH", "Request", "decode", "measure"]
 
@@ -102,31 +102,31 @@ def _add_texts(summary: RequestSummary, texts: _Texts, param: str) -> int:
 
 
 def _measure_completion(
-    request: CompletionRequest, *, body_bytes: int, reader: TextReader
+    request: CompletionRequest, *, body: bytes, reader: TextReader, size_of: SizeOf | None
 ) -> Measured:
-    summary = RequestSummary()
+    summary = RequestSummary(body, size_of)
     prompts = _add_texts(summary, request.prompt, "prompt")
     return summary.measured(
         "completions",
-        body_bytes=body_bytes,
+        body_bytes=len(body),
         reader=reader,
         max_output_tokens=request.max_tokens,
-        demands=demanded(request),
+        request=request,
         choices=prompts * max(request.n or 1, request.best_of or 1),
     )
 
 
 def _measure_embeddings(
-    request: EmbeddingRequest, *, body_bytes: int, reader: TextReader
+    request: EmbeddingRequest, *, body: bytes, reader: TextReader, size_of: SizeOf | None
 ) -> Measured:
-    summary = RequestSummary()
+    summary = RequestSummary(body, size_of)
     _add_texts(summary, request.input, "input")
     return summary.measured(
         "embeddings",
-        body_bytes=body_bytes,
+        body_bytes=len(body),
         reader=reader,
         max_output_tokens=0,
-        demands=demanded(request),
+        request=request,
     )
 
 
@@ -136,19 +136,24 @@ def _measure_embeddings(
 class _Source(Struct):
     type: str = ""
     data: str = ""
+    media_type: str = ""
+    url: str = ""
     content: "str | list[_Block] | None" = None
 
 
 class _Block(Part):
     """A piece of content in either API, flat enough to hold what matters of each kind."""
 
-    source: _Source | None = None
+    source: _Source | str | None = None
     content: str | list["_Block"] | dict[str, Any] | None = None
-    arguments: str = ""
-    input: Raw = Raw()
+    arguments: Raw = ABSENT
+    input: Raw = ABSENT
     file_id: str | None = None
     file_url: str | None = None
     file_data: str = ""
+    image_url: str | None = None
+    detail: str | None = None
+    input_audio: Raw = ABSENT
 
 
 class _Message(Struct):
@@ -181,7 +186,8 @@ class _Item(Struct):
     role: str = ""
     content: str | list[_Block] | None = None
     output: str | list[_Block] | dict[str, Any] | None = None
-    arguments: str = ""
+    arguments: Raw = ABSENT
+    result: Any = None
 
 
 class ResponsesRequest(Demanding, kw_only=True):
@@ -195,13 +201,24 @@ class ResponsesRequest(Demanding, kw_only=True):
     text: _Format | None = None
     background: bool | None = None
     conversation: Any = None
+    max_tool_calls: int | None = None
     previous_response_id: str | None = None
     prompt: Any = None
 
 
+_TEXTS = frozenset(
+    {"text", "input_text", "output_text", "refusal", "summary_text", "reasoning_text"}
+)
+_Path = tuple[str | int, ...]
+
+
 def _add_content(
-    summary: RequestSummary, content: str | list[_Block] | dict[str, Any] | None, at: str
+    summary: RequestSummary,
+    content: str | list[_Block] | dict[str, Any] | None,
+    at: str,
+    path: _Path,
 ) -> None:
+    """Count in what is said, at ``path`` of the body."""
     if isinstance(content, str):
         summary.add_text(content)
         return
@@ -211,33 +228,44 @@ def _add_content(
         summary.add_text(block.text)
         if block.cache_control is not ABSENT:
             summary.add_cache_control(block.cache_control)
-        summary.text_bytes += len(bytes(block.input)) + len(block.arguments)
-        match block.type:
-            case "image" | "input_image":
-                summary.images += 1
-            case "document" | "input_file":
-                _add_document(summary, block, f"{at}[{place}]")
-            case "input_audio":
-                summary.audio = True
-            case _:
-                pass
-        _add_content(summary, block.content, f"{at}[{place}].content")
-        if block.source is not None:
-            _add_content(summary, block.source.content, f"{at}[{place}].source.content")
+        if block.type not in _TEXTS:
+            _add_block(summary, block, f"{at}[{place}]", (*path, place))
 
 
-def _add_document(summary: RequestSummary, block: _Block, at: str) -> None:
-    source = block.source or _Source()
-    if source.type == "text":
-        summary.add_text(source.data)
-    elif source.type != "content":  # which is blocks, each counted by itself
-        is_elsewhere = block.file_id or block.file_url or source.type in ("file", "url")
-        data = source.data or block.file_data
-        summary.add_document(data, at=at, is_elsewhere=bool(is_elsewhere))
+def _add_block(summary: RequestSummary, block: _Block, at: str, path: _Path) -> None:
+    summary.text_bytes += len(bytes(block.input)) + len(bytes(block.arguments))
+    source = block.source
+    match block.type:
+        case "image" if isinstance(source, _Source) and source.type == "base64":
+            summary.add_picture_data(source.data)
+        case "image" if isinstance(source, _Source) and source.type == "url":
+            summary.add_picture(source.url, "image", at)
+        case "input_image" | "computer_screenshot" if block.image_url and not block.file_id:
+            summary.add_picture(block.image_url, block.type, at, detail=block.detail)
+        case "document" if isinstance(source, _Source) and source.type in ("text", "content"):
+            summary.add_text(source.data)
+            # Which may be blocks, each counted by itself.
+            _add_content(
+                summary, source.content, f"{at}.source.content", (*path, "source", "content")
+            )
+        case "document" if isinstance(source, _Source) and source.type == "base64":
+            summary.add_document(source.data, at)
+        case "input_file" if block.file_data and not (block.file_id or block.file_url):
+            summary.add_file(block.file_data, "input_file", at)
+        case "tool_result":
+            _add_content(summary, block.content, f"{at}.content", (*path, "content"))
+        case _:
+            summary.audio |= block.type == "input_audio"
+            is_words = block.type in HISTORY and block.type != "tool_addition"
+            if is_words and not isinstance(block.content, dict | list):
+                return
+            summary.add_unknown(block.type, at, *path, is_history=block.type in HISTORY)
 
 
-def _measure_messages(request: MessagesRequest, *, body_bytes: int, reader: TextReader) -> Measured:
-    summary = RequestSummary()
+def _measure_messages(
+    request: MessagesRequest, *, body: bytes, reader: TextReader, size_of: SizeOf | None
+) -> Measured:
+    summary = RequestSummary(body, size_of)
     summary.messages = len(request.messages)
     if request.system:
         parts = [Part(text=request.system)] if isinstance(request.system, str) else request.system
@@ -246,17 +274,18 @@ def _measure_messages(request: MessagesRequest, *, body_bytes: int, reader: Text
             summary.add_cache_control(part.cache_control)
     summary.add_cache_control(request.cache_control)
     for place, message in enumerate(request.messages):
-        _add_content(summary, message.content, f"messages[{place}].content")
+        at: _Path = ("messages", place, "content")
+        _add_content(summary, message.content, f"messages[{place}].content", at)
         if message.role == "user":
             summary.newest_user = _written_by_user(message.content) or summary.newest_user
     summary.tools = request.tools or []
     summary.wants_json = request.output_config is not None and request.output_config.is_json
     return summary.measured(
         "messages",
-        body_bytes=body_bytes,
+        body_bytes=len(body),
         reader=reader,
         max_output_tokens=request.max_tokens,
-        demands=demanded(request),
+        request=request,
     )
 
 
@@ -268,10 +297,10 @@ def _written_by_user(content: str | list[_Block]) -> str | list[Part]:
 
 
 def _measure_responses(
-    request: ResponsesRequest, *, body_bytes: int, reader: TextReader
+    request: ResponsesRequest, *, body: bytes, reader: TextReader, size_of: SizeOf | None
 ) -> Measured:
     _check_stateless(request)
-    summary = RequestSummary()
+    summary = RequestSummary(body, size_of)
     if request.instructions:
         summary.add_text(request.instructions)
     if isinstance(request.input, str):
@@ -283,20 +312,55 @@ def _measure_responses(
         for place, item in enumerate(request.input):
             if item.type == "item_reference":
                 raise _stateful(f"input[{place}]")
-            _add_content(summary, item.content, f"input[{place}].content")
-            _add_content(summary, item.output, f"input[{place}].output")
-            summary.add_text(item.arguments)
+            _add_item(summary, item, place)
             if item.role == "user" and item.content is not None:
                 summary.newest_user = _written_by_user(item.content)
     summary.tools = request.tools or []
     summary.wants_json = request.text is not None and request.text.is_json
+    if request.max_tool_calls is not None and request.max_tool_calls >= 0:
+        summary.most_calls = request.max_tool_calls
     return summary.measured(
         "responses",
-        body_bytes=body_bytes,
+        body_bytes=len(body),
         reader=reader,
         max_output_tokens=request.max_output_tokens,
-        demands=demanded(request),
+        request=request,
     )
+
+
+_CALLS = frozenset({"custom_tool_call_output", "function_call_output"})
+
+
+def _add_item(summary: RequestSummary, item: _Item, place: int) -> None:
+    """Count in one item of a conversation."""
+    summary.text_bytes += len(bytes(item.arguments))
+    if item.type == "message" or item.type in _CALLS:
+        for name in ("content", "output"):
+            _add_content(
+                summary, getattr(item, name), f"input[{place}].{name}", ("input", place, name)
+            )
+    elif item.type == "computer_call_output":
+        _add_screenshot(summary, item.output, f"input[{place}].output")
+    elif item.type == "image_generation_call" and isinstance(item.result, str):
+        summary.add_picture_data(item.result)  # made earlier, and looked at once more
+    elif item.type in _PLAIN:
+        _add_content(summary, item.content, f"input[{place}].content", ("input", place, "content"))
+    else:
+        is_history = item.type in HISTORY
+        summary.add_unknown(item.type, f"input[{place}]", "input", place, is_history=is_history)
+
+
+# Of which nothing but text comes back.
+_PLAIN = frozenset({"function_call", "custom_tool_call", "reasoning", "local_shell_call"})
+
+
+def _add_screenshot(summary: RequestSummary, output: object, at: str) -> None:
+    fields = cast("dict[str, object]", output) if isinstance(output, dict) else {}
+    url = fields.get("image_url")
+    if isinstance(url, str) and url.startswith("data:image/") and not fields.get("file_id"):
+        summary.add_picture(url, "computer_screenshot", at)
+    else:
+        summary.add_extra("computer_screenshot", at)
 
 
 def _check_stateless(request: ResponsesRequest) -> None:
@@ -318,7 +382,15 @@ def _stateful(param: str) -> InvalidRequestError:
 
 
 class _Measure(Protocol):
-    def __call__(self, request: Any, /, *, body_bytes: int, reader: TextReader) -> Measured: ...  # noqa: ANN401 - each its own
+    def __call__(
+        self,
+        request: Any,  # noqa: ANN401 - each its own
+        /,
+        *,
+        body: bytes,
+        reader: TextReader,
+        size_of: SizeOf | None,
+    ) -> Measured: ...
 
 
 def _decoder(kind: type[Any]) -> Callable[[bytes], Request]:
@@ -344,15 +416,22 @@ def decode(endpoint: str, body: bytes) -> Request:
     return _APIS[endpoint][0](body)
 
 
-def measure(endpoint: str, request: Request, *, body_bytes: int, reader: TextReader) -> Measured:
+def measure(
+    endpoint: str,
+    request: Request,
+    *,
+    body: bytes,
+    reader: TextReader,
+    size_of: SizeOf | None = None,
+) -> Measured:
     """Return the measured facts of a request that ``decode`` returned for the same ``endpoint``.
 
     Args:
-        body_bytes: length of the request as JSON.
+        body: the request as JSON.
         reader: of the policy that is to decide.
+        size_of: reads pictures' pixels. A client does without: what bounds money is not its call.
 
     Raises:
-        InvalidRequestError: ``unbounded_input`` or ``stateful_unsupported``: what it asks for is
-            not all in the request.
+        InvalidRequestError: ``stateful_unsupported``: what it asks for is not all in the request.
     """
-    return _APIS[endpoint][1](request, body_bytes=body_bytes, reader=reader)
+    return _APIS[endpoint][1](request, body=body, reader=reader, size_of=size_of)

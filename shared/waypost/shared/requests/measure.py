@@ -7,15 +7,25 @@ types reject what providers would reject later and dearer: missing messages, a n
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
-from msgspec import UNSET, Meta, Raw, Struct
+from msgspec import UNSET, Meta, Raw, Struct, structs
 
-from waypost.shared.contracts import Demands, Measured
-from waypost.shared.decision.demands import Demanding, demanded, require_parameters
+from waypost.shared.contracts import Extra, Measured
+from waypost.shared.decision.demands import ABSENT, Demanding, demanded, require_parameters
 from waypost.shared.decision.reading import Findings, TextReader
 from waypost.shared.errors import InvalidRequestError
+from waypost.shared.pictures import Picture
+from waypost.shared.requests.parts import (
+    SizeOf,
+    hosted_definition,
+    hosted_tool,
+    in_words,
+    look_through,
+    ordered,
+    picture_of,
+)
 
 __all__ = [
     "ABSENT",
@@ -31,9 +41,6 @@ __all__ = [
 BYTES_PER_TOKEN = 4  # English prose in current tokenizers; an estimate, never a bound
 TOKENS_PER_MESSAGE = 4  # role and separators in the usual chat templates
 IMAGE_TOKENS = 1_500  # a large picture in high detail, as providers price it
-# A hundred pages, which few providers exceed, each of them read as a picture. A page may take less
-# than a byte of the file, so no length bounds them.
-DOCUMENT_TOKENS = 100 * IMAGE_TOKENS
 DOCUMENT_BYTES_PER_TOKEN = 40  # of base64; a page of 50 kB is some 1,500 tokens; an estimate too
 AUDIO_BYTES_PER_TOKEN = 1_000
 TOOLS_OVERHEAD_TOKENS = 1_000  # providers put a system prompt of their own before tools
@@ -41,10 +48,6 @@ TOOLS_OVERHEAD_TOKENS = 1_000  # providers put a system prompt of their own befo
 _Request = TypeVar("_Request", bound=Demanding)
 
 Count = Annotated[int, Meta(ge=1, le=10_000_000)]
-
-
-# Raw cannot be one of several types, so its absence has to be a Raw as well.
-ABSENT = Raw()
 
 
 class Part(Struct):
@@ -59,18 +62,29 @@ class Part(Struct):
     cache_control: Raw = ABSENT
 
 
-class _File(Struct):
-    file_id: str | None = None
-    file_data: str = ""
+class _ImageUrl(Struct):
+    url: str = ""
+    detail: str | None = None
+
+
+class _Audio(Struct):
+    data: str = ""
+    format: str = ""
 
 
 class _ChatPart(Part):
-    file: _File | None = None
+    file: Raw = ABSENT
+    image_url: Raw = ABSENT
+    input_audio: Raw = ABSENT
 
 
 class _Message(Struct):
+    """``audio`` is an earlier answer that the provider keeps; ``images`` is OpenRouter's."""
+
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[_ChatPart] | None = None
+    audio: Raw = ABSENT
+    images: Raw = ABSENT
 
 
 class _ResponseFormat(Struct):
@@ -93,6 +107,7 @@ class ChatRequest(Demanding, kw_only=True):
     functions: list[Raw] | None = None
     response_format: _ResponseFormat | None = None
     stream_options: _StreamOptions | None = None
+    modalities: list[str] | None = None
 
     @property
     def output_limit(self) -> int | None:
@@ -101,6 +116,9 @@ class ChatRequest(Demanding, kw_only=True):
 
 
 _decode_chat = msgspec.json.Decoder(ChatRequest).decode
+_decode_image_url = msgspec.json.Decoder(_ImageUrl | str).decode
+_decode_audio = msgspec.json.Decoder(_Audio).decode
+_decode_any = msgspec.json.Decoder().decode
 _fields = msgspec.json.Decoder(dict[str, Raw]).decode
 
 _QUOTED = re.compile(r" '.*|(?<=unknown field) `(?![a-z_]{1,24}`\Z).*", re.DOTALL)
@@ -138,26 +156,47 @@ def decode_body(decode: Callable[[bytes], _Request], body: bytes) -> _Request:
         raise InvalidRequestError("The body is not valid JSON.", code="invalid_json") from None
 
 
+# Sound of which each second has so many bytes that they are more than its tokens (at most 32, by
+# Google; 10 by OpenAI). Others may compress silence to next to nothing.
+_BOUNDED_AUDIO = frozenset({"mp3", "wav", "pcm16"})
+
+
 class RequestSummary:
     """What there is in a request of any API, counted up; ``measured`` makes facts of it."""
 
     __slots__ = (
+        "_body",
+        "_parsed",
+        "_size_of",
         "audio",
         "document_bytes",
         "documents",
-        "images",
+        "extras",
         "keeps_cache",
         "messages",
+        "most_calls",
         "newest_user",
+        "picture_bytes",
+        "pictures",
         "text_bytes",
         "tools",
         "wants_json",
     )
 
-    def __init__(self) -> None:
-        self.text_bytes = self.messages = self.images = 0
+    def __init__(self, body: bytes = b"", size_of: SizeOf | None = None) -> None:
+        """Args:
+        body: looked through where there is something in it that nobody knows.
+        size_of: reads pictures' pixels; without it each is as large as pictures get.
+        """
+        self._body = body
+        self._parsed: object = None
+        self._size_of = size_of
+        self.text_bytes = self.messages = self.picture_bytes = 0
         self.documents = self.document_bytes = 0
         self.audio = self.wants_json = self.keeps_cache = False
+        self.pictures: list[Picture] = []
+        self.extras: list[Extra] = []
+        self.most_calls: int | None = None  # of all tools that the provider runs
         self.tools: list[Raw] = []
         self.newest_user: str | Sequence[Part] | None = None
 
@@ -169,22 +208,67 @@ class RequestSummary:
         """Note for how long a cache is to keep what comes before: five minutes, or an hour."""
         self.keeps_cache |= b"1h" in bytes(control)
 
-    def add_document(self, data: str, *, at: str, is_elsewhere: bool) -> None:
-        """Count a document in, by its pages.
+    def add_picture(self, data: str, kind: str, at: str, *, detail: str | None = None) -> None:
+        """Count a picture in: a ``data:`` URL, base64, or the address of one.
 
-        Raises:
-            InvalidRequestError: ``unbounded_input``: it is not in the request.
+        An address is bounded too: providers scale what is behind it down, and take no film for it.
         """
-        if is_elsewhere:
-            raise InvalidRequestError(
-                "Send documents in the request itself: the price of one that the provider fetches"
-                " has no bound, and nobody here could look into it.",
-                code="unbounded_input",
-                param=at,
-            )
-        self.images += 1
+        if data.startswith("data:"):
+            if not data.startswith("data:image/"):
+                self.add_other(kind, at, {"url": data})
+                return
+        elif not data.startswith(("https://", "http://")):
+            self.add_extra(kind, at)
+            return
+        self.pictures.append(picture_of(data, self._size_of, detail=detail))
+        self.picture_bytes += len(data) if data.startswith("data:") else 0
+
+    def add_picture_data(self, data: str) -> None:
+        """Count a picture in, in plain base64."""
+        self.pictures.append(picture_of(data, self._size_of))
+        self.picture_bytes += len(data)
+
+    def add_document(self, data: str, at: str) -> None:
+        """Count a document in, by its pages, of which there may be many to a byte."""
+        self.add_extra("pdf", at)
         self.documents += 1
         self.document_bytes += len(data)
+
+    def add_file(self, data: str, kind: str, at: str) -> None:
+        """Count a file in: a document, if its ``data:`` URL says nothing else."""
+        if "://" in data[:64]:
+            self.add_extra(kind, at)
+        elif data.startswith(("data:image/", "data:audio/", "data:video/")):
+            self.add_other(kind, at, {"url": data})
+        elif not data.startswith("data:text/"):
+            self.add_document(data, at)
+
+    def add_extra(self, name: str, at: str) -> None:
+        """Note a part that no length bounds."""
+        self.extras.append(Extra(kind="part", name=in_words(name, "part"), at=at))
+
+    def add_other(self, kind: str, at: str, part: object, *, is_history: bool = False) -> None:
+        """Look through a part of which nobody knows what it is."""
+        found = look_through(part, is_history=is_history)
+        for data in found.pictures:
+            self.add_picture_data(data)
+        for data in found.documents:
+            self.add_document(data, at)
+        for below, tool in found.tools:
+            hosted = hosted_definition(tool, at + below)
+            if hosted is not None:
+                self.extras.append(hosted)
+        for _ in found.elsewhere[:1]:
+            self.add_extra(kind, at)
+
+    def add_unknown(self, kind: str, at: str, *path: str | int, is_history: bool = False) -> None:
+        """Look through a part of the body that nobody knows, at ``path``."""
+        if self._parsed is None:
+            self._parsed = _decode_any(self._body)
+        part: Any = self._parsed
+        for step in path:
+            part = part[step]
+        self.add_other(kind, at, part, is_history=is_history)
 
     def measured(
         self,
@@ -193,8 +277,8 @@ class RequestSummary:
         body_bytes: int,
         reader: TextReader,
         max_output_tokens: int | None,
+        request: Demanding,
         choices: int = 1,
-        demands: Demands | None = None,
     ) -> Measured:
         """Return the facts.
 
@@ -204,6 +288,7 @@ class RequestSummary:
             reader: of the policy that is to decide.
         """
         needs: list[str] = []
+        orders = ordered(request)
         if self.audio:
             needs.append("audio")
         if self.wants_json:
@@ -211,11 +296,16 @@ class RequestSummary:
         text_bytes = self.text_bytes
         if self.tools:
             needs.append("tools")
-            for tool in self.tools:
+            for place, tool in enumerate(self.tools):
+                hosted = hosted_tool(tool, f"tools[{place}]")
+                if hosted is not None:
+                    calls = self.most_calls if hosted.calls is None else hosted.calls
+                    self.extras.append(structs.replace(hosted, calls=calls))
                 written = bytes(tool)
                 text_bytes += len(written)
                 self.keeps_cache |= b'"1h"' in written and b'"cache_control"' in written
-        if self.images:
+        seen = len(self.pictures) + self.documents
+        if seen:
             needs.append("vision")
         findings: Findings = {}
         if not reader.is_idle:
@@ -223,36 +313,36 @@ class RequestSummary:
             findings = reader.read(
                 newest if isinstance(newest, str) else "\n".join(part.text for part in newest or ())
             )
-        image_tokens = IMAGE_TOKENS * self.images
+        extras = (*self.extras, *orders.extras)
         return Measured(
             endpoint=endpoint,
             input_bytes=text_bytes,
             input_tokens=-(-text_bytes // BYTES_PER_TOKEN)
             + TOKENS_PER_MESSAGE * self.messages
-            + image_tokens
+            + IMAGE_TOKENS * seen
             + self.document_bytes // DOCUMENT_BYTES_PER_TOKEN
             + (body_bytes // AUDIO_BYTES_PER_TOKEN if self.audio else 0),
             max_input_tokens=body_bytes
-            + image_tokens
-            + DOCUMENT_TOKENS * self.documents
+            - self.picture_bytes
             + (TOOLS_OVERHEAD_TOKENS if self.tools else 0),
             max_output_tokens=max_output_tokens,
             choices=choices,
             messages=self.messages,
             needs=tuple(needs),
-            demands=demands,
+            demands=demanded(request),
             keeps_cache=True if self.keeps_cache else UNSET,
+            pictures=tuple(self.pictures) if self.pictures else UNSET,
+            extras=extras or UNSET,
+            reasoning_tokens=orders.reasoning_tokens or UNSET,
             **findings,
         )
 
 
-def measure_chat(request: ChatRequest, *, body_bytes: int, reader: TextReader) -> Measured:
-    """Return the measured facts of a chat-completions request; see ``RequestSummary.measured``.
-
-    Raises:
-        InvalidRequestError: ``unbounded_input``: a document is not in it.
-    """
-    summary = RequestSummary()
+def measure_chat(
+    request: ChatRequest, *, body: bytes, reader: TextReader, size_of: SizeOf | None = None
+) -> Measured:
+    """Return the measured facts of a chat-completions request; see ``RequestSummary.measured``."""
+    summary = RequestSummary(body, size_of)
     summary.messages = len(request.messages)
     for number, message in enumerate(request.messages):
         content = message.content
@@ -263,25 +353,75 @@ def measure_chat(request: ChatRequest, *, body_bytes: int, reader: TextReader) -
                 summary.add_text(part.text)
                 if part.cache_control is not ABSENT:
                     summary.add_cache_control(part.cache_control)
-                summary.images += part.type == "image_url"
-                summary.audio |= part.type == "input_audio"
-                if part.file is not None:
-                    summary.add_document(
-                        part.file.file_data,
-                        at=f"messages[{number}].content[{place}]",
-                        is_elsewhere=bool(part.file.file_id),
-                    )
+                if part.type != "text":
+                    _add_part(summary, part, number, place)
+        if message.audio is not ABSENT or message.images is not ABSENT:
+            _add_earlier(summary, message, number)
         if message.role == "user":
             summary.newest_user = content
     summary.wants_json = (
         request.response_format is not None and request.response_format.type != "text"
     )
     summary.tools = [*(request.tools or ()), *(request.functions or ())]
+    summary.audio |= request.modalities is not None and "audio" in request.modalities
     return summary.measured(
         "chat.completions",
-        body_bytes=body_bytes,
+        body_bytes=len(body),
         reader=reader,
         max_output_tokens=request.output_limit,
         choices=request.n or 1,
-        demands=demanded(request),
+        request=request,
     )
+
+
+def _add_part(summary: RequestSummary, part: _ChatPart, number: int, place: int) -> None:
+    at = f"messages[{number}].content[{place}]"
+    try:
+        match part.type:
+            case "image_url" if part.image_url is not ABSENT:
+                image = _decode_image_url(part.image_url)
+                if isinstance(image, str):
+                    summary.add_picture(image, "image_url", at)
+                else:
+                    summary.add_picture(image.url, "image_url", at, detail=image.detail)
+            case "input_audio" if part.input_audio is not ABSENT:
+                _add_audio(summary, _decode_audio(part.input_audio), at)
+            case "file" if part.file is not ABSENT:
+                _add_file(summary, _decode_any(part.file), at)
+            case "refusal" | "thinking" | "redacted_thinking":
+                pass
+            case _:
+                summary.add_unknown(part.type, at, "messages", number, "content", place)
+    except msgspec.ValidationError:
+        summary.add_unknown(part.type, at, "messages", number, "content", place)
+
+
+def _add_audio(summary: RequestSummary, audio: _Audio, at: str) -> None:
+    summary.audio = True
+    if audio.format not in _BOUNDED_AUDIO or "://" in audio.data[:32]:
+        summary.add_extra("input_audio", at)
+
+
+def _add_file(summary: RequestSummary, file: object, at: str) -> None:
+    """Count a file in: a document, or whatever its data says that it is."""
+    fields = cast("dict[str, object]", file) if isinstance(file, dict) else {"file": file}
+    data = fields.pop("file_data", None) or ""
+    if look_through(fields, is_history=False).elsewhere or not isinstance(data, str):
+        summary.add_extra("file", at)
+    else:
+        summary.add_file(data, "file", at)
+
+
+def _add_earlier(summary: RequestSummary, message: _Message, number: int) -> None:
+    """Count in what an earlier answer had beside its text."""
+    for name in ("audio", "images"):
+        raw: Raw = getattr(message, name)
+        value = None if raw is ABSENT else _decode_any(raw)
+        if not value:
+            continue
+        at = f"messages[{number}].{name}"
+        if name == "audio":
+            summary.add_extra("audio", at)
+            summary.audio = True
+        else:
+            summary.add_other("images", at, value)

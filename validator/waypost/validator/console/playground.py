@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from waypost.shared.contracts import AUTO, Declared, Facts, Measured, Proposal, Signed
 from waypost.shared.decision.compiled import CompiledPolicy
-from waypost.shared.decision.costs import cost_estimate_nusd, output_bound
+from waypost.shared.decision.costs import cost_bound_nusd, cost_estimate_nusd
 from waypost.shared.decision.engine import Decision, Exclusion, decide, exclusion
 from waypost.shared.decision.explain import Explanation, explain
 from waypost.shared.errors import InvalidRequestError, RefusalError
@@ -26,7 +26,6 @@ from waypost.validator.console.pages import form_of, page, services_of
 from waypost.validator.detectors import json_text
 from waypost.validator.http.problems import describe
 from waypost.validator.manifest.active import ActiveManifest
-from waypost.validator.pipeline.hold import bound_nusd
 from waypost.validator.services import Services
 
 __all__ = ["ask", "form"]
@@ -147,7 +146,7 @@ def _facts(services: Services, active: ActiveManifest, wish: Wish, now: int) -> 
             ) from None
         return structs.replace(facts, measured=structs.replace(facts.measured, out_of_service=out))
     body = _body(wish)
-    measured = measure_chat(decode_chat(body), body_bytes=len(body), reader=active.compiled.reader)
+    measured = measure_chat(decode_chat(body), body=body, reader=active.compiled.reader)
     classes = services.detectors.classes((json_text(body),)) if services.config.detectors else ()
     return Facts(
         now=now,
@@ -204,9 +203,7 @@ def _outcome(active: ActiveManifest, facts: Facts, proposed: str) -> Outcome:
         facts_json=msgspec.json.format(msgspec.json.encode(facts), indent=2).decode(),
         candidates=candidates,
         cost_nusd=None if chosen is None else cost_estimate_nusd(compiled.policy, chosen, facts),
-        bound_nusd=None
-        if chosen is None
-        else bound_nusd(chosen, facts, output_tokens=output_bound(chosen, facts)),
+        bound_nusd=None if chosen is None else cost_bound_nusd(chosen, facts),
         best_nusd=None if best is None else best.cost_nusd,
     )
 

@@ -73,6 +73,10 @@ class EventReader:
         """The usage, if it has been told of all that has come."""
         return self.report.usage() if self.output_bytes == self.reported_bytes else None
 
+    def count(self, calls: tuple[tuple[str, int], ...]) -> None:
+        """Take in how often the provider's own tools were called, by what came so far."""
+        self.report = self.report.joined(UsageReport(calls=calls))
+
     def tell(self, report: UsageReport) -> None:
         """Take in what the provider says it used so far; it takes nothing back of what it said."""
         if report is NOTHING:

@@ -30,6 +30,7 @@ __all__ = [
     "read_completion_parts",
     "read_gemini",
     "read_openai",
+    "with_tier",
 ]
 
 # The largest count that is believed; what is more is no count (``money.Tokens``).
@@ -40,6 +41,8 @@ class UsageReport(Struct, frozen=True):
     """Counts as told so far; ``None`` where nothing was.
 
     Attributes:
+        calls: of tools that the provider ran, by name; ``None`` where it does not count them.
+        asks: by which tier or speed it says that it charges, as ``service_tier=priority``.
         is_cache_beside: what a cache held or took comes on top of ``input_tokens``.
         is_reasoning_beside: likewise ``reasoning_tokens`` on top of ``output_tokens``.
     """
@@ -54,6 +57,8 @@ class UsageReport(Struct, frozen=True):
     audio_input_tokens: int | None = None
     audio_output_tokens: int | None = None
     reasoning_tokens: int | None = None
+    calls: tuple[tuple[str, int], ...] | None = None
+    asks: tuple[str, ...] = ()
     is_cache_beside: bool = False
     is_reasoning_beside: bool = False
 
@@ -65,7 +70,12 @@ class UsageReport(Struct, frozen=True):
             return self
         both = zip(structs.astuple(self), structs.astuple(other), strict=True)
         larger: Any = [_larger(*one) for one in both]
-        return UsageReport(*larger)
+        # Of the last that says so: a tier is told when it is known.
+        return structs.replace(
+            UsageReport(*larger),
+            calls=_more(self.calls, other.calls),
+            asks=other.asks or self.asks,
+        )
 
     def usage(self, *, has_output: bool = True) -> Usage | None:
         """Return the whole usage; ``None`` as long as a side of it has not been told.
@@ -119,7 +129,22 @@ class UsageReport(Struct, frozen=True):
         return max(self.cache_write_tokens or 0, self.cache_write_1h_tokens or 0)
 
 
-def _larger(one: int | None, other: int | None) -> int | None:
+_Calls = tuple[tuple[str, int], ...]
+
+
+def _more(one: _Calls | None, other: _Calls | None) -> _Calls | None:
+    """Return the larger count of each tool's calls."""
+    if one is None or other is None or one == other:
+        return other if one is None else one
+    counts = dict(one)
+    for name, count in other:
+        counts[name] = max(count, counts.get(name, 0))
+    return tuple(sorted(counts.items()))
+
+
+def _larger(one: Any, other: Any) -> Any:  # noqa: ANN401 - a count, or a mark
+    if isinstance(one, tuple) or isinstance(other, tuple):
+        return None
     if one is None or other is None:
         return other if one is None else one
     return max(one, other)
@@ -184,6 +209,19 @@ _GEMINI: _Names = {
     "cachedContentTokenCount": "cached_tokens",
     "thoughtsTokenCount": "reasoning_tokens",
 }
+# Calls of tools, which cost something beside their tokens.
+_CALLS: Mapping[str, str] = {
+    # Perplexity and xAI, their API references, 2026-11; litellm#11268, vercel/ai#6823, 2025.
+    "num_search_queries": "web_search",
+    "num_sources_used": "live_search",
+    # Anthropic's SDK 2.12 (BetaServerToolUsage), 2026-11.
+    "web_search_requests": "web_search",
+    "web_fetch_requests": "web_fetch",
+    "code_execution_requests": "code_execution",
+}
+# What a provider says it charges by. Anthropic's SDK (BetaUsage) and OpenAI's, 2026-11.
+_ASKS = ("service_tier", "speed", "inference_geo")
+
 _GEMINI_MODALITIES = (
     ("promptTokensDetails", "IMAGE", "image_input_tokens"),
     ("promptTokensDetails", "AUDIO", "audio_input_tokens"),
@@ -193,6 +231,7 @@ _GEMINI_MODALITIES = (
 # ── reading them ───────────────────────────────────────────────────────────────────────────────
 
 _decode = msgspec.json.Decoder(dict[str, Any] | None).decode
+_decode_text = msgspec.json.Decoder(str).decode
 
 
 class Told(Struct):
@@ -211,6 +250,7 @@ class ToldOfCompletion(Struct):
     usage: Raw = Raw()
     choices: list[Told] = []
     x_groq: Told | None = None
+    service_tier: Raw = Raw()
 
 
 _decode_completion = msgspec.json.Decoder(ToldOfCompletion).decode
@@ -227,13 +267,24 @@ def read_openai(raw: Raw) -> UsageReport:
     cited = _count(told.get("citation_tokens"))
     if cited and "input_tokens" in counts:
         counts["input_tokens"] += cited
-    return _report(counts)
+    return _with_calls(_report(counts), told)
+
+
+def with_tier(report: UsageReport, tier: Raw) -> UsageReport:
+    """Return the report with the tier that OpenAI tells beside the usage."""
+    if report is NOTHING or bytes(tier) in (b"", b"null"):
+        return report
+    try:
+        return structs.replace(report, asks=(f"service_tier={_decode_text(tier)}",))
+    except ValueError:
+        return report
 
 
 def read_completion(body: bytes) -> UsageReport:
     """Return what a completion says; raises ValueError if it is none."""
     told = _decode_completion(body)
-    return read_completion_parts(told.usage, told.choices, told.x_groq)
+    report = read_completion_parts(told.usage, told.choices, told.x_groq)
+    return with_tier(report, told.service_tier)
 
 
 class HasUsage(Protocol):
@@ -271,7 +322,13 @@ def read_anthropic(raw: Raw) -> UsageReport:
                 summed[name] = summed.get(name, 0) + count
         for name, count in summed.items():
             whole[name] = max(whole.get(name, 0), count)
-    return _report(whole, is_cache_beside=True)
+    report = _report(whole, is_cache_beside=True)
+    server = told.get("server_tool_use")
+    report = _with_calls(
+        report, cast("dict[str, object]", server) if isinstance(server, dict) else {}
+    )
+    asks = tuple(f"{name}={told[name]}" for name in _ASKS if isinstance(told.get(name), str))
+    return structs.replace(report, asks=asks) if asks and report is not NOTHING else report
 
 
 def read_gemini(raw: Raw) -> UsageReport:
@@ -295,6 +352,15 @@ def _of(detail: object, modality: str) -> int:
         return 0
     fields = cast("dict[str, object]", detail)
     return (_count(fields.get("tokenCount")) or 0) if fields.get("modality") == modality else 0
+
+
+def _with_calls(report: UsageReport, told: Mapping[str, object]) -> UsageReport:
+    counts: dict[str, int] = {}
+    for theirs, ours in _CALLS.items():
+        count = _count(told.get(theirs))
+        if count is not None:
+            counts[ours] = max(count, counts.get(ours, 0))
+    return structs.replace(report, calls=tuple(sorted(counts.items()))) if counts else report
 
 
 def _report(counts: dict[str, int], **how: bool) -> UsageReport:

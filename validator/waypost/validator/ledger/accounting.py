@@ -37,6 +37,7 @@ from waypost.validator.ledger.operations import (
     GrantOp,
     Operation,
     Release,
+    Renew,
     Reserve,
     Settle,
     Sweep,
@@ -68,6 +69,7 @@ class Accounting:
     Attributes:
         opened: holds to insert.
         closed: holds to update.
+        renewed: holds whose expiry is to be updated.
         touched, touched_rates, keys: rows to insert or replace.
         freed_keys: keys to delete.
         granted: grants to insert, with their amounts.
@@ -99,6 +101,7 @@ class Accounting:
             self._holds.pop(hold_id, None)
         self.opened: list[HoldRow] = []
         self.closed: dict[str, HoldRow] = {}
+        self.renewed: dict[str, HoldRow] = {}
         self.touched: set[WindowRow] = set()
         self.touched_rates: set[RateRow] = set()
         self.keys: dict[str, KeyRow] = {}
@@ -117,6 +120,8 @@ class Accounting:
                     self._settle(operation)
                 case Release(hold_id):
                     self._release(hold_id)
+                case Renew(hold_ids, expires_at):
+                    self._renew(hold_ids, expires_at)
                 case FreeKey(digest, request_id):
                     self._free(digest, request_id)
                 case Sweep(now, at_most):
@@ -222,12 +227,20 @@ class Accounting:
         if row is not None and state is not None:
             self._close(row, state, 0, 0)
 
+    def _renew(self, hold_ids: tuple[str, ...], expires_at: int) -> None:
+        for hold_id in hold_ids:
+            row = self._hold(hold_id)
+            if row is not None and row.state == "held" and row.expires_at < expires_at:
+                row.expires_at = expires_at
+                # Kept, as what else this batch does must see it.
+                self._holds[hold_id] = self.renewed[hold_id] = row
+
     def _sweep(self, now: int, at_most: int) -> int:
         swept = 0
         for hold_id in self._rows.expired(now, at_most=at_most):
             row = self._hold(hold_id)
-            # The store does not know yet what this same batch has settled.
-            if row is not None and row.state == "held":
+            # The store does not know yet what this same batch has settled or renewed.
+            if row is not None and row.state == "held" and row.expires_at <= now:
                 self._close(row, "expired", row.amount_nusd, None)
                 swept += 1
         return swept

@@ -289,6 +289,13 @@ class Ledger(Protocol):
         """
         ...
 
+    async def renew(self, hold_ids: Iterable[str], *, expires_at: int) -> None:
+        """Let holds whose requests are still under way expire no sooner than ``expires_at``.
+
+        A hold that does not exist, or is not open any more, is left as it is.
+        """
+        ...
+
     async def free_key(self, digest: str, request_id: str) -> None:
         """Let an idempotency key of that request be used again: nothing was charged."""
         ...

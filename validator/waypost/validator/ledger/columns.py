@@ -14,6 +14,7 @@ __all__ = [
     "hold_values",
     "key_values",
     "rate_values",
+    "renewing_values",
     "window_sum",
     "window_values",
 ]
@@ -47,6 +48,11 @@ def hold_values(row: HoldRow) -> tuple[Any, ...]:
 def closing_values(row: HoldRow) -> tuple[Any, ...]:
     """Return what closing a hold changes, and its id."""
     return (row.state, row.cost_nusd, row.id)
+
+
+def renewing_values(row: HoldRow) -> tuple[Any, ...]:
+    """Return what renewing a hold changes, and its id."""
+    return (row.expires_at, row.id)
 
 
 def window_values(row: WindowRow) -> tuple[Any, ...]:

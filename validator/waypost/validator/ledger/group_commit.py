@@ -33,6 +33,7 @@ from waypost.validator.ledger.operations import (
     GrantOp,
     Operation,
     Release,
+    Renew,
     Reserve,
     Settle,
     Sweep,
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 MAX_BATCH = 256  # keeps one turn of the loop below about 3 ms
 SWEEP_BATCH = 200
+RENEW_BATCH = 200
 FIRST_RETRY_S = 0.001  # what event loops' timers can resolve
 # A settlement waits so long for a transaction that others want: its caller has been answered, and
 # the next request of the same client is on its way.
@@ -195,6 +197,12 @@ class GroupedLedger:
     async def release(self, hold_id: str) -> None:
         """See ``Ledger.release``."""
         await self._submit(Release(hold_id), must=True)
+
+    async def renew(self, hold_ids: Iterable[str], *, expires_at: int) -> None:
+        """See ``Ledger.renew``."""
+        ids = tuple(hold_ids)
+        for place in range(0, len(ids), RENEW_BATCH):
+            await self._submit(Renew(ids[place : place + RENEW_BATCH], expires_at))
 
     async def free_key(self, digest: str, request_id: str) -> None:
         """See ``Ledger.free_key``."""

@@ -47,12 +47,14 @@ class _Slice:
     Attributes:
         free_nusd: neither spent nor held for a request.
         ends_at: from here on nothing more is held of it.
+        expires_at: from here on the store charges it in full.
         is_over: it is settled as soon as no hold of it is open.
     """
 
     __slots__ = (
         "amount_nusd",
         "ends_at",
+        "expires_at",
         "free_nusd",
         "held",
         "id",
@@ -61,9 +63,12 @@ class _Slice:
         "spent_nusd",
     )
 
-    def __init__(self, id: str, amount_nusd: int, ends_at: float, held: Held) -> None:
+    def __init__(
+        self, id: str, amount_nusd: int, ends_at: float, expires_at: int, held: Held
+    ) -> None:
         self.id = id
         self.amount_nusd = self.free_nusd = amount_nusd
+        self.expires_at = expires_at
         self.ends_at = ends_at
         self.held = held
         self.spent_nusd = 0
@@ -131,7 +136,7 @@ class LeasedLedger:
         part = self._slices.get(key)
         if part is None or hold.amount_nusd > part.free_nusd:
             return None
-        if self._monotonic() >= part.ends_at:
+        if self._monotonic() >= part.ends_at or hold.expires_at > part.expires_at:
             return None
         part.free_nusd -= hold.amount_nusd
         part.open += 1
@@ -153,6 +158,23 @@ class LeasedLedger:
             self._spend(hold_id, 0)
         else:
             await self._ledger.release(hold_id)
+
+    async def renew(self, hold_ids: Iterable[str], *, expires_at: int) -> None:
+        """See ``Ledger.renew``. A slice lives as long as what is held of it."""
+        others: list[str] = []
+        parts: dict[str, _Slice] = {}
+        for hold_id in hold_ids:
+            if hold_id not in self._holds:
+                others.append(hold_id)
+                continue
+            part, amount_nusd, ends_at = self._holds[hold_id]
+            self._holds[hold_id] = (part, amount_nusd, max(ends_at, expires_at))
+            if part.expires_at < expires_at:
+                parts[part.id] = part
+        if others or parts:
+            await self._ledger.renew((*others, *parts), expires_at=expires_at)
+        for part in parts.values():
+            part.expires_at = max(part.expires_at, expires_at)
 
     def _spend(self, hold_id: str, cost_nusd: int) -> None:
         part, amount_nusd, _ = self._holds.pop(hold_id)
@@ -212,7 +234,9 @@ class LeasedLedger:
             expires_at=hold.expires_at + int(self._lease_s) + 1,
         )
         held = await self._ledger.reserve(lease)
-        return _Slice(lease.id, size, ends_at, held) if isinstance(held, Held) else None
+        if not isinstance(held, Held):
+            return None
+        return _Slice(lease.id, size, ends_at, lease.expires_at, held)
 
     def _end(self, part: _Slice) -> None:
         part.is_over = True

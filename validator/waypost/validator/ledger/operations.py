@@ -4,7 +4,7 @@ from msgspec import Struct
 
 from waypost.validator.ledger.base import Grant, Hold
 
-__all__ = ["FreeKey", "GrantOp", "Operation", "Release", "Reserve", "Settle", "Sweep"]
+__all__ = ["FreeKey", "GrantOp", "Operation", "Release", "Renew", "Reserve", "Settle", "Sweep"]
 
 
 class Reserve(Struct, frozen=True):
@@ -28,6 +28,13 @@ class Release(Struct, frozen=True):
     hold_id: str
 
 
+class Renew(Struct, frozen=True):
+    """See ``Ledger.renew``."""
+
+    hold_ids: tuple[str, ...]
+    expires_at: int
+
+
 class FreeKey(Struct, frozen=True):
     """See ``Ledger.free_key``."""
 
@@ -48,4 +55,4 @@ class GrantOp(Struct, frozen=True):
     grant: Grant
 
 
-Operation = Reserve | Settle | Release | FreeKey | Sweep | GrantOp
+Operation = Reserve | Settle | Release | Renew | FreeKey | Sweep | GrantOp

@@ -29,6 +29,7 @@ from waypost.validator.ledger.columns import (
     hold_values,
     key_values,
     rate_values,
+    renewing_values,
     window_sum,
     window_values,
 )
@@ -39,6 +40,7 @@ from waypost.validator.ledger.operations import (
     GrantOp,
     Operation,
     Release,
+    Renew,
     Reserve,
     Settle,
     Sweep,
@@ -101,6 +103,7 @@ _LOCK_KEY = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))"
 _KEYS = "SELECT digest, body, hold_id, at FROM keys WHERE digest = ANY(%s)"
 _GRANTS = "SELECT id, amount_nusd FROM grants WHERE id = ANY(%s)"
 _OPEN = "INSERT INTO holds VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)"
+_RENEW = "UPDATE holds SET expires_at = %s WHERE id = %s"
 _CLOSE = "UPDATE holds SET state = %s, cost_nusd = %s WHERE id = %s"
 _PUT_WINDOW = (
     "UPDATE windows SET spent_nusd = %s, debt_nusd = %s, reserved_nusd = %s, granted_nusd = %s"
@@ -242,6 +245,7 @@ class PostgresStore:
         ids = {
             *(op.hold.id for op in batch if isinstance(op, Reserve)),
             *(op.hold_id for op in batch if isinstance(op, Settle | Release)),
+            *(one for op in batch if isinstance(op, Renew) for one in op.hold_ids),
             *(row[2] for row in keys),
         }
         holds = await _all(db, _LOCK_HOLDS, sorted(ids)) if ids else []
@@ -378,6 +382,7 @@ async def _all(db: Connection, query: Any, *values: Any) -> list[Any]:  # noqa: 
 async def _write(db: Connection, accounting: Accounting) -> None:
     changes: tuple[tuple[str, Iterable[Any]], ...] = (
         (_OPEN, map(hold_values, accounting.opened)),
+        (_RENEW, map(renewing_values, accounting.renewed.values())),
         (_CLOSE, map(closing_values, accounting.closed.values())),
         (_PUT_WINDOW, ((*(v := window_values(row))[3:], *v[:3]) for row in accounting.touched)),
         (_PUT_RATE, ((free, s, r) for s, r, free in map(rate_values, accounting.touched_rates))),

@@ -51,11 +51,12 @@ from waypost.validator.ledger.operations import (
     GrantOp,
     Operation,
     Release,
+    Renew,
     Reserve,
     Settle,
     Sweep,
 )
-from waypost.validator.ledger.redis_scripts import CLOSE, FREE, GRANT, RESERVE
+from waypost.validator.ledger.redis_scripts import CLOSE, FREE, GRANT, RENEW, RESERVE
 from waypost.validator.ledger.redis_servers import RISKS, Servers, find_servers, risks_of
 from waypost.validator.ledger.rows import KeyRow
 
@@ -147,7 +148,7 @@ class RedisStore:
         """Find the server and give it the scripts, after it was away as well."""
         with self._told():
             client = await self._client()
-            scripts = (RESERVE, CLOSE, FREE, GRANT)
+            scripts = (RESERVE, CLOSE, FREE, GRANT, RENEW)
             self._shas = [await client.script_load(script) for script in scripts]
             zone = str(self.calendar.zone)
             await client.set(f"{self._prefix}zone", zone, nx=True)
@@ -187,13 +188,16 @@ class RedisStore:
                     self._close(pipeline, hold_id, state, cost_nusd, tokens)
                 case Release(hold_id):
                     self._close(pipeline, hold_id, "released", 0, 0)
+                case Renew(hold_ids, expires_at):
+                    for hold_id in hold_ids:
+                        self._renew(pipeline, hold_id, expires_at)
                 case FreeKey(digest, request_id):
                     pipeline.evalsha(self._shas[2], 1, self._key(digest), request_id)
                 case Sweep(now):
                     gone = now - KEEP_CLOSED_S
                     pipeline.zremrangebyscore(f"{self._prefix}journal", "-inf", gone)
                     for hold_id in expired[place]:
-                        self._close(pipeline, hold_id, "expired", 0, None)
+                        self._close(pipeline, hold_id, "expired", 0, None, now=now)
                 case GrantOp(grant):
                     self._grant(pipeline, grant)
             spans.append(len(pipeline) - before)
@@ -205,7 +209,8 @@ class RedisStore:
             raise failed
         grouped: list[Any] = []
         for operation, span in zip(batch, spans, strict=True):
-            grouped.append(replies[:span] if isinstance(operation, Sweep) else replies[0])
+            is_several = isinstance(operation, Sweep | Renew)
+            grouped.append(replies[:span] if is_several else replies[0])
             replies = replies[span:]
         return grouped
 
@@ -216,6 +221,8 @@ class RedisStore:
         state: str,
         cost_nusd: int,
         tokens: int | None,
+        *,
+        now: int = 0,
     ) -> None:
         pipeline.evalsha(
             self._shas[1],
@@ -227,7 +234,12 @@ class RedisStore:
             -1 if tokens is None else tokens,
             KEEP_CLOSED_S,
             f"{self._prefix}open",
+            now,
         )
+
+    def _renew(self, pipeline: Any, hold_id: str, expires_at: int) -> None:  # noqa: ANN401 - redis has no type for it
+        key, still_open = self._hold(hold_id), f"{self._prefix}open"
+        pipeline.evalsha(self._shas[4], 2, key, still_open, hold_id, expires_at)
 
     def _grant(self, pipeline: Any, grant: Grant) -> None:  # noqa: ANN401 - redis has no type for it
         start = self.calendar.starts(grant.at)[CALENDAR.index(grant.window)]

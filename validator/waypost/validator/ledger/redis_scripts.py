@@ -5,7 +5,7 @@ a refusal means is worked out from the numbers that they return, by ``redis``. A
 although its answer was lost does nothing the second time.
 """
 
-__all__ = ["CLOSE", "FREE", "GRANT", "RESERVE"]
+__all__ = ["CLOSE", "FREE", "GRANT", "RENEW", "RESERVE"]
 
 RESERVE = """
 local a = cjson.decode(ARGV[1])
@@ -57,7 +57,8 @@ return {'held', unpack(sums)}
 """
 
 CLOSE = """
-local h = redis.call('HMGET', KEYS[1], 'state', 'amount', 'cost', 'tokens', 'windows', 'backlogs')
+local h = redis.call('HMGET', KEYS[1], 'state', 'amount', 'cost', 'tokens', 'windows', 'backlogs',
+  'expires')
 if not h[1] then return 'unknown' end
 local target, cost, amount = ARGV[2], tonumber(ARGV[3]), tonumber(h[2])
 local state = target
@@ -66,7 +67,10 @@ if h[1] ~= 'held' then  -- as limits.state_after has it
   if open and (target == 'settled' or target == 'released') then state = 'corrected'
   elseif h[1] ~= 'expired' or target ~= 'unconfirmed' then return 'kept' end
 end
-if target == 'expired' then cost = amount end
+if target == 'expired' then
+  if tonumber(h[7]) > tonumber(ARGV[7]) then return 'kept' end  -- renewed since it was found
+  cost = amount
+end
 local had = tonumber(h[3])
 local had_spent = math.min(had, amount)
 local spent = math.min(cost, h[1] == 'held' and amount or had_spent)
@@ -110,4 +114,12 @@ end
 redis.call('HINCRBY', KEYS[2], 'g', amount)
 redis.call('HSET', KEYS[1], 'amount', amount, 'grant', ARGV[2])
 return amount
+"""
+
+RENEW = """
+local h = redis.call('HMGET', KEYS[1], 'state', 'expires')
+if h[1] ~= 'held' or tonumber(h[2]) >= tonumber(ARGV[2]) then return 'kept' end
+redis.call('HSET', KEYS[1], 'expires', ARGV[2])
+redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
+return 'renewed'
 """

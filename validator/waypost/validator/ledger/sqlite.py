@@ -28,6 +28,7 @@ from waypost.validator.ledger.columns import (
     hold_values,
     key_values,
     rate_values,
+    renewing_values,
     window_sum,
     window_values,
 )
@@ -112,6 +113,7 @@ _KEY = "SELECT digest, body, hold_id, at FROM keys WHERE digest = ?"
 _GRANT = "SELECT amount_nusd FROM grants WHERE id = ?"
 _EXPIRED = "SELECT id FROM holds WHERE state = 'held' AND expires_at <= ? LIMIT ?"
 _OPEN = "INSERT INTO holds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_RENEW = "UPDATE holds SET expires_at = ? WHERE id = ?"
 _CLOSE = "UPDATE holds SET state = ?, cost_nusd = ? WHERE id = ?"
 _PUT_WINDOW = (
     "INSERT INTO windows VALUES (?, ?, ?, ?, ?, ?, ?, 0) ON CONFLICT DO UPDATE SET"
@@ -229,6 +231,8 @@ class SqliteStore:
         db = self._db
         if accounting.opened:
             db.executemany(_OPEN, map(hold_values, accounting.opened))
+        if accounting.renewed:
+            db.executemany(_RENEW, map(renewing_values, accounting.renewed.values()))
         if accounting.closed:
             db.executemany(_CLOSE, map(closing_values, accounting.closed.values()))
         if accounting.touched:

@@ -112,10 +112,7 @@ def shadow_of(
 ) -> Shadow:
     """Return what ``candidate`` would have decided; its price is put to the tokens used."""
     own = measure(
-        inbound.endpoint,
-        inbound.request,
-        body_bytes=len(inbound.body),
-        reader=candidate.compiled.reader,
+        inbound.endpoint, inbound.request, body=inbound.body, reader=candidate.compiled.reader
     )
     seen = facts.measured
     measured = structs.replace(

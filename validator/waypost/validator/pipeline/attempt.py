@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import partial
 from time import perf_counter
 
-from msgspec import Struct, structs
+from msgspec import UNSET, Struct, structs
 
 from waypost.shared.contracts import Model
 from waypost.shared.records import Attempt, AttemptKind, AttemptOutcome
@@ -24,6 +24,7 @@ from waypost.validator.http.problems import OK, deadline_exceeded, describe, out
 from waypost.validator.http.provider_errors import read_complaint
 from waypost.validator.lane import is_large
 from waypost.validator.manifest.active import Target
+from waypost.validator.pipeline.calls import with_calls
 from waypost.validator.pipeline.cascade.answers import Answer, read_answer, with_logprobs
 from waypost.validator.pipeline.charge import Evidence
 from waypost.validator.pipeline.exchange import AdmittedRequest, Exchange, in_ms
@@ -125,6 +126,7 @@ class ProviderAttempt:
         "_key",
         "_kind",
         "_length_s",
+        "_measured",
         "_path",
         "_place",
         "_reader",
@@ -166,6 +168,7 @@ class ProviderAttempt:
         self.exchange = exchange
         self._inbound = admitted.inbound
         self._account = admitted.principal.account
+        self._measured = admitted.facts.measured
         # What a provider has no words for was left out of the set.
         self._adapter = target.upstream.adapters[exchange.endpoint]
         if target.upstream.unspoken:
@@ -246,6 +249,9 @@ class ProviderAttempt:
             provider_request = structs.replace(
                 provider_request, body=with_logprobs(provider_request.body)
             )
+        if self._measured.extras is not UNSET:
+            body = with_calls(provider_request.body, self.target.model, self._measured)
+            provider_request = structs.replace(provider_request, body=body)
         self._path = provider_request.path
         return provider_request
 

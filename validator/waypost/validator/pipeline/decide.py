@@ -29,6 +29,8 @@ _REFUSALS: dict[str, type[RefusalError]] = {
     "endpoint_unsupported": InvalidRequestError,
     "capability_missing": InvalidRequestError,
     "context_too_small": InvalidRequestError,
+    "output_too_small": InvalidRequestError,
+    "unpriced": InvalidRequestError,
     "untranslatable": InvalidRequestError,
     "unaffordable": BudgetError,
 }

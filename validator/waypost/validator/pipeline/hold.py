@@ -8,14 +8,14 @@ from msgspec import structs
 from waypost.shared.contracts import Facts, Model
 from waypost.shared.decision.costs import (
     affordable_output,
+    cost_bound_nusd,
+    least_output,
     output_bound,
-    price_needs,
 )
 from waypost.shared.errors import (
     InvalidRequestError,
     StoreError,
 )
-from waypost.shared.money import upper_bound
 from waypost.validator.ledger import (
     Crossed,
     Held,
@@ -29,14 +29,15 @@ from waypost.validator.manifest.active import Principal, Target
 from waypost.validator.pipeline.exchange import AdmittedRequest, Exchange
 from waypost.validator.services import Services
 
-__all__ = ["LEASE_MARGIN_S", "Reservation", "body_digest", "bound_nusd", "worthwhile"]
+__all__ = ["LEASE_MARGIN_S", "Reservation", "body_digest", "worthwhile"]
 
 # Cutting an answer shorter than this to fit a budget would sell a stump as an answer.
 MIN_ANSWER_TOKENS = 64
 
 MAX_KEY_BYTES = 255
 
-# How long after the provider's own time-out a hold waits for its bill; then it is charged.
+# How long after the provider's own time-out a hold waits for its bill; then it is charged, unless
+# the request is still under way: then ``HoldRenewal`` renews it.
 LEASE_MARGIN_S = 60
 
 
@@ -52,12 +53,14 @@ class Reservation:
 
     Attributes:
         hold_id: ``None`` when nothing is held.
+        expires_at: when what is held ends, unless it is renewed.
         amount_nusd: how much is.
         output_tokens: bound of one answer that the amount covers; sent upstream.
         crossed: soft limits that are used up.
     """
 
     __slots__ = (
+        "__weakref__",
         "_exchange",
         "_facts",
         "_holds",
@@ -68,6 +71,7 @@ class Reservation:
         "_target",
         "amount_nusd",
         "crossed",
+        "expires_at",
         "hold_id",
         "output_tokens",
     )
@@ -89,7 +93,8 @@ class Reservation:
         self._holds = 0
         self._target: Target | None = None
         self.hold_id: str | None = None
-        self.amount_nusd = 0
+        self.amount_nusd = self.expires_at = 0
+        services.renewal.watch(self)
         self.output_tokens = 0
         self.crossed: tuple[Crossed, ...] = ()
 
@@ -100,11 +105,11 @@ class Reservation:
         back first, so that a request never holds twice what it can cost.
         """
         exchange = self._exchange
-        amount = bound_nusd(target.model, self._facts, output_tokens=output_tokens)
+        amount = cost_bound_nusd(target.model, self._facts, output_tokens=output_tokens)
         if self.hold_id is None or target is not self._target or amount > self.amount_nusd:
             await self.release()
             hold_id = self._name if not self._holds else f"{self._name}.{self._holds}"
-            lease_s = LEASE_MARGIN_S + 2 * int(target.upstream.timeout_s)
+            expires_at = exchange.now + LEASE_MARGIN_S + 2 * int(target.upstream.timeout_s)
             measured = self._facts.measured
             # Held anew, a request is still one request.
             is_counted = self._holds or exchange.is_counted
@@ -115,7 +120,7 @@ class Reservation:
                     amount_nusd=amount,
                     scopes=(*scopes, *target.scopes),
                     now=exchange.now,
-                    expires_at=exchange.now + lease_s,
+                    expires_at=expires_at,
                     tokens=measured.input_tokens + output_tokens * measured.choices,
                     key=self._key,
                 )
@@ -125,6 +130,7 @@ class Reservation:
             self._holds += 1
             self.crossed = held.crossed
             self.hold_id, self.amount_nusd, self._target = hold_id, amount, target
+            self.expires_at = expires_at
         self.output_tokens = output_tokens
         return None
 
@@ -194,17 +200,9 @@ def _idempotency_key(exchange: Exchange, principal: Principal) -> IdempotencyKey
     return IdempotencyKey(digest=whose.hexdigest(), body=body, request_id=exchange.id)
 
 
-def bound_nusd(model: Model, facts: Facts, *, output_tokens: int) -> int:
-    """Return the most that answers of at most ``output_tokens`` each can cost."""
-    return upper_bound(
-        model.price,
-        input_tokens=facts.measured.max_input_tokens,
-        output_tokens=output_tokens * facts.measured.choices,
-        needs=price_needs(facts.measured),
-    )
-
-
 def worthwhile(model: Model, facts: Facts, budget_nusd: int) -> int:
     """Return how long an answer ``budget_nusd`` pays for; 0 if that is not worth having."""
     tokens = affordable_output(model, facts, budget_nusd=budget_nusd)
-    return tokens if tokens >= min(MIN_ANSWER_TOKENS, output_bound(model, facts)) else 0
+    # What is thought comes before the answer, and is cut from the same bound.
+    least = least_output(facts) - 1 + MIN_ANSWER_TOKENS
+    return tokens if tokens >= min(least, output_bound(model, facts)) else 0

@@ -59,7 +59,7 @@ async def pay(exchange: Exchange, facts: Facts, delivered: Delivered) -> Charge:
 def _charge(exchange: Exchange, facts: Facts, delivered: Delivered) -> Charge:
     model, reservation = delivered.target.model, delivered.reservation
     try:
-        charge = charge_for(delivered.evidence, model.price, facts)
+        charge = charge_for(delivered.evidence, model, facts)
     except Exception:
         # Better the bound than a hold that nobody ends.
         logger.exception("request %s: its cost is not known", exchange.id)

@@ -7,7 +7,7 @@ import re
 from functools import partial
 
 from anyio import to_thread
-from msgspec import structs
+from msgspec import UNSET, structs
 
 from waypost.cli import http_body
 from waypost.cli.structured import read_facts, read_proposal
@@ -20,6 +20,8 @@ from waypost.validator.lane import is_large
 from waypost.validator.manifest.active import ActiveManifest, Principal
 from waypost.validator.pipeline.exchange import Exchange, Headers, Receive
 from waypost.validator.pipeline.hold import body_digest
+from waypost.validator.pipeline.picture_size import size_of
+from waypost.validator.pipeline.priced import require_priced
 from waypost.validator.pipeline.reserve import ask_first
 from waypost.validator.services import Services
 
@@ -57,6 +59,8 @@ async def understand(
     else:
         read = _read(services, exchange, active)
     inbound, measured, untranslatable, classes = read
+    if measured.extras is not UNSET:
+        require_priced(measured.extras, active.compiled.policy.models)
     request = inbound.request
     out = active.out_of_service(services.monotonic(), inbound, account=principal.account)
     if out or untranslatable or classes:
@@ -140,7 +144,8 @@ def _read(
     """
     endpoint, body = exchange.endpoint, exchange.body
     request = decode(endpoint, body)
-    measured = measure(endpoint, request, body_bytes=len(body), reader=active.compiled.reader)
+    reader = active.compiled.reader
+    measured = measure(endpoint, request, body=body, reader=reader, size_of=size_of)
     inbound = InboundRequest(
         endpoint,
         request,

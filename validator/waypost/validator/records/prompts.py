@@ -31,7 +31,7 @@ class _Listener(TextReader):
 def newest_message(inbound: InboundRequest) -> str:
     """Return the text of the newest user message, whatever API it came by."""
     listener = _Listener()
-    measure(inbound.endpoint, inbound.request, body_bytes=len(inbound.body), reader=listener)
+    measure(inbound.endpoint, inbound.request, body=inbound.body, reader=listener)
     return listener.heard
 
 

@@ -24,6 +24,8 @@ _REASONS = {
     "duty_unmet": "the data may only go to providers that have promised to protect it",
     "unknown_data_class": "the data was of a kind that the policy does not know",
     "capability_missing": "the model could not do what the request needed",
+    "output_too_small": "the request wanted more tokens to think than the model answers in",
+    "unpriced": "the request asked for something that has no price in the policy",
     "context_too_small": "the request was too long for the model",
     "out_of_service": "the model's provider was down",
     "unaffordable": "the account could not have paid for it",

@@ -5,11 +5,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from waypost.shared.contracts import ENDPOINTS
-from waypost.shared.decision.costs import cost_estimate_nusd
+from waypost.shared.decision.costs import cost_bound_nusd, cost_estimate_nusd
 from waypost.shared.decision.explain import explain, explain_record
 from waypost.shared.errors import InvalidRequestError
 from waypost.validator.pipeline import consider
-from waypost.validator.pipeline.hold import bound_nusd
 from waypost.validator.pipeline.reserve import preview
 from waypost.validator.routes.common import (
     json_response,
@@ -51,7 +50,7 @@ async def _decide(request: Request) -> Response:
             "manifest": active.version,
             "max_output_tokens": plan.output_tokens,
             "cost_estimate_nusd": cost_estimate_nusd(compiled.policy, model, facts),
-            "cost_bound_nusd": bound_nusd(model, facts, output_tokens=plan.output_tokens),
+            "cost_bound_nusd": cost_bound_nusd(model, facts, output_tokens=plan.output_tokens),
             "explanation": explanation,
         }
     )

@@ -29,6 +29,7 @@ from waypost.validator.config.stores import PeersConfig, ReplayConfig
 from waypost.validator.detectors import load_detectors
 from waypost.validator.http.transports.selection import open_transport
 from waypost.validator.lane import Lane
+from waypost.validator.ledger.renewal import HoldRenewal
 from waypost.validator.ledger.webhook import BudgetWebhook
 from waypost.validator.manifest.active import ActiveManifest
 from waypost.validator.manifest.canary import Candidate
@@ -140,6 +141,7 @@ async def open_services(
             clock=clock,
             monotonic=monotonic,
         )
+        renewal = HoldRenewal(ledger, clock=clock)
         services = Services(
             config=config,
             clock=clock,
@@ -152,6 +154,7 @@ async def open_services(
                 redactor=redactor(config.detectors) if config.records.prompts else None,
             ),
             ledger=ledger,
+            renewal=renewal,
             access=AccessChecks.configured(config, seen=seen, pseudonym_key=pseudonym_key),
             upstreams=upstreams,
             detectors=detectors,
@@ -171,7 +174,13 @@ async def open_services(
             webhook=webhook,
         )
         upkeep = Upkeep(
-            manifests, ledger, seen, counts, refresh_s=config.manifest.refresh_s, clock=clock
+            manifests,
+            ledger,
+            renewal,
+            seen,
+            counts,
+            refresh_s=config.manifest.refresh_s,
+            clock=clock,
         )
         await manifests.load()
         loops = upkeep.loops()

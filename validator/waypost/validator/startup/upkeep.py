@@ -9,6 +9,7 @@ from typing import Any
 from waypost.shared.errors import StoreError
 from waypost.validator.access.seen_once import SeenOnce
 from waypost.validator.ledger import Ledger
+from waypost.validator.ledger.renewal import HoldRenewal
 from waypost.validator.manifest.refresh import ManifestService
 from waypost.validator.telemetry.workers import SharedCounts
 
@@ -28,6 +29,7 @@ class Upkeep:
         self,
         manifests: ManifestService,
         ledger: Ledger,
+        renewal: HoldRenewal,
         seen: SeenOnce,
         counts: SharedCounts,
         *,
@@ -36,6 +38,7 @@ class Upkeep:
     ) -> None:
         self._manifests = manifests
         self._ledger = ledger
+        self._renewal = renewal
         self._seen = seen
         self._counts = counts
         self._refresh_s = refresh_s
@@ -66,6 +69,7 @@ class Upkeep:
             await asyncio.sleep(_about(SWEEP_S))
             if self._manifests.candidate is not None:
                 self._manifests.candidate.judge(await self._counts.total())
+            await self._renewal.renew()  # first, or it might be swept
             await self._sweep_holds()
             try:
                 await self._seen.sweep(now=int(self._clock()))

@@ -16,7 +16,13 @@ from waypost.validator.dialects.passthrough.body_fields import (
     size,
 )
 from waypost.validator.dialects.sse import EventReader, is_end_mark, require_object
-from waypost.validator.dialects.usage import NOTHING, Told, UsageReport, read_completion_parts
+from waypost.validator.dialects.usage import (
+    NOTHING,
+    Told,
+    UsageReport,
+    read_completion_parts,
+    with_tier,
+)
 
 __all__ = ["Reader", "bounded", "is_error", "order_usage", "reader", "report", "shows_usage"]
 
@@ -29,6 +35,7 @@ class _Answer(Struct):
     choices: list[Told]
     usage: Raw = ABSENT
     x_groq: Told | None = None
+    service_tier: Raw = ABSENT
 
 
 class _Delta(Struct):
@@ -62,6 +69,7 @@ class _Chunk(Struct):
     choices: list[_Choice] = []
     usage: Raw = ABSENT
     x_groq: Told | None = None
+    service_tier: Raw = ABSENT
     error: Raw = ABSENT
 
 
@@ -94,7 +102,8 @@ def order_usage(fields: dict[str, Any]) -> None:
 def report(body: bytes) -> UsageReport:
     """See ``Api``."""
     answer = _decode_answer(body)
-    return read_completion_parts(answer.usage, answer.choices, answer.x_groq)
+    report = read_completion_parts(answer.usage, answer.choices, answer.x_groq)
+    return with_tier(report, answer.service_tier)
 
 
 def shows_usage(request: Request) -> bool:
@@ -156,7 +165,7 @@ class Reader(EventReader):
         told = read_completion_parts(chunk.usage, chunk.choices, chunk.x_groq)
         if told is NOTHING:
             return True
-        self.tell(told)
+        self.tell(with_tier(told, chunk.service_tier))
         return self._shows_usage or bool(chunk.choices)
 
     def _see_choice(self, choice: _Choice) -> None:

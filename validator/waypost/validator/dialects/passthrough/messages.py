@@ -39,8 +39,14 @@ class _Started(Struct):
     usage: Raw = ABSENT
 
 
+class _Block(Struct):
+    type: str = ""
+    name: str = ""
+
+
 class _Event(Struct):
     type: str = ""
+    content_block: _Block | None = None
     message: _Started | None = None
     delta: _Delta | None = None
     usage: Raw = ABSENT
@@ -88,11 +94,12 @@ _BEFORE = frozenset({"error", "message_start", "ping"})
 class _Reader(EventReader):
     """Reads a stream of messages. After a ``stop_reason`` the end of the body is an end as well."""
 
-    __slots__ = ("_has_reason", "_has_stopped")
+    __slots__ = ("_calls", "_has_reason", "_has_stopped")
 
     def __init__(self) -> None:
         super().__init__()
         self._has_reason = self._has_stopped = False
+        self._calls: dict[str, int] = {}
 
     def _see(self, payload: bytes) -> bool:
         if is_end_mark(payload):
@@ -111,6 +118,11 @@ class _Reader(EventReader):
         match kind:
             case "message_start" if event.message is not None:
                 self.tell(read_anthropic(event.message.usage))
+            case "content_block_start" if event.content_block is not None:
+                block = event.content_block
+                if block.type == "server_tool_use":
+                    self._calls[block.name] = self._calls.get(block.name, 0) + 1
+                    self.count(tuple(sorted(self._calls.items())))
             case "content_block_delta" if event.delta is not None:
                 delta = event.delta
                 self.output_bytes += (

@@ -1,9 +1,10 @@
 """Responses, OpenAI's newer API, where it keeps nothing: ``requests.apis`` sees to that."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, structs
 
 from waypost.shared.requests.apis import Request
 from waypost.validator.dialects.passthrough.body_fields import (
@@ -15,7 +16,7 @@ from waypost.validator.dialects.passthrough.body_fields import (
     size,
 )
 from waypost.validator.dialects.sse import EventReader, is_end_mark, require_object, write_event
-from waypost.validator.dialects.usage import UsageReport, read_openai
+from waypost.validator.dialects.usage import NOTHING, UsageReport, read_openai, with_tier
 
 __all__ = ["bounded", "broken_off", "is_error", "reader", "report"]
 
@@ -29,13 +30,24 @@ _ANNOUNCED = frozenset({"response.created", "response.in_progress", "response.qu
 _BEFORE = _ANNOUNCED | {"", "error", "keepalive", "ping"}
 
 
+class _Action(Struct):
+    type: str = ""
+
+
+class _Item(Struct):
+    type: str = ""
+    action: _Action | None = None
+
+
 class _Answer(Struct):
     output: list[Raw]
     usage: Raw = ABSENT
+    service_tier: Raw = ABSENT
 
 
 class _Response(Struct):
     usage: Raw = ABSENT
+    service_tier: Raw = ABSENT
 
 
 class _Error(Struct):
@@ -48,6 +60,7 @@ class _Event(Struct):
     sequence_number: int | None = None
     delta: Any = None
     response: Raw = ABSENT
+    item: Raw = ABSENT
     error: Raw = ABSENT
 
 
@@ -61,6 +74,7 @@ class _Failed(Struct):
 
 _decode_answer = msgspec.json.Decoder(_Answer).decode
 _decode_event = msgspec.json.Decoder(_Event).decode
+_decode_item = msgspec.json.Decoder(_Item).decode
 _decode_failed = msgspec.json.Decoder(_Failed).decode
 _decode_fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode_response = msgspec.json.Decoder(_Response).decode
@@ -78,7 +92,44 @@ def bounded(
 
 def report(body: bytes) -> UsageReport:
     """See ``Api``."""
-    return read_openai(_decode_answer(body).usage)
+    answer = _decode_answer(body)
+    told = with_tier(read_openai(answer.usage), answer.service_tier)
+    if told is NOTHING:
+        return told
+    return structs.replace(told, calls=_counted(answer.output))
+
+
+# Items of which each is a call that OpenAI prices, by the name of its tool: "Pricing", "Built-in
+# tools", and "Web search" (of its actions only a search is priced), 2026-11; its SDK 3.54.
+_CALLS = {
+    "code_interpreter_call": "code_interpreter",
+    "file_search_call": "file_search",
+    "image_generation_call": "image_generation",
+    "mcp_call": "mcp",
+    "web_search_call": "web_search",
+}
+
+
+def _counted(items: Iterable[Raw]) -> tuple[tuple[str, int], ...]:
+    """Return how often each tool of the provider was called."""
+    counts: dict[str, int] = {}
+    for item in items:
+        name = _called(item)
+        if name:
+            counts[name] = counts.get(name, 0) + 1
+    return tuple(sorted(counts.items()))
+
+
+def _called(raw: Raw) -> str:
+    if b"_call" not in bytes(raw):
+        return ""
+    try:
+        item = _decode_item(raw)
+    except ValueError:
+        return ""
+    if item.type == "web_search_call" and item.action is not None:
+        return "" if item.action.type in ("open_page", "find_in_page", "find") else "web_search"
+    return _CALLS.get(item.type, "")
 
 
 _SERVER_ERROR = "server_error"
@@ -117,13 +168,14 @@ def reader(request: Request) -> "_Reader":
 
 
 class _Reader(EventReader):
-    __slots__ = ("_error", "_model", "_response", "_sequence")
+    __slots__ = ("_calls", "_error", "_model", "_response", "_sequence")
 
     def __init__(self, *, model: str = "") -> None:
         super().__init__()
         self._model = model
         self._sequence = -1
         self._response: dict[str, Any] = {}
+        self._calls: dict[str, int] = {}
         self._error: _Error | None = None
 
     def _see(self, payload: bytes) -> bool:
@@ -149,16 +201,26 @@ class _Reader(EventReader):
             self.is_done = not self.has_failed
             self._error = None
             if is_present(event.response):
-                self.tell(read_openai(_decode_response(event.response).usage))
+                response = _decode_response(event.response)
+                self.tell(with_tier(read_openai(response.usage), response.service_tier))
         elif kind in _ANNOUNCED:
             self._response = _decode_fields(event.response) if is_present(event.response) else {}
         elif kind == "error" or (not kind and is_present(event.error)):
             # ``response.failed`` follows, or is owed.
             self.has_failed = True
             self._error = _error_of(payload)
+        elif kind == "response.output_item.done":
+            self._see_call(event.item)
         elif isinstance(event.delta, str):
             self.output_bytes += size(event.delta)
         return True
+
+    def _see_call(self, item: Raw) -> None:
+        """Count a call of the provider's own tools: it costs something, whatever follows."""
+        name = _called(item)
+        if name:
+            self._calls[name] = self._calls.get(name, 0) + 1
+            self.count(tuple(sorted(self._calls.items())))
 
     def _failing(self) -> dict[str, Any]:
         """Return the response as the provider announced it, or what the API wants at least."""
