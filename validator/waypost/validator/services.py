@@ -107,6 +107,8 @@ class Services:
         self.seen = seen
         self.proofs = _proof_checker(config, pseudonym_key)
         self.console_token = console_token
+        self.tells_cost_in_usage = config.tell_cost.usage
+        self.tells_cost = config.tell_cost.header or config.tell_cost.usage
         self.clock = clock
         self.monotonic = monotonic
         self.rng = rng

@@ -17,6 +17,7 @@ from waypost.validator.config.oversight import (
     ConsoleConfig,
     MetricsConfig,
     ReceiptsConfig,
+    TellCostConfig,
     TracingConfig,
 )
 from waypost.validator.config.providers import ProviderConfig
@@ -63,6 +64,7 @@ class ValidatorConfig(FileModel):
     pseudonym: PseudonymConfig = PseudonymConfig(path=Path("state/pseudonym.key"))
     limits: LimitsConfig = LimitsConfig()
     console: ConsoleConfig = ConsoleConfig()
+    tell_cost: TellCostConfig = TellCostConfig()
     cors: CORSConfig = CORSConfig()
     dpop: DPoPConfig | None = None
     replay: ReplayConfig = ReplayConfig()

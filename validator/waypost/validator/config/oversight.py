@@ -15,7 +15,7 @@ from waypost.validator.config.value_types import (
     wrong,
 )
 
-__all__ = ["ConsoleConfig", "MetricsConfig", "ReceiptsConfig", "TracingConfig"]
+__all__ = ["ConsoleConfig", "MetricsConfig", "ReceiptsConfig", "TellCostConfig", "TracingConfig"]
 
 
 class MetricsConfig(FileModel):
@@ -79,6 +79,18 @@ class ReceiptsConfig(FileModel):
     key: FilePath = Path("state/receipts.key")
     log: FilePath = Path("state/log")
     header: bool = True
+
+
+class TellCostConfig(FileModel):
+    """What callers are told of the cost of their answers; nothing unless you say so.
+
+    Attributes:
+        header: whether answers in one piece carry ``Waypost-Cost``.
+        usage: whether the usage of an answer, or of a stream's last event, has a ``cost``.
+    """
+
+    header: bool = False
+    usage: bool = False
 
 
 class ConsoleConfig(FileModel):
