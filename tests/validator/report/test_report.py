@@ -17,7 +17,7 @@ from waypost.shared.money import Usage
 from waypost.shared.records import DecisionRecord
 from waypost.validator.commands import report_cli
 from waypost.validator.records import SqliteRecordStore, StatsRow
-from waypost.validator.report.baseline import Alone, best_in_use
+from waypost.validator.records.savings import Alone, best_in_use
 
 NOW_MS = int(time.time() * 1_000)
 DAY_MS = 86_400_000

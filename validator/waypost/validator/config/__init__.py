@@ -17,6 +17,7 @@ from waypost.validator.config.oversight import (
     ConsoleConfig,
     MetricsConfig,
     ReceiptsConfig,
+    ReportConfig,
     TellCostConfig,
     TracingConfig,
 )
@@ -64,6 +65,7 @@ class ValidatorConfig(FileModel):
     pseudonym: PseudonymConfig = PseudonymConfig(path=Path("state/pseudonym.key"))
     limits: LimitsConfig = LimitsConfig()
     console: ConsoleConfig = ConsoleConfig()
+    report: ReportConfig = ReportConfig()
     tell_cost: TellCostConfig = TellCostConfig()
     cors: CORSConfig = CORSConfig()
     dpop: DPoPConfig | None = None

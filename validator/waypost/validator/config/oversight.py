@@ -10,12 +10,20 @@ from waypost.validator.config.value_types import (
     EnvName,
     FilePath,
     Fraction,
+    NameText,
     http_url,
     matching,
     wrong,
 )
 
-__all__ = ["ConsoleConfig", "MetricsConfig", "ReceiptsConfig", "TellCostConfig", "TracingConfig"]
+__all__ = [
+    "ConsoleConfig",
+    "MetricsConfig",
+    "ReceiptsConfig",
+    "ReportConfig",
+    "TellCostConfig",
+    "TracingConfig",
+]
 
 
 class MetricsConfig(FileModel):
@@ -79,6 +87,17 @@ class ReceiptsConfig(FileModel):
     key: FilePath = Path("state/receipts.key")
     log: FilePath = Path("state/log")
     header: bool = True
+
+
+class ReportConfig(FileModel):
+    """What report and console say.
+
+    Attributes:
+        against: the model that savings are told against; without one, the best-rated in regular
+            use.
+    """
+
+    against: NameText | None = None
 
 
 class TellCostConfig(FileModel):
