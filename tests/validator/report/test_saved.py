@@ -19,12 +19,18 @@ from support.recorded import DIGEST, POLICY, a_record, fill
 from support.upstream import Exchange, answering, running_upstream
 from support.validator import OPERATOR_TOKEN, Running, running_validator
 from support.worlds import a_model, a_policy
-from waypost.shared.contracts import ENDPOINTS, Route
+from waypost.shared.contracts import ENDPOINTS, Proposal, Route
 from waypost.shared.decision.engine import REFUSAL_CODES, ExclusionCode
 from waypost.shared.money import Usage
 from waypost.shared.records import Attempt, AttemptOutcome, DecisionRecord
 from waypost.validator.commands import report_cli
-from waypost.validator.console.reasons import CODES, because, in_short, outcome_in_words
+from waypost.validator.console.reasons import (
+    CODES,
+    because,
+    in_short,
+    outcome_in_words,
+    step_in_words,
+)
 from waypost.validator.records import RecordFilter, RecordStats, StatsRow
 from waypost.validator.records.savings import Alone, alone_of, best_in_use, by_model
 from waypost.validator.report.facts import Gathered, report_of
@@ -63,11 +69,15 @@ async def on_page(validator: Running, path: str) -> str:
     return html.unescape(answer.text)
 
 
-def tile(page: str, name: str) -> tuple[str, str]:
-    """Return value and note of a tile."""
-    found = re.search(rf"<dt>{name}</dt><dd><strong>(.*?)</strong>(?:<span>(.*?)</span>)?", page)
+def tile(page: str, name: str) -> tuple[str, str, str]:
+    """Return value, note and second line of a tile."""
+    found = re.search(
+        rf"<dt>{name}</dt><dd><strong>(.*?)</strong>(?:<span>(.*?)</span>)?"
+        r'(?:<span class="more">(.*?)</span>)?',
+        page,
+    )
     assert found is not None, name
-    return found[1], found[2] or ""
+    return found[1], found[2] or "", found[3] or ""
 
 
 def a_mix() -> list[DecisionRecord]:
@@ -117,10 +127,10 @@ async def test_the_console_says_what_the_report_says(tmp_path: Path, against: st
         part = await on_page(validator, "decisions?window=7d&model=large")
 
     figures = dict(told["figures"])
-    saved, note = tile(page, "Saved")
+    saved, note, stricter = tile(page, "Saved")
     assert saved == figures["Saved"]
     assert note == f"against {told['against']}"
-    stricter, _ = tile(page, "Saved, by a stricter measure")
+    stricter = stricter.removesuffix(" against the best allowed")
     (measure,) = [one for one in told["sentences"] if "stricter measure" in one]
     assert stricter.removeprefix("−") in measure
     assert ("cost" in measure.rpartition("routing")[2]) == stricter.startswith("−")
@@ -301,14 +311,42 @@ def test_each_outcome_has_words() -> None:
         assert outcome_in_words(outcome) not in (outcome, outcome.replace("_", " ")), outcome
 
 
-def test_no_template_prints_a_code() -> None:
-    folder = ROOT / "validator/waypost/validator/console/templates"
-    printed = re.compile(r"\{\{[^}]*\b(?:code|reason|outcome)\b[^}]*\}\}")
-    for path in folder.glob("*.html"):
-        for found in printed.findall(path.read_text()):
-            is_said = re.search(r"\| (reason|outcome)\b", found)
-            is_other = re.search(r"outcome\.|data-code", found) or "error.code }}" in found
-            assert is_said or is_other, f"{path.name}: {found}"
-    # The one code that is left is no text: scripts read it.
-    texts = re.sub(r'data-code="[^"]*"', "", "".join(p.read_text() for p in folder.glob("*.html")))
-    assert not re.search(r"\{\{\s*\w+\.(?:code|reason|outcome)\s*\}\}", texts)
+def test_a_step_of_a_decision_tells_its_code_in_words() -> None:
+    steps = {
+        "large: out, it is not open to tier free [tier_not_allowed]": (
+            "large: out, it is not open to tier free"
+        ),
+        "verdict: overridden [tier_not_allowed]": "verdict: overridden, not open to the tier",
+        "token says: tenant [mine]": "token says: tenant [mine]",
+        "cost: $1": "cost: $1",
+    }
+    assert {line: step_in_words(line) for line in steps} == steps
+
+
+async def test_no_page_shows_a_code_as_text(tmp_path: Path) -> None:
+    """Of a refusal, an override and a failure, in the list and each on its own page."""
+    codes = {code for code in CODES if "_" in code} | {"token_signature", "token_expired"}
+    overridden = a_record(
+        11, at_ms=int(time.time() * 1_000), verdict="overridden", reason="tier_not_allowed",
+        proposal=Proposal(model="large"),
+    )  # fmt: skip
+    async with (
+        running_upstream() as upstream,
+        running_validator(
+            tmp_path,
+            {model.provider: upstream for model in a_policy().models},
+            console={"token": "CONSOLE_TOKEN"},
+        ) as validator,
+    ):
+        await validator.services.store.put_policy(DIGEST, POLICY)
+        await fill(validator.services.store, *a_mix(), overridden)
+        ids = [record.id for record in (*a_mix(), overridden)]
+        paths = ["decisions", "routes", "providers", *(f"decisions/{one}" for one in ids)]
+        pages = {path: await on_page(validator, path) for path in paths}
+
+    shown = 0
+    for path, page in pages.items():
+        text = re.sub(r"<details.*?</details>|<[^>]*>", " ", page, flags=re.DOTALL)
+        assert {code for code in codes if re.search(rf"\b{code}\b", text)} == set(), path
+        shown += "the access token does not hold" in text or "not open to the tier" in text
+    assert shown

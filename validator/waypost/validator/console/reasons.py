@@ -4,7 +4,9 @@ The rule: people read words. Each code that a record can have is here, in a few 
 and, where it is an override or a refusal, as the rest of a sentence that begins with "because".
 """
 
-__all__ = ["CODES", "because", "in_short", "outcome_in_words"]
+import re
+
+__all__ = ["CODES", "because", "in_short", "outcome_in_words", "step_in_words"]
 
 # code → in a list, and after "because"
 CODES: dict[str, tuple[str, str]] = {
@@ -208,6 +210,9 @@ CODES: dict[str, tuple[str, str]] = {
     "semantic": ("it makes no sense", "the new policy makes no sense"),
 }
 
+# A code at the end of a step of a decision.
+_MARK = re.compile(r" \[([a-z_]+)\]\Z")
+
 # Of several that a reader need not tell apart.
 _KINDS = {
     "token": ("the access token does not hold", "the access token did not hold"),
@@ -255,3 +260,15 @@ def because(code: str) -> str:
 def outcome_in_words(outcome: str) -> str:
     """Return what came of an attempt, in a few words."""
     return _OUTCOMES.get(outcome) or outcome.replace("_", " ")
+
+
+def step_in_words(line: str) -> str:
+    """Return a step of a decision's trace without its code.
+
+    Of an exclusion the words stand there already; of a verdict they come instead.
+    """
+    found = _MARK.search(line)
+    if found is None or _words(found[1]) is None:
+        return line
+    rest = line[: found.start()]
+    return f"{rest}, {in_short(found[1])}" if rest.startswith("verdict: ") else rest

@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 
 from waypost.shared.money import NUSD_PER_USD, format_usd
 from waypost.shared.records import DecisionRecord, Fate, fate_of
-from waypost.validator.console.reasons import in_short, outcome_in_words
+from waypost.validator.console.reasons import in_short, outcome_in_words, step_in_words
 
 __all__ = [
     "FILTERS",
@@ -154,6 +154,7 @@ FILTERS = {
     "mishap": mishap,
     "outcome": outcome_in_words,
     "reason": in_short,
+    "step": step_in_words,
     "duration": duration,
     "usd": money,
     "when": when,

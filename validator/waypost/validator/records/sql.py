@@ -109,12 +109,9 @@ def booked_of(record: DecisionRecord) -> list[Row]:
         return []
     place = BOOKED.index("model")
     row: Row = columns_of(record)[: len(BOOKED) - 1]
-    rows = [
-        (*row[:place], model, *row[place + 1 :], max(-MOST, min(nusd, MOST)))
-        for model, nusd in moves[:-1]
-    ]
-    back = -sum(one[-1] for one in rows)
-    return [*rows, (*row, back)]
+    lost = [(model, min(nusd, MOST)) for model, nusd in moves[:-1]]
+    rows: Rows = [(*row[:place], model, *row[place + 1 :], nusd) for model, nusd in lost]
+    return [*rows, (*row, -sum(nusd for _, nusd in lost))]
 
 
 def conditions(filters: RecordFilter, mark: str) -> tuple[str, list[object]]:
