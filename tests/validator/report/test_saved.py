@@ -187,6 +187,10 @@ def test_embeddings_are_compared_with_no_model_that_writes() -> None:
 
     assert large.cost_nusd([chat, embedded]) == large.cost_nusd([chat]) + 777
     assert large.saved_nusd([embedded]) == 0
+    assert large.saved_nusd([structs.replace(embedded, input_tokens=0)]) == 0, "nobody told any"
+    both = a_model("both", endpoints=ENDPOINTS)
+    able = alone_of(structs.replace(MIXED, models=(*MIXED.models, both)), [chat], "large")
+    assert able.saved_nusd([structs.replace(embedded, model="both")]) == 0
     # Nor is one of them what others are told against, whoever names it.
     best = alone_of(MIXED, [chat, structs.replace(embedded, output_tokens=1)], "embed")
     assert (best.model and best.model.id, best.is_chosen) == ("small", False)
