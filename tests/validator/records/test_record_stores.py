@@ -9,7 +9,7 @@ from support.postgres import find_postgres, running_postgres
 from support.recorded import DIGEST, POLICY, a_record, fill
 from support.worlds import NOW
 from waypost.shared.errors import StoreError
-from waypost.shared.records import DecisionRecord, Feedback, encode_record
+from waypost.shared.records import Attempt, DecisionRecord, Feedback, encode_record
 from waypost.validator.records import (
     DIMENSIONS,
     RecordFilter,
@@ -50,7 +50,7 @@ def clock() -> Clock:
 async def _postgres(dsn: str, clock: Clock) -> PostgresRecordStore:
     store = await PostgresRecordStore.open(dsn, retain_days=7, totals_days=30, clock=clock)
     async with store._pool.connection() as db:
-        await db.execute("TRUNCATE records, hours, totals, feedback, policies, gaps")
+        await db.execute("TRUNCATE records, booked, hours, totals, feedback, policies, gaps")
     return store
 
 
@@ -128,6 +128,69 @@ async def test_filters_hold_together(
     )
     assert _ids(await store.list(filters, limit=9)) == found
     assert sum(row.requests for row in (await store.stats(filters)).rows) == len(found)
+
+
+def _tried(number: int, *costs: tuple[str, int], **changes: object) -> DecisionRecord:
+    """Return a record of attempts that cost this, the last of which was told."""
+    attempts = tuple(
+        Attempt(model=model, provider="p", outcome="ok", cost_nusd=nusd) for model, nusd in costs
+    )
+    cost = sum(nusd for _, nusd in costs)
+    fields = {"attempts": attempts, "model": costs[-1][0], "cost_nusd": cost, **changes}
+    return a_record(number, **fields)
+
+
+async def _booked(store: RecordStore, filters: RecordFilter = ALL) -> dict[str | None, int]:
+    rows = (await store.stats(filters, by=("model",), times=())).rows
+    return {row.model: row.cost_nusd for row in rows}
+
+
+async def test_what_an_attempt_cost_is_booked_on_its_own_model(store: RecordStore) -> None:
+    lost = _tried(1, ("large", 700), ("large", 50), ("small", 20), route="hard")
+    await fill(
+        store,
+        a_record(0, cost_nusd=5),
+        lost,
+        _tried(2, ("small", 1), ("small", 2), at_ms=(NOW + 7_200) * 1_000, account="zed"),
+    )
+    await fill(store, lost)  # once more, as after a failure
+
+    assert await _booked(store) == {"small": 28, "large": 750}
+    assert await _booked(store, RecordFilter(model="large")) == {"large": 750}
+    assert await _booked(store, RecordFilter(account="acme")) == {"small": 25, "large": 750}
+    assert await _booked(store, RecordFilter(route="short-chat")) == {"small": 8}
+    by_route = (await store.stats(ALL, by=("route", "model"), times=())).rows
+    assert {(row.route, row.model): row.cost_nusd for row in by_route} == {
+        ("short-chat", "small"): 8,
+        ("hard", "small"): 20,
+        ("hard", "large"): 750,
+    }
+    stepped = (await store.stats(ALL, by=("model",), step_ms=3_600_000)).rows
+    assert sum(row.cost_nusd for row in stepped if row.model == "large") == 750
+    (whole,) = (await store.stats(ALL, by=())).rows
+    assert (whole.requests, whole.cost_nusd) == (3, 778)
+    assert sum(row.requests for row in by_route) == 3
+    # What it is told against does not depend on who is charged.
+    told = (await store.stats(ALL, by=("model",), times=())).rows
+    assert sum(row.saved_nusd for row in told) == whole.saved_nusd
+
+
+async def test_costs_stay_booked_when_records_are_added_up_and_deleted(
+    store: RecordStore, clock: Clock
+) -> None:
+    if isinstance(store, JsonlRecordStore):
+        return  # it adds nothing up
+    await fill(store, *(_tried(n, ("large", 10 + n), ("small", 1)) for n in range(20)))
+    before = await _booked(store)
+    for days in (1, 8):
+        clock.now = NOW + days * DAY_S
+        await store.compact()  # type: ignore[attr-defined]
+        assert await _booked(store) == before == {"small": 20, "large": 390}
+    # By account nothing is known any more, of either model.
+    assert await _booked(store, RecordFilter(account="acme")) in ({}, before)
+    clock.now = NOW + 40 * DAY_S
+    await store.compact()  # type: ignore[attr-defined]
+    assert await _booked(store) == {}
 
 
 async def test_each_store_adds_up_alike(store: RecordStore, tmp_path: Path, clock: Clock) -> None:

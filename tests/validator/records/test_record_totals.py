@@ -1,6 +1,7 @@
 """Totals of decision records: quick on very many, and the same however they are come by."""
 
 import sqlite3
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +15,7 @@ from support.worlds import NOW
 from waypost.shared.records import Attempt, DecisionRecord, Feedback, encode_record
 from waypost.validator.records import DIMENSIONS, RecordFilter, SqliteRecordStore
 from waypost.validator.records.sql import ADDED_UP, DAY_MS, DELETED, HOUR_MS, VOID, pieces
-from waypost.validator.records.totals import bucket_of, rank_ms
+from waypost.validator.records.totals import bucket_of, moves_of, rank_ms
 
 pytestmark = pytest.mark.anyio
 
@@ -209,3 +210,35 @@ def test_each_moment_is_counted_once(
         length = {"records": 1, "totals": HOUR_MS, "day_totals": DAY_MS}[table]
         assert first % length == last % length == 0
         assert table == "records" or (step_ms or length) % length == 0
+
+
+_attempts = st.lists(
+    st.builds(
+        Attempt,
+        model=st.sampled_from(["small", "large", "eu"]),
+        provider=st.just("acme"),
+        outcome=st.sampled_from(["ok", "cut_short", "timeout", "cancelled"]),
+        cost_nusd=st.integers(0, 10**12),
+    ),
+    min_size=1,
+    max_size=5,
+).map(tuple)
+
+
+@given(st.lists(st.tuples(_attempts, st.integers(0, 4)), max_size=6))
+def test_each_model_is_booked_what_its_attempts_cost(
+    drawn: list[tuple[tuple[Attempt, ...], int]],
+) -> None:
+    booked: Counter[str | None] = Counter()
+    spent: Counter[str | None] = Counter()
+    for attempts, told in drawn:
+        cost = sum(attempt.cost_nusd for attempt in attempts)
+        model = attempts[told % len(attempts)].model  # the last is not always the one told
+        record = a_record(attempts=attempts, model=model, cost_nusd=cost)
+        booked[record.model] += record.cost_nusd
+        for other, nusd in moves_of(record):
+            booked[other] += nusd
+        for attempt in attempts:
+            spent[attempt.model] += attempt.cost_nusd
+        assert sum(nusd for _, nusd in moves_of(record)) == 0
+    assert +booked == +spent

@@ -72,6 +72,7 @@ class Services(Struct, frozen=True, kw_only=True, eq=False):
         lane: where what takes long is done.
         scrubber: takes our own secrets out of what providers write.
         hedges: how many of a route's requests may be asked twice.
+        tells_cost: whether callers are told what an answer cost; ``tells_cost_in_usage``: in it.
         receipts: signs for callers; ``None``: receipts are not sent.
         webhook: is told of soft limits that are used up; ``None``: nobody is.
     """
@@ -96,6 +97,8 @@ class Services(Struct, frozen=True, kw_only=True, eq=False):
     lane: Lane
     repeats: Repeats
     hedges: HedgeBudgets
+    tells_cost: bool
+    tells_cost_in_usage: bool
     receipts: ReceiptKeys | None
     webhook: BudgetWebhook | None
 

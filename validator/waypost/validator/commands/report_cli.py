@@ -19,7 +19,7 @@ from waypost.validator.commands.decisions_options import (
 
 if TYPE_CHECKING:
     from waypost.validator.records import RecordFilter, RecordStats, RecordStore
-    from waypost.validator.report.baseline import Alone
+    from waypost.validator.records.savings import Alone
     from waypost.validator.report.facts import Gathered, Report
 
 __all__ = ["register"]
@@ -51,7 +51,8 @@ def _report(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Tell savings against this model; else the best-rated in regular use.",
+            help="Tell savings against this model; else report.against of the settings, or the"
+            " best-rated in regular use.",
         ),
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write it as HTML to this file.")] = None,
@@ -69,7 +70,8 @@ def _report(
     last = until or datetime.fromtimestamp(time.time(), UTC)
     start = datetime(last.year, last.month, last.day, tzinfo=UTC) - timedelta(days=days - 1)
     start_ms = int(start.timestamp()) * 1_000
-    gathered = read(db, config, lambda store: _gather(store, start_ms, days, against))
+    named = against or _configured(db, config)
+    gathered = read(db, config, lambda store: _gather(store, start_ms, days, named))
     report = report_of(
         gathered,
         title=f"{'Thirty days' if month else 'A week'} of language models",
@@ -113,21 +115,29 @@ async def _alone(
 ) -> "Alone":
     """Return what to compare with, at the prices of the manifest that was last decided by."""
     from waypost.validator.records.policies import policy_of
-    from waypost.validator.report.baseline import Alone, best_in_use
+    from waypost.validator.records.savings import Alone, alone_of, writes
 
     for record in await store.list(wanted, limit=NEWEST):
         compiled = await policy_of(store, record)
         if compiled is None:
             continue
-        known = {model.id: model for model in compiled.policy.models}
-        if against is None:
-            return Alone(compiled.policy, best_in_use(compiled.policy, models.rows))
-        if against not in known:
-            fail(f"the manifest has no model {against}; it has {', '.join(known)}", exit_code=2)
-        return Alone(compiled.policy, known[against], True)
+        known = [model.id for model in compiled.policy.models if writes(model)]
+        if against is not None and against not in known:
+            fail(
+                f"the manifest has no model {against} that writes; it has {', '.join(known)}",
+                exit_code=2,
+            )
+        return alone_of(compiled.policy, models.rows, against)
     if against is not None:
         fail("no decision of that time has its manifest kept, so no prices are known")
     return Alone()
+
+
+def _configured(db: Path | None, config: Path) -> str | None:
+    """Return the model that the settings name; a file of records alone has none."""
+    from waypost.validator.config import load_config
+
+    return None if db is not None else load_config(config).report.against
 
 
 def _period(start: datetime, days: int) -> str:

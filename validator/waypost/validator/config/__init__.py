@@ -17,6 +17,8 @@ from waypost.validator.config.oversight import (
     ConsoleConfig,
     MetricsConfig,
     ReceiptsConfig,
+    ReportConfig,
+    TellCostConfig,
     TracingConfig,
 )
 from waypost.validator.config.providers import ProviderConfig
@@ -63,6 +65,8 @@ class ValidatorConfig(FileModel):
     pseudonym: PseudonymConfig = PseudonymConfig(path=Path("state/pseudonym.key"))
     limits: LimitsConfig = LimitsConfig()
     console: ConsoleConfig = ConsoleConfig()
+    report: ReportConfig = ReportConfig()
+    tell_cost: TellCostConfig = TellCostConfig()
     cors: CORSConfig = CORSConfig()
     dpop: DPoPConfig | None = None
     replay: ReplayConfig = ReplayConfig()

@@ -10,12 +10,20 @@ from waypost.validator.config.value_types import (
     EnvName,
     FilePath,
     Fraction,
+    NameText,
     http_url,
     matching,
     wrong,
 )
 
-__all__ = ["ConsoleConfig", "MetricsConfig", "ReceiptsConfig", "TracingConfig"]
+__all__ = [
+    "ConsoleConfig",
+    "MetricsConfig",
+    "ReceiptsConfig",
+    "ReportConfig",
+    "TellCostConfig",
+    "TracingConfig",
+]
 
 
 class MetricsConfig(FileModel):
@@ -79,6 +87,29 @@ class ReceiptsConfig(FileModel):
     key: FilePath = Path("state/receipts.key")
     log: FilePath = Path("state/log")
     header: bool = True
+
+
+class ReportConfig(FileModel):
+    """What report and console say.
+
+    Attributes:
+        against: the model that savings are told against; without one, the best-rated in regular
+            use.
+    """
+
+    against: NameText | None = None
+
+
+class TellCostConfig(FileModel):
+    """What callers are told of the cost of their answers; nothing unless you say so.
+
+    Attributes:
+        header: whether answers in one piece carry ``Waypost-Cost``.
+        usage: whether the usage of an answer, or of a stream's last event, has a ``cost``.
+    """
+
+    header: bool = False
+    usage: bool = False
 
 
 class ConsoleConfig(FileModel):

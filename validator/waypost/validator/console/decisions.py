@@ -20,10 +20,19 @@ from waypost.shared.errors import InvalidRequestError
 from waypost.shared.records import DecisionRecord, Verdict
 from waypost.validator.console.charts import Chart, stacked_bars
 from waypost.validator.console.flow import flow_of, steps_of
-from waypost.validator.console.pages import DAY, WINDOWS, Window, page, services_of, window_of
+from waypost.validator.console.pages import (
+    DAY,
+    WINDOWS,
+    Window,
+    alone_in,
+    page,
+    services_of,
+    window_of,
+)
 from waypost.validator.console.words import count, csv_cell, when
 from waypost.validator.http.problems import SEE_OTHER
 from waypost.validator.records import RecordFilter, RecordStats, StatsRow
+from waypost.validator.records.savings import Alone
 from waypost.validator.services import Services
 
 __all__ = ["ID", "asked_of", "export", "listing", "one"]
@@ -104,7 +113,7 @@ async def listing(request: Request) -> Response:
         return RedirectResponse(f"/console/decisions/{wanted[:64]}", SEE_OTHER)
     asked = asked_of(request, services.clock())
     before = _cursor(request)
-    verdicts, quick = await _added_up(services, asked)
+    verdicts, quick, alone = await _added_up(services, asked)
     narrowed = _narrowed(asked, verdicts, before_ms=None if before is None else before[1])
     cursor = None if before is None else before[0]
     records = (
@@ -127,7 +136,7 @@ async def listing(request: Request) -> Response:
         older=asked.link(before=last.id, at=str(last.at_ms)) if last is not None else None,
         is_first=before is None,
         chart=_chart(asked.window, verdicts, services.clock()) if verdicts is not None else None,
-        totals=_totals(verdicts, quick) if verdicts is not None else None,
+        totals=_totals(verdicts, quick, alone) if verdicts is not None else None,
         dropped=0 if verdicts is None else verdicts.dropped,
     )
 
@@ -142,19 +151,25 @@ def _cursor(request: Request) -> tuple[str, int] | None:
     return before, int(at)
 
 
-async def _added_up(services: Services, asked: Asked) -> tuple[RecordStats | None, RecordStats]:
-    """Return requests by verdict and step, and times.
+async def _added_up(
+    services: Services, asked: Asked
+) -> tuple[RecordStats | None, RecordStats, Alone]:
+    """Return requests by verdict, model and step, times, and what savings are told against.
 
     Totals know no accounts: for one, what is longer than a day is not added up, as that would
     take as long as its records are many.
     """
     filters = asked.filters
     if filters.account is not None and asked.window.span_ms > DAY.span_ms:
-        return None, RecordStats(rows=())
-    return await asyncio.gather(
-        services.store.stats(filters, by=("verdict",), step_ms=asked.window.step_ms, times=()),
+        return None, RecordStats(rows=()), Alone()
+    sums, times, alone = await asyncio.gather(
+        services.store.stats(
+            filters, by=("verdict", "model"), step_ms=asked.window.step_ms, times=()
+        ),
         services.store.stats(filters, by=(), times=("ttft",)),
+        alone_in(services, asked.window),
     )
+    return sums, times, alone
 
 
 def _narrowed(
@@ -194,11 +209,19 @@ def _names(policy: Policy | None) -> dict[str, Sequence[str]]:
 
 
 class Totals(NamedTuple):
-    """A window in seven figures. Money in nano-dollars."""
+    """A window in seven figures. Money in nano-dollars.
+
+    Attributes:
+        against: what ``saved_nusd`` is told against.
+        best_saved_nusd: against the best-rated model that each request was allowed, where
+            ``saved_nusd`` is not that already.
+    """
 
     requests: int = 0
     cost_nusd: int = 0
     saved_nusd: int = 0
+    against: str = ""
+    best_saved_nusd: int | None = None
     overridden: int = 0
     refused: int = 0
     failed: int = 0
@@ -206,15 +229,17 @@ class Totals(NamedTuple):
     ttft_p95_ms: float | None = None
 
 
-def _totals(verdicts: RecordStats, times: RecordStats) -> Totals:
+def _totals(verdicts: RecordStats, times: RecordStats, alone: Alone) -> Totals:
     rows = verdicts.rows
     timed = next(iter(times.rows), StatsRow())
     return Totals(
         requests=sum(row.requests for row in rows),
         cost_nusd=sum(row.cost_nusd for row in rows),
-        saved_nusd=sum(row.saved_nusd for row in rows),
+        saved_nusd=alone.saved_nusd(rows),
+        against=alone.name,
+        best_saved_nusd=None if alone.model is None else Alone().saved_nusd(rows),
         overridden=sum(row.requests for row in rows if row.verdict == "overridden"),
-        refused=sum(row.requests for row in rows if row.verdict == "refused"),
+        refused=sum(row.refused for row in rows),
         failed=sum(row.failed for row in rows),
         ttft_p50_ms=timed.ttft_p50_ms,
         ttft_p95_ms=timed.ttft_p95_ms,

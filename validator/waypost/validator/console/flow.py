@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from waypost.shared.money import format_usd
 from waypost.shared.records import Attempt, AttemptKind, AttemptOutcome, DecisionRecord
+from waypost.validator.console.reasons import outcome_in_words
 from waypost.validator.console.words import decimal_ms
 
 __all__ = ["Arrow", "Box", "Flow", "Step", "flow_of", "steps_of"]
@@ -83,7 +84,6 @@ _TONES: dict[AttemptOutcome, Tone] = {
     "cancelled": "muted",
     "client_error": "overridden",
 }
-_OUTCOMES: dict[AttemptOutcome, str] = {"ok": "answered", "cancelled": "stopped"}
 _KINDS: dict[AttemptKind, str] = {
     "first": "first try",
     "retry": "retry",
@@ -124,7 +124,7 @@ def _stations(record: DecisionRecord) -> tuple[Station, Station, Station, tuple[
 
 
 def _attempt(attempt: Attempt) -> Station:
-    outcome = _OUTCOMES.get(attempt.outcome) or attempt.outcome.replace("_", " ")
+    outcome = outcome_in_words(attempt.outcome)
     status = attempt.http_status
     lines = [
         ("at", attempt.provider),

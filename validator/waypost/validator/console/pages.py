@@ -13,6 +13,8 @@ from waypost.validator.console.render import render
 from waypost.validator.console.session import ALL_SESSIONS, Session
 from waypost.validator.console.words import when
 from waypost.validator.http.problems import OK
+from waypost.validator.records import RecordFilter
+from waypost.validator.records.savings import Alone, alone_of
 from waypost.validator.services import Services
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "HOUR_MS",
     "WINDOWS",
     "Window",
+    "alone_in",
     "form_of",
     "is_over",
     "page",
@@ -70,6 +73,15 @@ WINDOWS: Mapping[str, Window] = {
 }
 
 DAY = WINDOWS["24h"]
+
+
+async def alone_in(services: Services, window: Window) -> Alone:
+    """Return what savings are told against in ``window``, whatever part of it is looked at."""
+    all_of_it = RecordFilter(since_ms=window.starts_ms(services.clock()).start)
+    stats = await services.store.stats(all_of_it, by=("model",), times=())
+    trusted = services.manifests.trusted
+    policy = None if trusted is None else trusted.policy
+    return alone_of(policy, stats.rows, services.config.report.against)
 
 
 def window_of(request: Request) -> Window:

@@ -17,10 +17,18 @@ from waypost.shared.records import DecisionRecord
 from waypost.shared.trust import NOTICE_S
 from waypost.validator.config.budgets import Budgets
 from waypost.validator.console.charts import Chart, lines
-from waypost.validator.console.pages import WINDOWS, Window, page, services_of, window_of
+from waypost.validator.console.pages import (
+    WINDOWS,
+    Window,
+    alone_in,
+    page,
+    services_of,
+    window_of,
+)
 from waypost.validator.console.words import decimal_ms, duration
 from waypost.validator.ledger import Balance, Scope, scope_of
 from waypost.validator.records import RecordFilter, RecordStats, StatsRow
+from waypost.validator.records.savings import Alone
 from waypost.validator.services import Services
 
 __all__ = ["budgets", "manifest", "providers", "routes"]
@@ -65,13 +73,14 @@ async def routes(request: Request) -> Response:
     services = services_of(request)
     window = window_of(request)
     filters = RecordFilter(since_ms=window.starts_ms(services.clock()).start)
-    sums, times, steps = await asyncio.gather(
-        services.store.stats(filters, by=("route", "verdict"), times=()),
+    alone, sums, times, steps = await asyncio.gather(
+        alone_in(services, window),
+        services.store.stats(filters, by=("route", "verdict", "model"), times=()),
         services.store.stats(filters, by=("route",), times=("ttft",)),
         services.store.stats(filters, by=(), step_ms=window.step_ms, times=("ttft",)),
     )
     names = {row.route for row in sums.rows}
-    compared = [_compared(name, sums, times) for name in names]
+    compared = [_compared(name, sums, times, alone) for name in names]
     trusted = services.manifests.trusted
     known = {} if trusted is None else {route.name: route for route in trusted.policy.routes}
     return await page(
@@ -81,6 +90,7 @@ async def routes(request: Request) -> Response:
         total=sum(one.requests for one in compared),
         dearest=max((one.each_nusd for one in compared), default=0),
         known=known,
+        against=alone.name,
         describe=describe,
         chart=_times(window, steps, services.clock()),
         window=window,
@@ -89,15 +99,15 @@ async def routes(request: Request) -> Response:
     )
 
 
-def _compared(name: str | None, sums: RecordStats, times: RecordStats) -> Compared:
+def _compared(name: str | None, sums: RecordStats, times: RecordStats, alone: Alone) -> Compared:
     rows = [row for row in sums.rows if row.route == name]
     return Compared(
         name=name,
         requests=sum(row.requests for row in rows),
         cost_nusd=sum(row.cost_nusd for row in rows),
-        saved_nusd=sum(row.saved_nusd for row in rows),
+        saved_nusd=alone.saved_nusd(rows),
         overridden=sum(row.requests for row in rows if row.verdict == "overridden"),
-        refused=sum(row.requests for row in rows if row.verdict == "refused"),
+        refused=sum(row.refused for row in rows),
         failed=sum(row.failed for row in rows),
         repeated=sum(row.repeated for row in rows),
         good=sum(row.good for row in rows),

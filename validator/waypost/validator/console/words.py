@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 
 from waypost.shared.money import NUSD_PER_USD, format_usd
 from waypost.shared.records import DecisionRecord, Fate, fate_of
+from waypost.validator.console.reasons import in_short, outcome_in_words, step_in_words
 
 __all__ = [
     "FILTERS",
@@ -22,25 +23,10 @@ __all__ = [
     "money",
     "percent",
     "pretty_json",
-    "short_reason",
     "shown",
     "when",
     "whole",
 ]
-
-# Of the commonest reasons, as a list has room for; the decision's own page has the sentence.
-_REASONS = {
-    "budget_downgrade": "the budget covers no dearer one",
-    "duty_unmet": "its provider lacks a promise",
-    "no_proposal": "the client left it open",
-    "not_in_route": "the rule names others",
-    "not_in_token": "not in the access token",
-    "proposal_admissible": "as the client asked",
-    "proposal_stale": "by an old manifest",
-    "tier_not_allowed": "not open to the tier",
-    "token_signature": "the access token does not hold",
-    "upstream_unavailable": "no provider answered",
-}
 
 _MISHAPS: dict[Fate, str] = {
     "failed": "failed",
@@ -67,11 +53,6 @@ def shown(value: object) -> object:
 def count(number: int) -> str:
     """Return ``12,345``."""
     return f"{number:,}"
-
-
-def short_reason(code: str) -> str:
-    """Return a reason's code in a few words."""
-    return _REASONS.get(code) or code.replace("_", " ")
 
 
 def mishap(record: DecisionRecord) -> str:
@@ -171,7 +152,9 @@ FILTERS = {
     "ms": decimal_ms,
     "pretty": pretty_json,
     "mishap": mishap,
-    "reason": short_reason,
+    "outcome": outcome_in_words,
+    "reason": in_short,
+    "step": step_in_words,
     "duration": duration,
     "usd": money,
     "when": when,

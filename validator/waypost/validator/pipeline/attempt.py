@@ -19,6 +19,7 @@ from waypost.shared.records import Attempt, AttemptKind, AttemptOutcome
 from waypost.shared.wire.trace_context import traceparent
 from waypost.validator.dialects.adapter import ProviderRequest, UnreadableError, heard
 from waypost.validator.dialects.passthrough import StreamReader
+from waypost.validator.dialects.told_cost import with_cost, with_cost_in_events
 from waypost.validator.dialects.usage import NOTHING
 from waypost.validator.http.problems import OK, deadline_exceeded, describe, outcome_of, rejected
 from waypost.validator.http.provider_errors import read_complaint
@@ -26,8 +27,14 @@ from waypost.validator.lane import is_large
 from waypost.validator.manifest.active import Target
 from waypost.validator.pipeline.calls import with_calls
 from waypost.validator.pipeline.cascade.answers import Answer, read_answer, with_logprobs
-from waypost.validator.pipeline.charge import Evidence
-from waypost.validator.pipeline.exchange import AdmittedRequest, Exchange, in_ms
+from waypost.validator.pipeline.charge import Charge, Evidence, charge_for
+from waypost.validator.pipeline.exchange import (
+    AdmittedRequest,
+    Exchange,
+    Lines,
+    format_cost,
+    in_ms,
+)
 from waypost.validator.pipeline.hold import Reservation
 from waypost.validator.services import Services
 from waypost.validator.upstream.breaker import ANYONE, Witness
@@ -50,6 +57,7 @@ MAX_HELD_BACK_BYTES = 1_048_576  # a response is announced with its instructions
 # Those who tell the usage do so at once: it is known when the last token is.
 USAGE_WAIT_S = 2.0
 END_WAIT_S = 0.25
+_CHATS = frozenset({"chat.completions", "completions"})
 EVENT_STREAM = b"text/event-stream; charset=utf-8"
 # Proxies in front of us would otherwise collect a stream before they pass it on.
 STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
@@ -118,6 +126,7 @@ class ProviderAttempt:
         "_detail",
         "_done_at",
         "_events",
+        "_facts",
         "_first_ms",
         "_has_ended",
         "_inbound",
@@ -169,6 +178,7 @@ class ProviderAttempt:
         self._inbound = admitted.inbound
         self._account = admitted.principal.account
         self._measured = admitted.facts.measured
+        self._facts = admitted.facts
         # What a provider has no words for was left out of the set.
         self._adapter = target.upstream.adapters[exchange.endpoint]
         if target.upstream.unspoken:
@@ -457,7 +467,8 @@ class ProviderAttempt:
         if self._reader is not None and self.outcome == "ok":
             return await self._relay(self._reader)
         if self.outcome == "ok":
-            await self.exchange.answer(OK, self._answer)
+            lines = await self._tell_cost() if self._services.tells_cost else ()
+            await self.exchange.answer(OK, self._answer, extra=lines)
         elif self.is_rejected:
             await self._pass_error_on()
         else:
@@ -467,6 +478,51 @@ class ProviderAttempt:
             problem = describe(refusal, self.exchange.endpoint, request_id=self.exchange.id)
             await self.exchange.answer(problem.status, problem.body, extra=problem.headers)
         return self.delivered()
+
+    async def _tell_cost(self) -> Lines:
+        """Put the cost into the answer as far as the operator wants; return the header for it."""
+        how, exchange = self._services.config.tell_cost, self.exchange
+        try:
+            charge = charge_for(self.delivered().evidence, self.target.model, self._facts)
+        except Exception:
+            logger.exception("request %s: its cost cannot be told", exchange.id)
+            return ()
+        if how.usage:
+            work = partial(with_cost, self._answer, charge.cost_nusd)
+            is_long = is_large(self._answer)
+            self._answer = await self._services.lane.run(work) if is_long else work()
+        if not how.header:
+            return ()
+        others = exchange.cost_nusd - (charge.cost_nusd if self.is_paid else 0)
+        return format_cost(charge.cost_nusd, is_confirmed=charge.is_confirmed, others_nusd=others)
+
+    def _with_cost(self, events: bytes, reader: StreamReader) -> bytes:
+        """Return ``events`` with the cost in what tells the last usage, if that is among them."""
+        endpoint = self.exchange.endpoint
+        # Some tell a usage with each piece. Of chats the end is known; others name the event.
+        if endpoint in _CHATS and not reader.is_done:
+            return events
+        try:
+            charge = self._charge_so_far(reader)
+        except Exception:
+            logger.exception("request %s: its cost cannot be told", self.exchange.id)
+            return events
+        return with_cost_in_events(endpoint, events, charge.cost_nusd)
+
+    def _charge_so_far(self, reader: StreamReader) -> Charge:
+        return charge_for(
+            Evidence(
+                is_free=False,
+                report=reader.report,
+                has_output=True,
+                output_bytes=reader.output_bytes,
+                reported_bytes=reader.reported_bytes,
+                held_nusd=self.reservation.amount_nusd,
+                output_tokens=self.reservation.output_tokens,
+            ),
+            self.target.model,
+            self._facts,
+        )
 
     async def break_off(self) -> None:
         """End what the caller has the beginning of, as the validator itself ends."""
@@ -601,7 +657,7 @@ class ProviderAttempt:
                     is_whole = True
                     break
                 if events := heard(reader.feed, chunk):
-                    return self._scrubbed(events, reader)
+                    return self._passable(events, reader)
         except (NoAnswerError, UnreadableError) as failure:
             # Whatever happens after the end of the answer.
             if not (reader.is_done or reader.has_failed):
@@ -610,10 +666,16 @@ class ProviderAttempt:
                     raise _LateError from failure
                 raise
         self._is_read = True
-        return self._scrubbed(heard(reader.end, is_whole=is_whole), reader)
+        return self._passable(heard(reader.end, is_whole=is_whole), reader)
 
-    def _scrubbed(self, events: bytes, reader: StreamReader) -> bytes:
-        """Return ``events`` without our keys, which a provider's error may quote."""
+    def _passable(self, events: bytes, reader: StreamReader) -> bytes:
+        """Return ``events`` as the caller is to see them.
+
+        That is without our keys, which a provider's error may quote, and with the cost if that is
+        to be told.
+        """
+        if self._services.tells_cost_in_usage and b'"usage"' in events:
+            events = self._with_cost(events, reader)
         return self._services.scrubber.bytes(events) if reader.has_failed and events else events
 
     def _patience(self, reader: StreamReader) -> float:

@@ -21,9 +21,11 @@ __all__ = [
     "AdmittedRequest",
     "Exchange",
     "Headers",
+    "Lines",
     "Receive",
     "Send",
     "decision_id",
+    "format_cost",
     "in_ms",
     "pick_headers",
 ]
@@ -32,6 +34,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = dict[bytes, bytes]
+Lines = tuple[tuple[bytes, bytes], ...]
 
 # What is read of a request. All else is neither looked at nor passed on.
 _READ = frozenset(
@@ -93,6 +96,18 @@ def format_crossed(crossed: Iterable[Crossed]) -> bytes:
             item += f";resets_at={one.resets_at}"
         items.append(item)
     return ", ".join(items).encode()
+
+
+def format_cost(cost_nusd: int, *, is_confirmed: bool, others_nusd: int) -> Lines:
+    """Return ``Waypost-Cost``, an RFC 9651 dictionary.
+
+    Args:
+        others_nusd: what other attempts have been charged when the answer begins.
+    """
+    members = f"nusd={cost_nusd}, confirmed{'' if is_confirmed else '=?0'}"
+    if others_nusd:
+        members += f", others_nusd={others_nusd}"
+    return ((b"waypost-cost", members.encode()),)
 
 
 def in_ms(seconds: float) -> float:
@@ -269,7 +284,7 @@ class Exchange(Struct, kw_only=True, eq=False):
         content_type: bytes,
         *,
         length: int | None,
-        extra: tuple[tuple[bytes, bytes], ...] = (),
+        extra: Lines = (),
     ) -> None:
         """Send the head of the response: what was decided, and how long each step took."""
         self.status = status
@@ -308,7 +323,7 @@ class Exchange(Struct, kw_only=True, eq=False):
         body: bytes,
         *,
         content_type: bytes = b"application/json",
-        extra: tuple[tuple[bytes, bytes], ...] = (),
+        extra: Lines = (),
     ) -> None:
         """Send a whole response."""
         await self.start(status, content_type, length=len(body), extra=extra)

@@ -24,10 +24,12 @@ from waypost.validator.records.spill import write_all
 from waypost.validator.records.totals import (
     TIMES,
     Dimension,
+    Move,
     Part,
     RecordStats,
     Time,
     bucket_of,
+    moves_of,
     rows_of,
     sums_of,
 )
@@ -245,8 +247,24 @@ class JsonlRecordStore:
             for told in self._told(_Dropped, b'{"dropped"')
             if _is_within(told.at_ms, filters)
         )
-        rows = rows_of(parts, ratings, by=by, is_stepped=step_ms is not None)
+        moves = self._moves(filters, by, step_ms)
+        rows = rows_of(parts, ratings, moves, by=by, is_stepped=step_ms is not None)
         return RecordStats(rows=rows, dropped=dropped)
+
+    def _moves(
+        self, filters: RecordFilter, by: Sequence[Dimension], step_ms: int | None
+    ) -> Sequence[Move]:
+        """Return what is booked on a model that is not its record's, and taken off that."""
+        return [
+            (
+                0 if step_ms is None else record.at_ms // step_ms * step_ms,
+                tuple(model if name == "model" else getattr(record, name) for name in by),
+                nusd,
+            )
+            for record, _ in self._sorted(structs.replace(filters, model=None))
+            for model, nusd in moves_of(record)
+            if filters.model in (None, model)
+        ]
 
 
 def _age(item: tuple[DecisionRecord, bytes]) -> tuple[int, str]:

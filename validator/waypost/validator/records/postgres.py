@@ -22,6 +22,7 @@ from waypost.shared.records import DecisionRecord, Feedback, decode_record
 from waypost.validator.records.base import BY_DEFAULT, Encoded, RecordFilter
 from waypost.validator.records.sql import (
     ADDED_UP_TABLES,
+    BOOKED,
     COLUMNS,
     DAY_MS,
     DELETED,
@@ -30,6 +31,7 @@ from waypost.validator.records.sql import (
     Rows,
     Steps,
     adding_up,
+    booked_of,
     columns_of,
     newer_or_older,
     stats,
@@ -57,7 +59,7 @@ POOL_SIZE = 4
 SCHEMA_LOCK, UPKEEP_LOCK = 0x57617901, 0x57617902
 
 _TYPES = {name: "text" for name in ("id", "account", *DIMENSIONS)} | {
-    name: "bigint" for name in ("at_ms", *SUMS, "ttft_bucket", "duration_bucket")
+    name: "bigint" for name in ("at_ms", "nusd", *SUMS, "ttft_bucket", "duration_bucket")
 }
 _DIMENSIONS = ", ".join(f"{name} text" for name in DIMENSIONS)
 _SUMS = ", ".join(f"{name} bigint NOT NULL" for name in SUMS)
@@ -85,6 +87,9 @@ SCHEMA = (
     f"CREATE TABLE IF NOT EXISTS feedback (id text PRIMARY KEY, at_ms bigint NOT NULL,"
     f" account text, {_DIMENSIONS}, good integer NOT NULL, body bytea NOT NULL)",
     "CREATE INDEX IF NOT EXISTS feedback_by_time ON feedback (at_ms)",
+    f"CREATE TABLE IF NOT EXISTS booked (id text NOT NULL, at_ms bigint NOT NULL, account text,"
+    f" {_DIMENSIONS}, nusd bigint NOT NULL, PRIMARY KEY (id, model))",
+    "CREATE INDEX IF NOT EXISTS booked_by_time ON booked (at_ms)",
     "CREATE TABLE IF NOT EXISTS policies (digest text PRIMARY KEY, body bytea NOT NULL)",
     "CREATE TABLE IF NOT EXISTS gaps (at_ms bigint NOT NULL, dropped bigint NOT NULL)",
 )
@@ -92,6 +97,11 @@ _APPEND = (
     f"INSERT INTO records ({', '.join(COLUMNS)}, body) SELECT * FROM unnest("
     + ", ".join(f"%s::{_TYPES[name]}[]" for name in COLUMNS)
     + ", %s::bytea[]) ON CONFLICT DO NOTHING"
+)
+_BOOK = (
+    "INSERT INTO booked SELECT * FROM unnest("
+    + ", ".join(f"%s::{_TYPES[name]}[]" for name in BOOKED)
+    + ") ON CONFLICT DO NOTHING"
 )
 
 
@@ -164,6 +174,9 @@ class PostgresRecordStore:
                 columns = zip(*[columns_of(record) for record, _ in records], strict=True)
                 bodies = [body for _, body in records]
                 await _execute(db, _APPEND, [*map(list, columns), bodies])
+            booked = [row for record, _ in records for row in booked_of(record)]
+            if booked:
+                await _execute(db, _BOOK, list(map(list, zip(*booked, strict=True))))
             for statement, value in voiding((record.at_ms for record, _ in records), "%s"):
                 await _execute(db, statement, value)
             if dropped:

@@ -19,11 +19,13 @@ from waypost.validator.records.totals import (
     SUMS,
     TIMES,
     Dimension,
+    Move,
     Part,
     RecordStats,
     Time,
     bucket_of,
     merged,
+    moves_of,
     rows_of,
     sums_of,
 )
@@ -31,6 +33,7 @@ from waypost.validator.records.totals import (
 __all__ = [
     "ADDED_UP",
     "ADDED_UP_TABLES",
+    "BOOKED",
     "COLUMNS",
     "DAY_MS",
     "DELETED",
@@ -42,6 +45,7 @@ __all__ = [
     "Rows",
     "Steps",
     "adding_up",
+    "booked_of",
     "columns_of",
     "conditions",
     "newer_or_older",
@@ -62,7 +66,7 @@ Steps = Generator[tuple[str, Sequence[object]], Rows, T]
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 SETTLED_MS = 300_000  # records of an hour may come this late before it is added up
 
-ADDED_UP_TABLES = ("totals", "hours", "day_totals", "days", "feedback", "gaps")
+ADDED_UP_TABLES = ("totals", "hours", "day_totals", "days", "feedback", "gaps", "booked")
 
 # Where a stretch of time is read from, its start, and its end, which is not in it.
 Table = Literal["records", "totals", "day_totals"]
@@ -75,6 +79,8 @@ VOID, ADDED_UP, DELETED = 0, 1, 2
 MOST = 2**53 - 1
 
 COLUMNS = ("id", "at_ms", "account", *DIMENSIONS, *SUMS, "ttft_bucket", "duration_bucket")
+# Costs that belong to another model than their record's; most records have none.
+BOOKED = ("id", "at_ms", "account", *DIMENSIONS, "nusd")
 _TERMS = {"since_ms": "at_ms >= {}", "until_ms": "at_ms < {}"}
 
 
@@ -94,6 +100,18 @@ def columns_of(record: DecisionRecord) -> tuple[object, ...]:
         bucket_of(record.ttft_ms),
         bucket_of(record.duration_ms),
     )
+
+
+def booked_of(record: DecisionRecord) -> list[Row]:
+    """Return the rows of ``booked`` that ``record`` makes, in the order of ``BOOKED``."""
+    moves = moves_of(record)
+    if not moves:
+        return []
+    place = BOOKED.index("model")
+    row: Row = columns_of(record)[: len(BOOKED) - 1]
+    lost = [(model, min(nusd, MOST)) for model, nusd in moves[:-1]]
+    rows: Rows = [(*row[:place], model, *row[place + 1 :], nusd) for model, nusd in lost]
+    return [*rows, (*row, -sum(nusd for _, nusd in lost))]
 
 
 def conditions(filters: RecordFilter, mark: str) -> tuple[str, list[object]]:
@@ -179,8 +197,14 @@ def stats(
     days = yield f"SELECT at_ms FROM days WHERE {when}", span
     known = {day for (day,) in days}
     parts: list[Part] = []
+    moves: list[Move] = []
+    # Over all models what is moved adds up to nothing.
+    is_by_model = "model" in by or filters.model is not None
     for table, start, end in pieces(((h, state) for h, state in hours), known, filters, step_ms):
-        parts += yield from _parts(table, within, [*values, start, end], by, step_ms, times)
+        bound = [*values, start, end]
+        parts += yield from _parts(table, within, bound, by, step_ms, times)
+        if is_by_model:
+            moves += yield from _moves(table, within, bound, by, step_ms)
     where, values = conditions(filters, mark)
     keys = [_step(step_ms), *by]
     rows = yield (
@@ -196,8 +220,24 @@ def stats(
         values,
     )
     return RecordStats(
-        rows=rows_of(parts, ratings, by=by, is_stepped=step_ms is not None), dropped=dropped
+        rows=rows_of(parts, ratings, moves, by=by, is_stepped=step_ms is not None),
+        dropped=dropped,
     )
+
+
+def _moves(
+    table: Table, where: str, values: Sequence[object], by: Sequence[Dimension], step_ms: int | None
+) -> Steps[list[Move]]:
+    """Read what is booked on other models, of the requests that ``table`` tells of."""
+    keys = [_step(step_ms), *by]
+    if table == "records":  # of those that are deleted nothing is added up, so nothing is moved
+        where += " AND EXISTS (SELECT 1 FROM records WHERE records.id = booked.id)"
+    rows = yield (
+        f"SELECT {', '.join(keys)}, CAST(sum(nusd) AS BIGINT) FROM booked WHERE {where}"
+        f" GROUP BY {_places(keys)}",
+        values,
+    )
+    return [(row[0], row[1:-1], row[-1]) for row in rows]
 
 
 def adding_up(settled_ms: int, mark: str) -> Steps[int]:

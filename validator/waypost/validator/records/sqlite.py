@@ -32,6 +32,7 @@ from waypost.validator.records.base import BY_DEFAULT, Encoded, RecordFilter
 from waypost.validator.records.sql import (
     ADDED_UP,
     ADDED_UP_TABLES,
+    BOOKED,
     COLUMNS,
     DAY_MS,
     DELETED,
@@ -41,6 +42,7 @@ from waypost.validator.records.sql import (
     Rows,
     Steps,
     adding_up,
+    booked_of,
     columns_of,
     newer_or_older,
     stats,
@@ -108,6 +110,19 @@ CREATE TABLE gaps (at_ms INTEGER NOT NULL, dropped INTEGER NOT NULL);
 CREATE TABLE packing (dictionary BLOB NOT NULL);
 """
 
+# Of files that were made before it as well: what is in them stays as it is.
+LATER = (
+    f"""CREATE TABLE IF NOT EXISTS booked (
+    id TEXT NOT NULL,
+    at_ms INTEGER NOT NULL,
+    account TEXT,
+    {_DIMENSIONS},
+    nusd INTEGER NOT NULL,
+    PRIMARY KEY (id, model)
+)""",
+    "CREATE INDEX IF NOT EXISTS booked_by_time ON booked (at_ms)",
+)
+
 T = TypeVar("T")
 
 ROWS_PER_STATEMENT = 100
@@ -160,6 +175,7 @@ class SqliteRecordStore:
         path = Path(path)
         try:
             create(path, schema=SCHEMA, version=SCHEMA_VERSION)
+            _add_later(path)
             return cls(path, retain_days=retain_days, totals_days=totals_days, clock=clock)
         except (sqlite3.Error, OSError) as exc:
             raise _unavailable("opened", path, exc) from exc
@@ -359,6 +375,14 @@ def _run(db: sqlite3.Connection, steps: Steps[T]) -> T:
         return result
 
 
+def _add_later(path: Path) -> None:
+    with closing(_connect(path)) as db:
+        if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'booked_by_time'").fetchone():
+            return
+        for statement in LATER:
+            db.execute(statement)
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
     db.execute("PRAGMA synchronous=NORMAL")
@@ -383,9 +407,15 @@ def _insert(db: sqlite3.Connection, records: Sequence[Encoded], dictionary: byte
             bodies += (seq, _deflated(body, dictionary) if dictionary else body)
         db.execute(put_rows, rows)
         db.execute(put_bodies, bodies)
+    booked = [row for record, _ in records for row in booked_of(record)]
+    if booked:
+        db.executemany(_BOOK, booked)
     for sql, value in voiding((record.at_ms for record, _ in records), "?"):
         db.execute(sql, value)
     return dictionary
+
+
+_BOOK = f"INSERT OR IGNORE INTO booked VALUES ({', '.join('?' * len(BOOKED))})"
 
 
 def _dictionary(db: sqlite3.Connection, records: Sequence[Encoded]) -> bytes:

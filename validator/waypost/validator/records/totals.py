@@ -17,6 +17,7 @@ __all__ = [
     "SUMS",
     "TIMES",
     "Dimension",
+    "Move",
     "Part",
     "RecordStats",
     "Sketch",
@@ -24,6 +25,7 @@ __all__ = [
     "Time",
     "bucket_of",
     "merged",
+    "moves_of",
     "rank_ms",
     "rows_of",
     "sums_of",
@@ -46,6 +48,8 @@ SUMS = (
     "input_tokens",
     "output_tokens",
 )
+
+_COST, _SAVED = SUMS.index("cost_nusd"), SUMS.index("saved_nusd")
 
 GROWTH = 1.04  # of one bucket over the one before: its middle is within 2 % of all in it
 FIRST_MS = 0.01
@@ -93,6 +97,22 @@ def sums_of(record: DecisionRecord) -> tuple[int, ...]:
     )
 
 
+def moves_of(record: DecisionRecord) -> tuple[tuple[str, int], ...]:
+    """Return what other models' attempts cost, by model, and the same taken off the record's own.
+
+    A record is of one model. What a hedge's loser, a failed attempt or a step of a cascade cost
+    belongs to the model that it was of. All of it adds up to 0.
+    """
+    model, attempts = record.model, record.attempts
+    if model is None or len(attempts) < 2:
+        return ()
+    moved: dict[str, int] = {}
+    for attempt in attempts:
+        if attempt.cost_nusd and attempt.model != model:
+            moved[attempt.model] = moved.get(attempt.model, 0) + attempt.cost_nusd
+    return (*moved.items(), (model, -sum(moved.values()))) if moved else ()
+
+
 class StatsRow(Struct, frozen=True, kw_only=True):
     """Requests that have the same values of the dimensions asked for; the others are ``None``.
 
@@ -102,6 +122,8 @@ class StatsRow(Struct, frozen=True, kw_only=True):
         abandoned: the caller hung up before the end.
         retried: took more than one attempt.
         repeated: the caller asked the same again within two minutes, of an earlier request.
+        cost_nusd: where ``model`` is told, that model's attempts; so a model may cost that
+            answered no request.
         saved_nusd: how much less they cost than without routing; negative if they cost more.
             Requests whose alternative is unknown count as nothing saved.
         good, bad: feedback.
@@ -132,6 +154,11 @@ class StatsRow(Struct, frozen=True, kw_only=True):
     duration_p50_ms: float | None = None
     duration_p95_ms: float | None = None
     duration_p99_ms: float | None = None
+
+    @property
+    def refused(self) -> int:
+        """How many were refused, where ``verdict`` is told; those that failed are not."""
+        return self.requests - self.failed if self.verdict == "refused" else 0
 
 
 class RecordStats(Struct, frozen=True, kw_only=True):
@@ -189,10 +216,17 @@ def _order(item: tuple[tuple[int, tuple[str | None, ...]], _Sum]) -> tuple[str, 
 
 # start of the step, values of the dimensions, good, bad
 Ratings = Iterable[tuple[int, tuple[str | None, ...], int, int]]
+# likewise, and the cost that is booked on this model and not on that of its record
+Move = tuple[int, tuple[str | None, ...], int]
 
 
 def rows_of(
-    parts: Iterable[Part], ratings: Ratings, *, by: Sequence[Dimension], is_stepped: bool
+    parts: Iterable[Part],
+    ratings: Ratings,
+    moves: Iterable[Move],
+    *,
+    by: Sequence[Dimension],
+    is_stepped: bool,
 ) -> tuple[StatsRow, ...]:
     """Return the totals of ``parts`` as rows.
 
@@ -204,6 +238,10 @@ def rows_of(
         group = groups.setdefault((at_ms, key), _Sum())
         group.good += good
         group.bad += bad
+    for at_ms, key, nusd in moves:
+        group = groups.setdefault((at_ms, key), _Sum())
+        group.sums[_COST] += nusd
+        group.sums[_SAVED] -= nusd  # what it is told against stays where it is
     rows: list[StatsRow] = []
     # By key first, so that rows of as many requests come in the same order from every store.
     for (at_ms, key), group in sorted(groups.items(), key=_order):

@@ -9,40 +9,15 @@ from datetime import UTC, datetime
 
 from msgspec import Struct
 
+from waypost.validator.console.reasons import because
 from waypost.validator.console.words import count, money, percent, shown
 from waypost.validator.records import RecordStats, StatsRow
-from waypost.validator.report.baseline import Alone
+from waypost.validator.records.savings import Alone, writes
 
 __all__ = ["Gathered", "Report", "Table", "report_of"]
 
 DAY_MS = 86_400_000
 MAX_ROWS = 12
-
-# Why a proposal was overridden or a request refused, as whoever pays would say it.
-_REASONS = {
-    "tier_not_allowed": "the app asked for a model that the customer's plan does not include",
-    "duty_unmet": "the data may only go to providers that have promised to protect it",
-    "unknown_data_class": "the data was of a kind that the policy does not know",
-    "capability_missing": "the model could not do what the request needed",
-    "output_too_small": "the request wanted more tokens to think than the model answers in",
-    "unpriced": "the request asked for something that has no price in the policy",
-    "context_too_small": "the request was too long for the model",
-    "out_of_service": "the model's provider was down",
-    "unaffordable": "the account could not have paid for it",
-    "budget_downgrade": "the account's budget was enough for a cheaper model only",
-    "budget_exhausted": "the account's budget was used up",
-    "budget_undefined": "nobody had set a budget for the account",
-    "not_in_token": "the customer's access did not include the model",
-    "proposal_stale": "the app had chosen by a manifest that was long out of date",
-    "not_in_route": "a rule keeps this kind of request to other models",
-    "unknown_model": "the app named a model that the policy does not have",
-    "unknown_tier": "the customer's plan is not in the policy",
-    "facts_incomplete": "the policy looks at something that could not be measured",
-    "endpoint_unsupported": "the model cannot be called in the way the app called it",
-    "upstream_unavailable": "no provider could answer",
-    "upstream_timeout": "no provider answered in time",
-    "upstream_rate_limited": "the providers allowed no more requests at the time",
-}
 
 
 class Table(Struct, frozen=True, kw_only=True):
@@ -93,6 +68,13 @@ class Gathered(Struct, frozen=True, kw_only=True):
     reasons: RecordStats
     days: RecordStats
     starts_ms: Sequence[int]
+
+
+class Cause(Struct, frozen=True):
+    """Why something happened to so many requests."""
+
+    words: str
+    requests: int
 
 
 class Sum(Struct, frozen=True, kw_only=True):
@@ -151,14 +133,16 @@ def report_of(gathered: Gathered, *, title: str, period: str, is_simulated: bool
     models = _sums(gathered.models.rows, alone, lambda row: row.model)
     routes = _sums(gathered.routes.rows, alone, lambda row: row.route)
     reasons = gathered.reasons.rows
-    overridden = _of(reasons, "overridden")
-    refused = _of(reasons, "refused")
+    overridden = _causes((row, row.requests) for row in reasons if row.verdict == "overridden")
+    refused = _causes((row, row.refused) for row in reasons)
+    failed = _causes((row, row.failed) for row in reasons)
     tables = (
         _shares("Models", "Model", models),
         _shares("Routes", "Route", routes),
         _singles(gathered, total),
-        _causes("Why proposals were overridden", overridden),
-        _causes("Why requests were refused", refused),
+        _table_of("Why proposals were overridden", overridden),
+        _table_of("Why requests were refused", refused),
+        _table_of("Why requests failed", failed),
     )
     return Report(
         title=title,
@@ -171,9 +155,9 @@ def report_of(gathered: Gathered, *, title: str, period: str, is_simulated: bool
             ("Saved", money(total.saved_nusd)),
             ("Overridden", percent(_sum(overridden), total.requests)),
             ("Refused", percent(_sum(refused), total.requests)),
-            ("Failed", percent(total.failed, total.requests)),
+            ("Failed", percent(_sum(failed), total.requests)),
         ),
-        sentences=tuple(_sentences(total, models, gathered, overridden, refused)),
+        sentences=tuple(_sentences(total, models, gathered, overridden, refused, failed)),
         tables=tuple(table for table in tables if table.rows),
         days=_days(gathered),
         footnote=_footnote(alone),
@@ -182,10 +166,7 @@ def report_of(gathered: Gathered, *, title: str, period: str, is_simulated: bool
 
 
 def _against(alone: Alone) -> str:
-    if alone.model is None:
-        return "the best-rated model that each request was allowed"
-    name = str(shown(alone.model.id))
-    return name if alone.is_chosen else f"{name}, the best-rated model in regular use"
+    return str(shown(alone.name))
 
 
 def _footnote(alone: Alone) -> str:
@@ -201,16 +182,24 @@ def _footnote(alone: Alone) -> str:
             f"Saved compares with sending every request to {shown(alone.model.id)}, at its price in"
             " the policy, for as many tokens and with the discount for cached input that was had."
             " It might have written more or fewer, and not every request was allowed to go there."
+            " Embeddings stay where they were."
         )
     return f"{spent} {rest} Days are in UTC."
 
 
-def _of(rows: Iterable[StatsRow], verdict: str) -> list[StatsRow]:
-    return [row for row in rows if row.verdict == verdict]
+def _causes(counted: Iterable[tuple[StatsRow, int]]) -> list[Cause]:
+    """Return the causes of what was counted, the commonest first; equal words are one cause."""
+    found: dict[str, int] = {}
+    for row, requests in counted:
+        if requests:
+            words = _words(row, is_failure=requests == row.failed and row.verdict != "refused")
+            found[words] = found.get(words, 0) + requests
+    causes = [Cause(words, requests) for words, requests in found.items()]
+    return sorted(causes, key=lambda one: (-one.requests, one.words))
 
 
-def _sum(rows: Iterable[StatsRow]) -> int:
-    return sum(row.requests for row in rows)
+def _sum(causes: Iterable[Cause]) -> int:
+    return sum(one.requests for one in causes)
 
 
 def _headline(total: Sum, alone: Alone) -> str:
@@ -239,8 +228,9 @@ def _sentences(
     total: Sum,
     models: Sequence[Sum],
     gathered: Gathered,
-    overridden: list[StatsRow],
-    refused: list[StatsRow],
+    overridden: list[Cause],
+    refused: list[Cause],
+    failed: list[Cause],
 ) -> Iterable[str]:
     if not total.requests:
         return
@@ -266,19 +256,16 @@ def _sentences(
             f" {percent(dearest.cost_nusd, total.cost_nusd)} of the bill for"
             f" {percent(dearest.requests, total.requests)} of the requests."
         )
-    for rows, what in (
+    for causes, what in (
         (overridden, "an app asked for a model that the policy does not allow, and got another"),
         (refused, "a request was refused, at no cost"),
+        (failed, "a request failed"),
     ):
-        if rows:
-            first, times = rows[0], _sum(rows)
-            mostly = f"; mostly ({count(first.requests)})" if len(rows) > 1 else ","
+        if causes:
+            first, times = causes[0], _sum(causes)
+            mostly = f"; mostly ({count(first.requests)})" if len(causes) > 1 else ","
             often = "Once" if times == 1 else f"{count(times)} times"
-            yield f"{often} {what}{mostly} because {_because(first)}."
-    if total.failed:
-        yield (
-            f"{_requests(total.failed)} got no answer, because providers or the validator failed."
-        )
+            yield f"{often} {what}{mostly} because {first.words}."
     if rated := total.good + total.bad:
         were = "answer was" if rated == 1 else "answers were"
         yield f"{count(rated)} {were} rated, {percent(total.good, rated)} of them good."
@@ -289,11 +276,10 @@ def _sentences(
         )
 
 
-def _because(row: StatsRow) -> str:
-    reason = row.reason or ""
-    if reason.startswith("token_"):
-        return "the access token did not hold"
-    return _REASONS.get(reason) or f"the reason was: {shown(reason.replace('_', ' '))}"
+def _words(row: StatsRow, *, is_failure: bool) -> str:
+    if is_failure:  # its reason is that of the decision, which held
+        return "an answer that had begun broke off"
+    return str(shown(because(row.reason or "")))
 
 
 def _shares(title: str, name: str, sums: Sequence[Sum]) -> Table:
@@ -317,7 +303,8 @@ def _shares(title: str, name: str, sums: Sequence[Sum]) -> Table:
 
 def _singles(gathered: Gathered, total: Sum) -> Table:
     policy = gathered.alone.policy
-    models = [] if policy is None else sorted(policy.models, key=lambda one: -one.quality)
+    models = [] if policy is None else [one for one in policy.models if writes(one)]
+    models.sort(key=lambda one: -one.quality)
     cells: list[tuple[str, ...]] = []
     for model in models:
         alone = Alone(policy, model).cost_nusd(gathered.models.rows)
@@ -330,9 +317,11 @@ def _singles(gathered: Gathered, total: Sum) -> Table:
     )
 
 
-def _causes(title: str, rows: Sequence[StatsRow]) -> Table:
-    cells = [(_capital(_because(row)), count(row.requests)) for row in rows[:MAX_ROWS]]
-    return Table(title=title, columns=("Because", "Requests"), rows=tuple(cells), note=_more(rows))
+def _table_of(title: str, causes: Sequence[Cause]) -> Table:
+    cells = [(_capital(one.words), count(one.requests)) for one in causes[:MAX_ROWS]]
+    return Table(
+        title=title, columns=("Because", "Requests"), rows=tuple(cells), note=_more(causes)
+    )
 
 
 def _capital(text: str) -> str:

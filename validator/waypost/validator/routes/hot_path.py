@@ -23,6 +23,7 @@ _EXPOSED = (
     "Retry-After",
     "Server-Timing",
     "Waypost-Budget",
+    "Waypost-Cost",
     "Waypost-Decision",
     "Waypost-Manifest",
     "Waypost-Receipt",

@@ -155,6 +155,8 @@ async def open_services(
             ),
             ledger=ledger,
             renewal=renewal,
+            tells_cost=config.tell_cost.header or config.tell_cost.usage,
+            tells_cost_in_usage=config.tell_cost.usage,
             access=AccessChecks.configured(config, seen=seen, pseudonym_key=pseudonym_key),
             upstreams=upstreams,
             detectors=detectors,
