@@ -17,6 +17,7 @@ from waypost.validator.dialects.passthrough.body_fields import (
 )
 from waypost.validator.dialects.sse import EventReader, is_end_mark, require_object
 from waypost.validator.dialects.usage import NOTHING, Told, UsageReport, read_completion_parts
+from waypost.validator.http.provider_errors import says_error
 
 __all__ = ["Reader", "bounded", "is_error", "order_usage", "reader", "report", "shows_usage"]
 
@@ -143,9 +144,7 @@ class Reader(EventReader):
         try:
             chunk = _decode_chunk(payload)
         except ValueError:
-            require_object(payload)
-            self.has_begun = True
-            self.output_bytes += len(payload)
+            self._see_unknown(payload)
             return True
         if not payload.isascii():
             payload.decode()  # nobody could read what is passed over here either
@@ -155,6 +154,8 @@ class Reader(EventReader):
             self._see_choice(choice)
         told = read_completion_parts(chunk.usage, chunk.choices, chunk.x_groq)
         if told is NOTHING:
+            if not chunk.choices and says_error(require_object(payload)):
+                self.has_failed = True
             return True
         self.tell(told)
         return self._shows_usage or bool(chunk.choices)

@@ -16,6 +16,7 @@ from waypost.validator.dialects.passthrough.body_fields import (
 )
 from waypost.validator.dialects.sse import EventReader, is_end_mark, require_object, write_event
 from waypost.validator.dialects.usage import UsageReport, read_openai
+from waypost.validator.http.provider_errors import says_error
 
 __all__ = ["bounded", "broken_off", "is_error", "reader", "report"]
 
@@ -32,6 +33,7 @@ _BEFORE = _ANNOUNCED | {"", "error", "keepalive", "ping"}
 class _Answer(Struct):
     output: list[Raw]
     usage: Raw = ABSENT
+    status: str | None = None
 
 
 class _Response(Struct):
@@ -78,7 +80,10 @@ def bounded(
 
 def report(body: bytes) -> UsageReport:
     """See ``Api``."""
-    return read_openai(_decode_answer(body).usage)
+    answer = _decode_answer(body)
+    if answer.status == "failed" and not answer.output:
+        raise ValueError("an answer that failed")
+    return read_openai(answer.usage)
 
 
 _SERVER_ERROR = "server_error"
@@ -133,9 +138,9 @@ class _Reader(EventReader):
         try:
             event = _decode_event(payload)
         except ValueError:
-            require_object(payload)
-            self.has_begun = True
-            self.output_bytes += len(payload)
+            self._see_unknown(payload)
+            if self.has_failed:
+                self._error = _error_of(payload)
             return True
         if not payload.isascii():
             payload.decode()  # nobody could read what is passed over here either
@@ -152,7 +157,7 @@ class _Reader(EventReader):
                 self.tell(read_openai(_decode_response(event.response).usage))
         elif kind in _ANNOUNCED:
             self._response = _decode_fields(event.response) if is_present(event.response) else {}
-        elif kind == "error" or (not kind and is_present(event.error)):
+        elif kind == "error" or (not kind and says_error(require_object(payload))):
             # ``response.failed`` follows, or is owed.
             self.has_failed = True
             self._error = _error_of(payload)
