@@ -100,6 +100,9 @@ class EventReader:
         for place, event in enumerate(events):
             if self.is_over:
                 passes = False
+            elif not (event.isascii() or _is_text(event)):
+                # Also where nothing is read, as in a comment: some SDKs decode each line.
+                self.fault, self.is_over, passes = UnicodeDecodeError.__name__, True, False
             elif payload := _payload(event):
                 self._event = event
                 passes = self._read(payload)
@@ -252,6 +255,14 @@ def _end_of_events(data: bytearray, start: int, *, has_returns: bool) -> int:
     for found in _BLANK.finditer(bytes(data[start:])):
         end = start + found.end()
     return end
+
+
+def _is_text(event: bytes) -> bool:
+    try:
+        event.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _lines(event: bytes) -> list[bytes]:

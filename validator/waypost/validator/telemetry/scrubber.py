@@ -58,10 +58,8 @@ class Scrubber:
 
     def _part(self, found: "re.Match[str]") -> str:
         part = found[0]
-        is_ours = any(
-            len(part) < len(key) and (key.startswith(part) or key.endswith(part))
-            for key in self._keys
-        )
+        # From the middle as well: a key may have dots and slashes, and the word ends there.
+        is_ours = any(part in key for key in self._keys)
         return HIDDEN if is_ours else part
 
 

@@ -146,8 +146,6 @@ class Reader(EventReader):
         except ValueError:
             self._see_unknown(payload)
             return True
-        if not payload.isascii():
-            payload.decode()  # nobody could read what is passed over here either
         if is_present(chunk.error):
             self.has_failed = True
         for choice in chunk.choices:

@@ -107,8 +107,6 @@ class _Reader(EventReader):
             self._see_unknown(payload)
             self.is_over = self.has_failed
             return True
-        if not payload.isascii():
-            payload.decode()  # nobody could read what is passed over here either
         kind = event.type or self._name() or _kind_of_unnamed(payload)
         self.has_begun = self.has_begun or kind not in _BEFORE
         match kind:

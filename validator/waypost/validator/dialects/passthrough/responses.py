@@ -142,8 +142,6 @@ class _Reader(EventReader):
             if self.has_failed:
                 self._error = _error_of(payload)
             return True
-        if not payload.isascii():
-            payload.decode()  # nobody could read what is passed over here either
         if event.sequence_number is not None:
             self._sequence = event.sequence_number
         kind = event.type or self._name()
