@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import string
 
 import pytest
@@ -92,6 +93,15 @@ def test_no_form_of_a_key_is_left(key: str, begins: int, ends: int) -> None:
         )
         error = json.dumps({"error": {"message": f"key {form} is wrong"}}).encode()
         assert json.loads(scrubber.bytes(error))["error"]["message"] == f"key {HIDDEN} is wrong"
+
+
+@given(st.text(string.ascii_letters + string.digits + "./+=-", min_size=20, max_size=60), st.data())
+def test_no_part_of_a_key_is_left_that_is_longer_than_a_word(key: str, data: st.DataObject) -> None:
+    begin = data.draw(st.integers(0, len(key)))
+    part = key[begin : data.draw(st.integers(begin, len(key)))]
+    told = Scrubber([key]).text(f"Unknown key {part} here")
+
+    assert not [word for word in re.findall(r"[\w-]{8,}", part) if word in told]
 
 
 def test_what_is_no_key_stays_as_it_is() -> None:
