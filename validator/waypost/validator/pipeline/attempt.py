@@ -748,7 +748,7 @@ class ProviderAttempt:
 
 
 def _is_error(body: bytes) -> bool:
-    return says_error(msgspec.json.decode(body))
+    return len(body) <= MAX_ERROR_BYTES and says_error(msgspec.json.decode(body))
 
 
 def _read_answer(body: bytes, *, streamed: bool) -> Answer:

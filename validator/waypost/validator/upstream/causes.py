@@ -47,9 +47,9 @@ _FIELD_CODES = re.compile(
 # Of a model: OpenAI and Groq "The model `x` does not exist or you do not have access to it", vLLM
 # without the second half, Anthropic "model: x", Ollama 'model "x" not found, try pulling it first',
 # Gemini "models/x is not found for API version v1beta", Azure DeploymentNotFound; seen in
-# continue#10832, vllm#3485, claude-code#5349, mattermost-plugin-agents#257. OpenRouter "No endpoints
-# found that support tool use", of a model that does not do what one request asks for; seen in
-# Routstr/routstr-core#554, zed#36094. Read 2026-11-28.
+# continue#10832, vllm#3485, claude-code#5349, mattermost-plugin-agents#257. OpenRouter
+# "No endpoints found that support tool use", of a model that does not do what one request asks
+# for; seen in Routstr/routstr-core#554, zed#36094. Read 2026-11-28.
 _MODEL_CODES = frozenset({"model_not_found", "deploymentnotfound", "model_not_available"})
 _MODEL = re.compile(
     r"^model: |\bmodels?\b.{0,200}(?:not found|not exist|not available|no longer|deprecated)"
