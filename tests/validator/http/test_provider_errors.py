@@ -104,6 +104,16 @@ def test_no_part_of_a_key_is_left_that_is_longer_than_a_word(key: str, data: st.
     assert not [word for word in re.findall(r"[\w-]{8,}", part) if word in told]
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "unit", ["a", "x", "*", ".", "a*", "xxxx_", "a-", "sk-acme", "…", "aaaaaaaa "]
+)
+def test_no_text_takes_long_to_look_through(unit: str) -> None:
+    text = unit * (400_000 // len(unit))  # minutes, if the time grows with its square
+
+    assert len(Scrubber(["sk-acme-secret-of-ours"]).text(text)) > len(text) // 2
+
+
 def test_what_is_no_key_stays_as_it_is() -> None:
     scrubber = Scrubber(["sk-acme-secret", "x"])
     text = 'Invalid value "**bold**" ... at messages[3].content: xylophone, axe... \udcff'
