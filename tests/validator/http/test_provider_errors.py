@@ -114,6 +114,15 @@ def test_no_text_takes_long_to_look_through(unit: str) -> None:
     assert len(Scrubber(["sk-acme-secret-of-ours"]).text(text)) > len(text) // 2
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("unit", ["<title", "<title>", "<title> ", " ", "model ", "[{", "\\"])
+def test_no_error_takes_long_to_read(unit: str) -> None:
+    for page in ("<html><title>", "<", ""):
+        body = page + unit * (60_000 // len(unit))
+        for status in (200, 400, 404, 429):  # minutes in all, if the time grows with its square
+            cause_of_status(status, body.encode(), otherwise="bad_response")
+
+
 def test_what_is_no_key_stays_as_it_is() -> None:
     scrubber = Scrubber(["sk-acme-secret", "x"])
     text = 'Invalid value "**bold**" ... at messages[3].content: xylophone, axe... \udcff'

@@ -124,7 +124,12 @@ def anthropics(message: str, kind: str) -> dict[str, Any]:
 
 
 def failed(message: str, code: str) -> dict[str, Any]:
-    response = {"id": "resp_1", "object": "response", "status": "failed", "output": []}
+    response: dict[str, Any] = {
+        "id": "resp_1",
+        "object": "response",
+        "status": "failed",
+        "output": [],
+    }
     return {
         "type": "response.failed",
         "sequence_number": 1,

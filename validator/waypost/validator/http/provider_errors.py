@@ -33,7 +33,8 @@ _INNER = ("error", "errors", "innererror", "metadata", "upstream_error", "detail
           "message", "raw", "response")  # fmt: skip
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]+")
-_TITLE = re.compile(r"<title[^>]*>\s*([^<]{1,200}?)\s*</title", re.IGNORECASE)
+# Bounded in each part: a page may be of anybody, and as long as it likes.
+_TITLE = re.compile(r"<title[^<>]{0,200}>([^<]{1,300})</title", re.IGNORECASE)
 
 
 class Complaint(Struct, frozen=True):
