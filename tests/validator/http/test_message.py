@@ -1,5 +1,6 @@
 """One response as our client reads it, and as h11 reads the same bytes."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,3 +54,15 @@ def test_a_damaged_answer_is_read_as_h11_reads_it_or_not_at_all(
     ours = heard_by_us(parts, ends=sent.ends)
 
     assert ours is None or ours == heard_by_h11(Sent(damaged, damaged, sent.ends))
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(("begin", "drops"), [(b"5;", 16_000), (b"0\r\na:", 60_000)])
+def test_a_line_that_comes_byte_by_byte_takes_no_longer(begin: bytes, drops: int) -> None:
+    message = Message()
+    message.feed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + begin)
+    for _ in range(drops):  # most of a minute, if the time grows with its square
+        message.feed(b"a")
+    message.feed(b"\r\nhello\r\n0\r\n\r\n" if drops < 20_000 else b"\r\n\r\n")
+
+    assert message.may_continue

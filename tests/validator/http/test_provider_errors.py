@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import string
 
 import pytest
@@ -92,6 +93,34 @@ def test_no_form_of_a_key_is_left(key: str, begins: int, ends: int) -> None:
         )
         error = json.dumps({"error": {"message": f"key {form} is wrong"}}).encode()
         assert json.loads(scrubber.bytes(error))["error"]["message"] == f"key {HIDDEN} is wrong"
+
+
+@given(st.text(string.ascii_letters + string.digits + "./+=-", min_size=20, max_size=60), st.data())
+def test_no_part_of_a_key_is_left_that_is_longer_than_a_word(key: str, data: st.DataObject) -> None:
+    begin = data.draw(st.integers(0, len(key)))
+    part = key[begin : data.draw(st.integers(begin, len(key)))]
+    told = Scrubber([key]).text(f"Unknown key {part} here")
+
+    assert not [word for word in re.findall(r"[\w-]{8,}", part) if word in told]
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "unit", ["a", "x", "*", ".", "a*", "xxxx_", "a-", "sk-acme", "…", "aaaaaaaa "]
+)
+def test_no_text_takes_long_to_look_through(unit: str) -> None:
+    text = unit * (400_000 // len(unit))  # minutes, if the time grows with its square
+
+    assert len(Scrubber(["sk-acme-secret-of-ours"]).text(text)) > len(text) // 2
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("unit", ["<title", "<title>", "<title> ", " ", "model ", "[{", "\\"])
+def test_no_error_takes_long_to_read(unit: str) -> None:
+    for page in ("<html><title>", "<", ""):
+        body = page + unit * (60_000 // len(unit))
+        for status in (200, 400, 404, 429):  # minutes in all, if the time grows with its square
+            cause_of_status(status, body.encode(), otherwise="bad_response")
 
 
 def test_what_is_no_key_stays_as_it_is() -> None:

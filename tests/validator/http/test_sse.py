@@ -150,3 +150,11 @@ def test_want_of_memory_is_nobodys_nonsense() -> None:
 
     with pytest.raises(MemoryError):
         Failing().feed(write_event({}))
+
+
+@pytest.mark.parametrize("line", [b": \xff", b"event: \xc3", b"dat\xe9: x", b"id: \xed\xa0\x80"])
+def test_half_a_character_is_passed_on_in_no_line_of_an_event(line: bytes) -> None:
+    reading, good = Reading(), "data: Grüße\n\n".encode()
+
+    assert reading.feed(good + line + b"\ndata: a\n\n" + good) == good
+    assert (reading.fault, reading.is_over) == ("UnicodeDecodeError", True)

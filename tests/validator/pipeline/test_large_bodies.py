@@ -39,6 +39,7 @@ ITEMS = [
     {"type": "function_call", "call_id": f"c{n}", "name": "f", "arguments": "{}"}
     for n in range(3_000)
 ]
+REASONING = [{"type": "reasoning", "summary": [], "encrypted_content": "x"} for _ in range(3_000)]
 TOOLS = [{"type": "function", "function": {"name": f"f{n}"}} for n in range(3_000)]
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -60,6 +61,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         {"max_tokens": 9, "messages": [USER, {"role": "assistant", "content": USES}, USER]},
     ),
     "items": ("responses", {"input": [USER, *ITEMS]}),
+    "state of another maker": ("responses", {"input": [USER, *ITEMS, *REASONING, *ITEMS]}),
     "texts": ("embeddings", {"input": ["a"] * 2_000}),
 }
 
@@ -145,7 +147,11 @@ async def ask(validator: Running, shape: str, **wishes: Any) -> Any:  # noqa: AN
     return await validator.client.post(
         f"/v1/{path}",
         content=content,
-        headers={**validator.headers(**wishes), "Content-Type": "application/json"},
+        headers={
+            **validator.headers(**wishes),
+            "Content-Type": "application/json",
+            "Waypost-Facts": 'session="clinical", cached=1',
+        },
     )
 
 

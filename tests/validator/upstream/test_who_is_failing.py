@@ -260,6 +260,10 @@ async def test_an_api_that_nothing_stands_in_for_is_not_asked_again_and_asked_ea
          "model_not_found"),
         (b'{"error":{"message":"model \\"x\\" not found, try pulling it first"}}',
          "model_not_found"),
+        (b'{"error":{"message":"No endpoints found that support tool use. Try","code":404}}',
+         "model_not_found"),
+        (b'{"error":{"message":"No allowed providers are available for the selected","code":404}}',
+         "model_not_found"),
         (b'{"error":{"message":"No such File object: file-abc123","param":"id"}}', "client_error"),
     ],
 )  # fmt: skip

@@ -9,14 +9,16 @@ Source: https://html.spec.whatwg.org/multipage/server-sent-events.html, "Parsing
 
 import json
 import re
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import msgspec
 
 from waypost.shared.money import Usage
 from waypost.validator.dialects.usage import NOTHING, UsageReport
+from waypost.validator.http.provider_errors import says_error
 
-__all__ = ["MAX_EVENT_BYTES", "EventReader", "is_end_mark", "require_object", "write_event"]
+__all__ = ["MAX_EVENT_BYTES", "EventReader", "is_end_mark", "require_no_error"]
+__all__ += ["require_object", "write_event"]
 
 # The longest event that is waited for. Pictures and sounds come as base64 inside one.
 MAX_EVENT_BYTES = 8 * 1_048_576
@@ -38,6 +40,7 @@ class EventReader:
         is_done: whether the answer has come to its end. Its usage may still follow.
         is_over: whether nothing more that matters can follow.
         has_failed: whether the provider reported an error inside the stream.
+        failure: the data of the event that said so first; empty if none did.
         fault: the kind of the exception that an event met which cannot be read; nothing is read
             after it. Empty if there was none.
         output_bytes: bytes of answer so far: no tokenizer makes more tokens of them.
@@ -48,6 +51,7 @@ class EventReader:
         "_has_returns",
         "_is_start",
         "_pending",
+        "failure",
         "fault",
         "has_begun",
         "has_failed",
@@ -62,6 +66,7 @@ class EventReader:
         self.report = NOTHING
         self.has_begun = self.is_done = self.is_over = self.has_failed = False
         self.fault = ""
+        self.failure = b""
         self.output_bytes = self.reported_bytes = 0
         self._event = b""
         self._pending = bytearray()
@@ -99,6 +104,9 @@ class EventReader:
         for place, event in enumerate(events):
             if self.is_over:
                 passes = False
+            elif not (event.isascii() or _is_text(event)):
+                # Also where nothing is read, as in a comment: some SDKs decode each line.
+                self.fault, self.is_over, passes = UnicodeDecodeError.__name__, True, False
             elif payload := _payload(event):
                 self._event = event
                 passes = self._read(payload)
@@ -126,7 +134,10 @@ class EventReader:
     def _read(self, payload: bytes) -> bool:
         """See an event. Whatever goes wrong with that is the provider's fault, and its end."""
         try:
-            return self._see(payload)
+            passes = self._see(payload)
+            if self.has_failed and not self.failure:
+                self.failure = payload
+            return passes
         except MemoryError:
             raise
         except Exception as exc:
@@ -183,6 +194,14 @@ class EventReader:
         """
         raise NotImplementedError
 
+    def _see_unknown(self, payload: bytes) -> None:
+        """Take note of what is none of the events we know: an error, or some of the answer."""
+        if says_error(require_object(payload)):
+            self.has_failed = True
+        else:
+            self.has_begun = True
+            self.output_bytes += len(payload)
+
     def _see_end(self) -> None:
         """Take note of the end of the body."""
 
@@ -202,8 +221,8 @@ def is_end_mark(payload: bytes) -> bool:
     return payload.startswith(b"[DONE]")
 
 
-def require_object(payload: bytes) -> None:
-    """Check that what is none of the events we know is at least a JSON object.
+def require_object(payload: bytes) -> dict[str, Any]:
+    """Return what is none of the events we know, which is at least a JSON object.
 
     Such events pass: providers have fields of types that OpenAI and Anthropic do not have, and
     some cut a surrogate pair in two, which most clients read.
@@ -211,8 +230,20 @@ def require_object(payload: bytes) -> None:
     Raises:
         ValueError: it is none, so no client can read it.
     """
-    if not isinstance(json.loads(payload.decode(), parse_constant=_refuse), dict):
+    told = json.loads(payload.decode(), parse_constant=_refuse)
+    if not isinstance(told, dict):
         raise TypeError("an event that is no object")
+    return cast("dict[str, Any]", told)
+
+
+def require_no_error(payload: bytes) -> None:
+    """Check that what says nothing in its dialect is no error in another's words.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if says_error(require_object(payload)):
+        raise ValueError("an error")
 
 
 def _refuse(name: str) -> NoReturn:
@@ -228,6 +259,14 @@ def _end_of_events(data: bytearray, start: int, *, has_returns: bool) -> int:
     for found in _BLANK.finditer(bytes(data[start:])):
         end = start + found.end()
     return end
+
+
+def _is_text(event: bytes) -> bool:
+    try:
+        event.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _lines(event: bytes) -> list[bytes]:

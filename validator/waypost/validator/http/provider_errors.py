@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, cast
 import msgspec
 from msgspec import Struct
 
-__all__ = ["Complaint", "read_complaint"]
+__all__ = ["Complaint", "read_complaint", "says_error"]
 
 READ_BYTES = 65_536
 MOST_CHARS = 2_000
@@ -28,11 +28,13 @@ MOST_OF_A_LIST = 5
 _TEXTS = ("message", "detail", "details", "msg", "error_message", "error_description",
           "description", "title", "Message", "raw")  # fmt: skip
 _CODES = ("code", "type", "status", "reason", "error_code", "errorCode", "error_type")
+_STATUSES = ("status_code", "http_status", "code", "status")
 _INNER = ("error", "errors", "innererror", "metadata", "upstream_error", "details", "detail",
           "message", "raw", "response")  # fmt: skip
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]+")
-_TITLE = re.compile(r"<title[^>]*>\s*([^<]{1,200}?)\s*</title", re.IGNORECASE)
+# Bounded in each part: a page may be of anybody, and as long as it likes.
+_TITLE = re.compile(r"<title[^<>]{0,200}>([^<]{1,300})</title", re.IGNORECASE)
 
 
 class Complaint(Struct, frozen=True):
@@ -43,12 +45,14 @@ class Complaint(Struct, frozen=True):
         codes: whatever it has of codes, types and reasons, in small letters.
         code: the most particular of them, as it was written; ``None`` if it has none.
         param: the field of the request that it is about.
+        status: the status of HTTP that it says it has, if it says so.
     """
 
     message: str
     codes: frozenset[str] = frozenset()
     code: str | None = None
     param: str | None = None
+    status: int | None = None
 
 
 def read_complaint(body: bytes) -> Complaint | None:
@@ -69,6 +73,20 @@ def read_complaint(body: bytes) -> Complaint | None:
         codes=frozenset(code.lower() for code in codes),
         code=next((code for one in reversed(levels) for code in _own_code(one.fields)), None),
         param=next((param for one in reversed(levels) for param in _param(one.fields)), None),
+        status=next((status for one in levels for status in _status(one.fields)), None),
+    )
+
+
+def says_error(told: object) -> bool:
+    """Whether what was decoded says of itself that it is an error; for what is no answer."""
+    if isinstance(told, list):
+        several = cast("list[object]", told)
+        return bool(several) and says_error(several[0])
+    if not isinstance(told, dict):
+        return False
+    fields = cast("dict[str, object]", told)
+    return any(fields.get(name) for name in ("error", "errors", "detail")) or any(
+        fields.get(name) == "error" for name in ("type", "object")
     )
 
 
@@ -166,6 +184,13 @@ def _own_code(level: dict[str, Any]) -> Iterator[str]:
     code = level.get("code") or level.get("error_code")
     if isinstance(code, str) and re.fullmatch(r"[A-Za-z][\w.-]{1,63}", code):
         yield code
+
+
+def _status(level: dict[str, Any]) -> Iterator[int]:
+    for name in _STATUSES:
+        status = level.get(name)
+        if isinstance(status, int) and 400 <= status <= 599:
+            yield status
 
 
 def _param(level: dict[str, Any]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from functools import partial
 from time import perf_counter
 
+import msgspec
 from msgspec import UNSET, Struct, structs
 
 from waypost.shared.contracts import Model
@@ -22,7 +23,7 @@ from waypost.validator.dialects.passthrough import StreamReader
 from waypost.validator.dialects.told_cost import with_cost, with_cost_in_events
 from waypost.validator.dialects.usage import NOTHING
 from waypost.validator.http.problems import OK, deadline_exceeded, describe, outcome_of, rejected
-from waypost.validator.http.provider_errors import read_complaint
+from waypost.validator.http.provider_errors import read_complaint, says_error
 from waypost.validator.lane import is_large
 from waypost.validator.manifest.active import Target
 from waypost.validator.pipeline.calls import with_calls
@@ -38,7 +39,7 @@ from waypost.validator.pipeline.exchange import (
 from waypost.validator.pipeline.hold import Reservation
 from waypost.validator.services import Services
 from waypost.validator.upstream.breaker import ANYONE, Witness
-from waypost.validator.upstream.causes import cause_of_status
+from waypost.validator.upstream.causes import cause_of_error, cause_of_status
 from waypost.validator.upstream.key_pool import retry_after_s
 from waypost.validator.upstream.provider import NoAnswerError, Stream
 
@@ -354,11 +355,12 @@ class ProviderAttempt:
             self._is_refused, self.outcome = True, "bad_response"
             return True
         try:
-            is_error = heard(self._adapter.rejection, self._inbound, body) is not None
+            is_error = heard(_is_error, body)
         except ValueError:
             return False
         if is_error:
-            self._is_refused, self.outcome = True, "server_error"
+            self._is_refused, self.outcome = True, cause_of_error(body)
+            self._answer = body
         return is_error
 
     def _traceparent(self) -> bytes | None:
@@ -411,7 +413,9 @@ class ProviderAttempt:
         self._events = b"".join(held)
         # An error before any of the answer is no answer, nor is an end without one.
         if reader.has_failed:
-            self.outcome = "server_error"
+            self.outcome = "server_error" if reader.output_bytes else cause_of_error(reader.failure)
+            # What is owed after it, if it is told after all.
+            self._events += self._scrubbed(heard(reader.end, is_whole=False), reader)
         else:
             self.outcome = self._how_it_ended(reader, broken="ok" if events else "bad_response")
         if self.outcome == "ok":
@@ -469,6 +473,8 @@ class ProviderAttempt:
         if self.outcome == "ok":
             lines = await self._tell_cost() if self._services.tells_cost else ()
             await self.exchange.answer(OK, self._answer, extra=lines)
+        elif self.is_rejected and self._reader is not None:
+            return await self._relay(self._reader)
         elif self.is_rejected:
             await self._pass_error_on()
         else:
@@ -591,7 +597,9 @@ class ProviderAttempt:
             body = None
         if body is None:
             body = rejected(self.exchange.endpoint, self.exchange.id, read_complaint(self._answer))
-        await self.exchange.answer(self.status or OK, self._services.scrubber.bytes(body))
+        # Neither a 200 nor a 429 is what it is: callers' SDKs would take it, or ask again.
+        status = 400 if self.status in (None, OK, 429) else self.status
+        await self.exchange.answer(status, self._services.scrubber.bytes(body))
 
     async def _relay(self, reader: StreamReader) -> Delivered:
         """Pass a stream on as it arrives."""
@@ -805,6 +813,10 @@ class ProviderAttempt:
                     # Nothing of the request had been sent.
                     is_anyones=outcome == "connect_error",
                 )
+
+
+def _is_error(body: bytes) -> bool:
+    return len(body) <= MAX_ERROR_BYTES and says_error(msgspec.json.decode(body))
 
 
 def _read_answer(body: bytes, *, streamed: bool) -> Answer:

@@ -8,6 +8,7 @@ mechanisms are pure and live in ``waypost.validator.upstream`` and
 
 import asyncio
 from collections import deque
+from functools import partial
 
 from msgspec import structs
 
@@ -19,6 +20,7 @@ from waypost.shared.scoring.judge import JudgeModel
 from waypost.validator.dialects.adapter import InboundRequest, UnreadableError, heard
 from waypost.validator.dialects.passthrough.state import holds_state, without_state
 from waypost.validator.http.problems import deadline_exceeded
+from waypost.validator.lane import is_large
 from waypost.validator.manifest.active import Target
 from waypost.validator.pipeline.attempt import ProviderAttempt
 from waypost.validator.pipeline.cascade.answers import Answer
@@ -75,6 +77,8 @@ class Failover:
         self._rejected: ProviderAttempt | None = None
         self._foreign: Target | None = None
         self._maker = self._maker_of_state()
+        self._is_stripped = False
+        self._bare: AdmittedRequest | None = None  # without what its maker alone can read
         self._unsure: ProviderAttempt | None = None
         self._is_saturated = False
         self.tries: list[ProviderAttempt] = []
@@ -257,13 +261,13 @@ class Failover:
         self, target: Target, kind: AttemptKind, reservation: Reservation
     ) -> ProviderAttempt | None:
         """Return one try; ``None`` if ``target`` may be sent nothing now."""
+        admitted = self._admitted if self._maker is None else await self._readable_by(target)
         upstream, now = target.upstream, self._services.monotonic()
         left_s = self._exchange.left_s()
         if left_s is not None and left_s <= CLOCKS_APART_S:
             self._chain.clear()
             return None
         key = upstream.keys.take(target.model.name, now)
-        admitted = self._admitted if self._maker is None else self._readable_by(target)
         # Another request may have taken the probe while we were reserving.
         who = self._who(target)
         if admitted is None or key is None or not target.breaker.admit(now, who):
@@ -302,14 +306,20 @@ class Failover:
             return None
         return target.model.provider
 
-    def _readable_by(self, target: Target) -> AdmittedRequest | None:
+    async def _readable_by(self, target: Target) -> AdmittedRequest | None:
         """Return the request as ``target`` can read it; ``None`` if it cannot."""
         if target.model.provider == self._maker:
             return self._admitted
+        if not self._is_stripped:
+            inbound = self._admitted.inbound
+            work = partial(without_state, inbound.endpoint, inbound.body)
+            body = await self._services.lane.run(work) if is_large(inbound.body) else work()
+            self._is_stripped = True
+            self._bare = None if body is None else self._with_body(body)
+        return self._bare
+
+    def _with_body(self, body: bytes) -> AdmittedRequest:
         inbound = self._admitted.inbound
-        body = without_state(inbound.endpoint, inbound.body)
-        if body is None:
-            return None
         bare = InboundRequest(
             inbound.endpoint,
             inbound.request,
@@ -336,7 +346,7 @@ class Failover:
         if target is None:
             return None
         self._maker = ""  # nobody's
-        if self._readable_by(target) is None or not await self._is_held(target):
+        if await self._readable_by(target) is None or not await self._is_held(target):
             return None
         one = await self._try(target, "retry", self._reservation)
         return one if one is not None and (one.outcome == "ok" or one.is_rejected) else None

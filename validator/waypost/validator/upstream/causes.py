@@ -22,7 +22,13 @@ from waypost.validator.upstream.known_answers import (
     KnownAnswer,
 )
 
-__all__ = ["cause_of_rejection", "cause_of_status"]
+__all__ = ["cause_of_error", "cause_of_rejection", "cause_of_status"]
+
+# Of errors that come without a status of HTTP's own: OpenAI's and Anthropic's, and Gemini's.
+_LIMIT_CODES = frozenset({"rate_limit_exceeded", "rate_limit_error", "resource_exhausted"})
+_BY_STATUS: dict[int, AttemptOutcome] = {
+    401: "key_refused", 402: "key_refused", 403: "key_refused", 429: "rate_limited",
+}  # fmt: skip
 
 _FILTERED_CODES = re.compile(
     r"content_filter|content_policy|responsibleaipolicyviolation|data_inspection_failed"
@@ -41,10 +47,13 @@ _FIELD_CODES = re.compile(
 # Of a model: OpenAI and Groq "The model `x` does not exist or you do not have access to it", vLLM
 # without the second half, Anthropic "model: x", Ollama 'model "x" not found, try pulling it first',
 # Gemini "models/x is not found for API version v1beta", Azure DeploymentNotFound; seen in
-# continue#10832, vllm#3485, claude-code#5349, mattermost-plugin-agents#257, read 2026-11-28.
+# continue#10832, vllm#3485, claude-code#5349, mattermost-plugin-agents#257. OpenRouter
+# "No endpoints found that support tool use", of a model that does not do what one request asks
+# for; seen in Routstr/routstr-core#554, zed#36094. Read 2026-11-28.
 _MODEL_CODES = frozenset({"model_not_found", "deploymentnotfound", "model_not_available"})
 _MODEL = re.compile(
     r"^model: |\bmodels?\b.{0,200}(?:not found|not exist|not available|no longer|deprecated)"
+    r"|^no (?:endpoints found|allowed providers)|\bno endpoints found (?:that|for|matching)"
     r"|^(?:no such|unknown|invalid) model|^models/\S+ is not|deployment .{0,80}does not exist",
     re.IGNORECASE | re.DOTALL,
 )
@@ -70,9 +79,35 @@ def cause_of_status(status: int, body: bytes, *, otherwise: AttemptOutcome) -> A
         return otherwise
     if status in (401, 402, 403) and _is_filtered(complaint):
         return "content_filter"
-    if status == 429 and _is_any(complaint, TROUBLES):
-        return "key_refused"
+    if status == 429:
+        return _what_is_limited(complaint)
     return otherwise
+
+
+def cause_of_error(body: bytes) -> AttemptOutcome:
+    """Return what an error says that came with status 200, in the place of an answer.
+
+    Streams begin before their providers have looked at the request: what is too long, over a
+    limit or unpaid is then told in the first event (codex#4675, codex2api#310; sglang#12081 and
+    new-api#6643 with chat completions, read 2026-11-28). What is not known is the provider's.
+    """
+    complaint = read_complaint(body)
+    if complaint is None:
+        return "server_error"
+    status = complaint.status or 0
+    if complaint.codes & _LIMIT_CODES:
+        status = 429
+    cause = cause_of_status(status or 400, body, otherwise=_BY_STATUS.get(status, "server_error"))
+    is_unknown = cause == "api_unsupported" or (cause == "client_error" and not status)
+    return "server_error" if is_unknown else cause
+
+
+def _what_is_limited(complaint: Complaint) -> AttemptOutcome:
+    """Return what a 429 is about: our account, this one request, or how many there are."""
+    if _is_any(complaint, TROUBLES):
+        return "key_refused"
+    # No wait helps, and whoever sends the like again and again must not have the key rest.
+    return "context_too_long" if _is_any(complaint, TOO_LONG) else "rate_limited"
 
 
 def cause_of_rejection(body: bytes) -> AttemptOutcome:

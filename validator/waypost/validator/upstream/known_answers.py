@@ -125,6 +125,16 @@ TOO_LONG: tuple[KnownAnswer, ...] = (
         "groq", 413, _NONE, _begins(r"request too large for model"),
         ("continuedev/continue#10218", "cottongeeks/podscript#20"), "2026-06-29",
     ),
+    # Likewise, with 429 and the code of every limit: one such request would rest the key for all.
+    KnownAnswer(
+        "openai", 429, _NONE, _begins(r"request too large for \S+ .{0,100}tokens per min"),
+        ("TheR1D/shell_gpt#653", "continuedev/continue#11717"), "2026-03-22",
+    ),
+    # What its account may send is less than what the model could hold.
+    KnownAnswer(
+        "anthropic", 429, _NONE, _begins(r"extra usage is required for long context requests"),
+        ("Wei-Shaw/sub2api#572", "NousResearch/hermes-agent#4747"), "2026-05-05",
+    ),
     KnownAnswer(
         "llama.cpp", 400, frozenset({"exceed_context_size_error"}),
         _says(r"exceeds? (?:the )?available context size"),

@@ -61,6 +61,11 @@ class StreamReader(Protocol):
         ...
 
     @property
+    def failure(self) -> bytes:
+        """The data of the event that reported the error; empty if none did."""
+        ...
+
+    @property
     def output_bytes(self) -> int:
         """Bytes of answer so far: no tokenizer makes more tokens of them."""
         ...

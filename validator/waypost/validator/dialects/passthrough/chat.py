@@ -23,6 +23,7 @@ from waypost.validator.dialects.usage import (
     read_completion_parts,
     with_tier,
 )
+from waypost.validator.http.provider_errors import says_error
 
 __all__ = ["Reader", "bounded", "is_error", "order_usage", "reader", "report", "shows_usage"]
 
@@ -152,18 +153,16 @@ class Reader(EventReader):
         try:
             chunk = _decode_chunk(payload)
         except ValueError:
-            require_object(payload)
-            self.has_begun = True
-            self.output_bytes += len(payload)
+            self._see_unknown(payload)
             return True
-        if not payload.isascii():
-            payload.decode()  # nobody could read what is passed over here either
         if is_present(chunk.error):
             self.has_failed = True
         for choice in chunk.choices:
             self._see_choice(choice)
         told = read_completion_parts(chunk.usage, chunk.choices, chunk.x_groq)
         if told is NOTHING:
+            if not chunk.choices and says_error(require_object(payload)):
+                self.has_failed = True
             return True
         self.tell(with_tier(told, chunk.service_tier))
         return self._shows_usage or bool(chunk.choices)

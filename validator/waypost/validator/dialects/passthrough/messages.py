@@ -10,11 +10,11 @@ from waypost.validator.dialects.passthrough.body_fields import (
     ABSENT,
     decode_fields,
     encode,
-    is_present,
     size,
 )
 from waypost.validator.dialects.sse import EventReader, is_end_mark, require_object, write_event
 from waypost.validator.dialects.usage import UsageReport, read_anthropic
+from waypost.validator.http.provider_errors import says_error
 
 __all__ = ["bounded", "is_error", "reader", "report"]
 
@@ -86,6 +86,10 @@ def reader(request: Request) -> "_Reader":
     return _Reader()
 
 
+def _kind_of_unnamed(payload: bytes) -> str:
+    return "error" if says_error(require_object(payload)) else ""
+
+
 # Events that are none of the answer yet: an overload may follow them, and then another model may
 # still be asked (litellm#24004, Portkey#741; 2025 and 2026).
 _BEFORE = frozenset({"error", "message_start", "ping"})
@@ -107,13 +111,10 @@ class _Reader(EventReader):
         try:
             event = _decode_event(payload)
         except ValueError:
-            require_object(payload)
-            self.has_begun = True
-            self.output_bytes += len(payload)
+            self._see_unknown(payload)
+            self.is_over = self.has_failed
             return True
-        if not payload.isascii():
-            payload.decode()  # nobody could read what is passed over here either
-        kind = event.type or self._name() or ("error" if is_present(event.error) else "")
+        kind = event.type or self._name() or _kind_of_unnamed(payload)
         self.has_begun = self.has_begun or kind not in _BEFORE
         match kind:
             case "message_start" if event.message is not None:
@@ -130,7 +131,8 @@ class _Reader(EventReader):
                 )
             case "message_delta":
                 self.tell(read_anthropic(event.usage))
-                self._has_reason = event.delta is not None and bool(event.delta.stop_reason)
+                if event.delta is not None and event.delta.stop_reason:
+                    self._has_reason = True
             case "message_stop":
                 self.is_done = self.is_over = self._has_stopped = True
             case "error":

@@ -17,6 +17,7 @@ from waypost.validator.dialects.passthrough.body_fields import (
 )
 from waypost.validator.dialects.sse import EventReader, is_end_mark, require_object, write_event
 from waypost.validator.dialects.usage import NOTHING, UsageReport, read_openai, with_tier
+from waypost.validator.http.provider_errors import says_error
 
 __all__ = ["bounded", "broken_off", "is_error", "reader", "report"]
 
@@ -43,6 +44,7 @@ class _Answer(Struct):
     output: list[Raw]
     usage: Raw = ABSENT
     service_tier: Raw = ABSENT
+    status: str | None = None
 
 
 class _Response(Struct):
@@ -93,6 +95,8 @@ def bounded(
 def report(body: bytes) -> UsageReport:
     """See ``Api``."""
     answer = _decode_answer(body)
+    if answer.status == "failed" and not answer.output:
+        raise ValueError("an answer that failed")
     told = with_tier(read_openai(answer.usage), answer.service_tier)
     if told is NOTHING:
         return told
@@ -185,12 +189,10 @@ class _Reader(EventReader):
         try:
             event = _decode_event(payload)
         except ValueError:
-            require_object(payload)
-            self.has_begun = True
-            self.output_bytes += len(payload)
+            self._see_unknown(payload)
+            if self.has_failed:
+                self._error = _error_of(payload)
             return True
-        if not payload.isascii():
-            payload.decode()  # nobody could read what is passed over here either
         if event.sequence_number is not None:
             self._sequence = event.sequence_number
         kind = event.type or self._name()
@@ -205,7 +207,7 @@ class _Reader(EventReader):
                 self.tell(with_tier(read_openai(response.usage), response.service_tier))
         elif kind in _ANNOUNCED:
             self._response = _decode_fields(event.response) if is_present(event.response) else {}
-        elif kind == "error" or (not kind and is_present(event.error)):
+        elif kind == "error" or (not kind and says_error(require_object(payload))):
             # ``response.failed`` follows, or is owed.
             self.has_failed = True
             self._error = _error_of(payload)

@@ -8,7 +8,7 @@ from msgspec import Meta, Raw, Struct
 
 from waypost.validator.dialects.adapter import ProviderRequest
 from waypost.validator.dialects.passthrough.body_fields import ABSENT, encode, is_present
-from waypost.validator.dialects.sse import is_end_mark
+from waypost.validator.dialects.sse import is_end_mark, require_no_error
 from waypost.validator.dialects.translation.neutral import (
     UNSAID,
     Answer,
@@ -307,6 +307,8 @@ class _Decoder:
         if is_present(response.error):
             sink.fail(failure(payload) or Failure(UNSAID))
             return
+        if not response.candidates and not is_present(response.usage_metadata):
+            require_no_error(payload)
         sink.begin(response.model_version)
         told = read_gemini(response.usage_metadata)
         if not response.candidates:

@@ -10,7 +10,7 @@ from msgspec import Raw, Struct
 
 from waypost.validator.dialects.adapter import ProviderRequest
 from waypost.validator.dialects.passthrough.body_fields import ABSENT, encode, is_present
-from waypost.validator.dialects.sse import is_end_mark
+from waypost.validator.dialects.sse import is_end_mark, require_no_error
 from waypost.validator.dialects.translation.neutral import (
     UNSAID,
     Answer,
@@ -326,6 +326,8 @@ class _Decoder:
         if is_present(chunk.error):
             sink.fail(failure(payload) or Failure(UNSAID))
             return
+        if not chunk.choices and not is_present(chunk.usage) and chunk.x_groq is None:
+            require_no_error(payload)
         sink.begin(chunk.model)
         for choice in chunk.choices:
             if choice.delta is not None:

@@ -5,6 +5,8 @@
 
 from typing import Protocol
 
+import msgspec
+
 from waypost.validator.dialects.adapter import (
     InboundRequest,
     ProviderRequest,
@@ -23,6 +25,7 @@ from waypost.validator.dialects.translation.neutral import (
     Writer,
 )
 from waypost.validator.dialects.usage import UsageReport
+from waypost.validator.http.provider_errors import Complaint, read_complaint, says_error
 
 __all__ = ["CALLERS", "CallerSide", "Decoder", "ProviderSide", "Translated"]
 
@@ -249,7 +252,13 @@ class _Reader(EventReader):
         return events
 
     def _see(self, payload: bytes) -> bool:
-        self._decoder.see(payload, self)
+        try:
+            self._decoder.see(payload, self)
+        except ValueError:
+            complaint = _complaint_of(payload)
+            if complaint is None:
+                raise
+            self.fail(Failure(complaint.message, complaint.code, complaint.param))
         return True
 
     def _closing(self) -> bytes:
@@ -298,3 +307,8 @@ class _Reader(EventReader):
     def fail(self, failure: Failure) -> None:
         self.has_failed = self.is_over = True
         self._out.append(self._writer.fail(failure))
+
+
+def _complaint_of(payload: bytes) -> Complaint | None:
+    """Return the error that an event is which its dialect does not have; ``None``: it is none."""
+    return read_complaint(payload) if says_error(msgspec.json.decode(payload)) else None

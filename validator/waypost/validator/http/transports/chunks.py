@@ -43,8 +43,13 @@ class Chunks:
             MalformedError: it is not the chunked coding.
         """
         if self._rest:
+            # A line that comes byte by byte is not looked through anew with each of them.
+            ends_line = self._left or b"\n" in data
             data = self._rest + data
             self._rest = b""
+            if not ends_line:
+                self._wait(data, 0, self._most_of_line)
+                return 0
         at, size = 0, len(data)
         while at < size and self._trailer_bytes < 0:
             if not self._left:
@@ -63,6 +68,11 @@ class Chunks:
             at = self._trailer(data, at)
         return size - at
 
+    @property
+    def _most_of_line(self) -> int:
+        is_trailer = self._trailer_bytes >= 0
+        return MAX_TRAILER_BYTES - self._trailer_bytes if is_trailer else MAX_LINE_BYTES
+
     def _size_line(self, data: bytes, at: int) -> int:
         """Read how long the next chunk is; return where it begins."""
         end = data.find(b"\r\n", at)
@@ -71,7 +81,7 @@ class Chunks:
             # The rare ways to write it.
             line = _SIZE_LINE.match(data, at)
             if line is None:
-                return self._wait(data, at, MAX_LINE_BYTES)
+                return self._wait(data, at, self._most_of_line)
             digits, end = line[1], line.end() - 2
             if end - at > MAX_LINE_BYTES:
                 raise MalformedError("a chunk's line is too long")
@@ -99,7 +109,7 @@ class Chunks:
             return at + 2
         line = _TRAILER.match(data, at)
         if line is None:
-            return self._wait(data, at, MAX_TRAILER_BYTES - self._trailer_bytes)
+            return self._wait(data, at, self._most_of_line)
         self._trailer_bytes += line.end() - at
         if self._trailer_bytes > MAX_TRAILER_BYTES:
             raise MalformedError(f"trailers of more than {MAX_TRAILER_BYTES} bytes")
