@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 # ``must_understand`` entries this version honours. A document naming any other is refused.
-SUPPORTED_FEATURES: frozenset[str] = frozenset({"price_above"})
+SUPPORTED_FEATURES: frozenset[str] = frozenset({"issuer_accounts", "price_above"})
 
 # ── the policy: which models exist, what they promise, who may use them ───────────────────────
 
