@@ -18,6 +18,7 @@ from msgspec import structs
 
 from waypost.shared.decision.compiled import CompiledPolicy
 from waypost.shared.errors import PolicyError, RefusalError, StoreError, TrustError
+from waypost.shared.money import format_usd
 from waypost.shared.records import DecisionRecord
 from waypost.shared.trust import (
     Lapse,
@@ -36,11 +37,14 @@ from waypost.validator.detectors import Detectors
 from waypost.validator.dialects.adapter import InboundRequest
 from waypost.validator.lane import Lane, is_large
 from waypost.validator.ledger import Ledger
+from waypost.validator.ledger.base import HAS_FORGOTTEN
+from waypost.validator.ledger.rebuild import rebuild
 from waypost.validator.ledger.webhook import BudgetWebhook
 from waypost.validator.manifest.active import ActiveManifest, Principal, Target
 from waypost.validator.manifest.canary import Candidate
 from waypost.validator.receipts.keys import ReceiptKeys
 from waypost.validator.records import RecordSink, RecordStore
+from waypost.validator.records.base import records_between
 from waypost.validator.records.policies import policy_of
 from waypost.validator.records.prompts import newest_message, redacted, redactor
 from waypost.validator.records.repeats import Repeats
@@ -531,12 +535,32 @@ class Services:
         mine = added([self.counts.families])
         return await to_thread.run_sync(self.workers.total, mine)
 
+    async def mend_ledger(self) -> None:
+        """Enter again what the ledger's store has forgotten, where the operator wants that."""
+        if HAS_FORGOTTEN not in self.ledger.risks or self.config.ledger.on_loss != "rebuild":
+            return
+        now = int(self.clock())
+        since = self.config.budgets.calendar.month_start(now)
+        try:
+            entered = await rebuild(
+                self.ledger,
+                partial(records_between, self.store),
+                self.config.budgets,
+                since=since,
+                until=now + 1,
+            )
+        except StoreError as exc:
+            logger.error("the ledger is not rebuilt: %s", exc)
+        else:
+            logger.warning("the ledger is rebuilt: %s entered again", format_usd(entered))
+
     async def keep_swept(self) -> None:
         """Charge expired holds, for ever."""
         while True:
             await asyncio.sleep(SWEEP_S * random.uniform(1 - JITTER, 1 + JITTER))
             if self.candidate is not None:
                 self.candidate.judge(await self.all_counts())
+            await self.mend_ledger()
             try:
                 swept = await self.ledger.sweep(now=int(self.clock()))
             except StoreError as exc:

@@ -271,6 +271,9 @@ class SqliteStore:
             for row in db.execute(_JOURNAL, (since, until)):
                 yield HoldRow(*row).entry()
 
+    async def recognise(self) -> None:
+        """See ``Store.recognise``. A file or a database does not forget by itself."""
+
     def tidy(self, now: int) -> None:
         """See ``Store.tidy``."""
         month = self.calendar.month_start(now, months_back=self._keep_months)

@@ -42,7 +42,7 @@ MASK = 2**32 - 1
 WAL_HEADER_BYTES, FRAME_HEADER_BYTES = 32, 24
 WAL_MAGICS = (0x377F0682, 0x377F0683)
 
-_HOLDS = "SELECT id, scopes, at, amount_nusd, cost_nusd, state FROM holds"
+_HOLDS = "SELECT id, scopes, at, amount_nusd, cost_nusd, state, backlogs FROM holds"
 _GRANTS = "SELECT scope, window, at, amount_nusd FROM grants"
 _SUMS = (
     "SELECT scope, window, start, spent_nusd + debt_nusd - archived_nusd, reserved_nusd,"
@@ -231,7 +231,9 @@ def _check_sums(
     granted: Counter[_Window] = Counter()
     db.execute("BEGIN")  # one moment of a file that others write to
     last = ""
-    for row, (hold_id, scopes, at, amount_nusd, cost_nusd, state) in enumerate(db.execute(_HOLDS)):
+    for row, (hold_id, scopes, at, amount_nusd, cost_nusd, state, _) in enumerate(
+        db.execute(_HOLDS)
+    ):
         if row % PAGE == 0 and is_late():
             raise _OutOfTimeError
         if state not in STATES or hold_id <= last:  # of a table by id
