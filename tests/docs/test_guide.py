@@ -37,6 +37,7 @@ from waypost.shared.contracts import CONVERSATIONS, Issuers
 from waypost.validator.access.tokens import TokenVerifier
 from waypost.validator.config import ValidatorConfig, load_config
 from waypost.validator.ledger import open_sqlite
+from waypost.validator.records import SqliteRecordStore
 
 pytestmark = pytest.mark.anyio
 
@@ -227,10 +228,13 @@ def test_the_settings_of_the_budgets_page_are_settings(number: int, tmp_path: Pa
 
 
 async def test_the_commands_of_the_budgets_page_run(command: Command) -> None:
+    records = command.folder / "state" / "records.sqlite"
+    records.parent.mkdir(exist_ok=True)
+    await SqliteRecordStore.open(records).close()
     path = command.folder / "state" / "ledger.sqlite"
     path.parent.mkdir(exist_ok=True)
     await open_sqlite(path).close()
-    for line in commands_of(blocks("budgets", "")[0]):
+    for line in [*commands_of(blocks("budgets", "")[0]), *commands_of(blocks("budgets", "")[1])]:
         await to_thread.run_sync(partial(command.good, *line))
 
 

@@ -178,7 +178,7 @@ class RedisStore:
         if found != self._mark:
             is_mended = found is not None and found.startswith(REBUILT)
             self._mark = found if is_mended else self._mark
-            forgotten = frozenset() if is_mended else frozenset({HAS_FORGOTTEN})
+            forgotten = frozenset[str](() if is_mended else (HAS_FORGOTTEN,))
         self._note_risks(await risks_of(client) | forgotten)
 
     def _note_risks(self, risks: frozenset[str]) -> None:
