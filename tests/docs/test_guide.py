@@ -37,6 +37,7 @@ from waypost.shared.contracts import CONVERSATIONS, Issuers
 from waypost.validator.access.tokens import TokenVerifier
 from waypost.validator.config import ValidatorConfig, load_config
 from waypost.validator.ledger import open_sqlite
+from waypost.validator.records import SqliteRecordStore
 
 pytestmark = pytest.mark.anyio
 
@@ -140,18 +141,28 @@ def test_the_backend_of_the_tokens_page_issues_a_token_that_holds(
 
 
 def test_taking_back_is_written_as_the_tokens_page_says(tmp_path: Path) -> None:
-    text = blocks("tokens", "yaml")[0]
-    for kid in ("app-1", "app-2"):
-        public = issuer_key(Ed25519PrivateKey.generate(), kid=kid)
-        text = re.sub(rf'(kid: {kid}, .*x: )"…"', rf'\1"{public.x}"', text)
-    path = tmp_path / "issuers.yaml"
-    path.write_text(text)
-
-    issuers: Issuers = load_issuers(path, channel="prod", version=1, issued_at=0)
+    issuers = _issuers_of_tokens_page(tmp_path, 0, "app-1", "app-2")
 
     assert [key.status for key in issuers.issuers[0].keys] == ["revoked", "active"]
     assert len(issuers.revoked_jtis) == len(issuers.min_iat_by_subject) == 1
     assert len(issuers.min_iat_by_tenant) == len(issuers.min_epoch_by_subject) == 1
+
+
+def test_several_issuers_are_written_as_the_tokens_page_says(tmp_path: Path) -> None:
+    ours, partner = _issuers_of_tokens_page(tmp_path, 1, "app-1", "partner-1").issuers
+
+    assert (ours.accounts, ours.tenants) == (("acme", "team-*"), ("acme",))
+    assert (partner.accounts, partner.tenants) == (("partner",), None)
+
+
+def _issuers_of_tokens_page(folder: Path, place: int, *kids: str) -> Issuers:
+    text = blocks("tokens", "yaml")[place]
+    for kid in kids:
+        public = issuer_key(Ed25519PrivateKey.generate(), kid=kid)
+        text = re.sub(rf'(kid: {kid}, .*x: )"…"', rf'\1"{public.x}"', text)
+    path = folder / "issuers.yaml"
+    path.write_text(text)
+    return load_issuers(path, channel="prod", version=1, issued_at=0)
 
 
 # ── dpop.md ────────────────────────────────────────────────────────────────────────────────────
@@ -217,10 +228,13 @@ def test_the_settings_of_the_budgets_page_are_settings(number: int, tmp_path: Pa
 
 
 async def test_the_commands_of_the_budgets_page_run(command: Command) -> None:
+    records = command.folder / "state" / "records.sqlite"
+    records.parent.mkdir(exist_ok=True)
+    await SqliteRecordStore.open(records).close()
     path = command.folder / "state" / "ledger.sqlite"
     path.parent.mkdir(exist_ok=True)
     await open_sqlite(path).close()
-    for line in commands_of(blocks("budgets", "")[0]):
+    for line in [*commands_of(blocks("budgets", "")[0]), *commands_of(blocks("budgets", "")[1])]:
         await to_thread.run_sync(partial(command.good, *line))
 
 

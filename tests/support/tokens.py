@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec import structs
 
 from waypost.edge.tokens.issue import SigningKey, issuer_key, mint, new_claims
-from waypost.shared.contracts import Claims, Issuer, IssuerKey, Issuers, SpendLimit
+from waypost.shared.contracts import Claims, Issuer, IssuerKey, Issuers, Limits, SpendLimit
 
 NOW = 1_800_000_000  # Friday 2027-01-15 08:00:00 UTC
 AUDIENCE = "waypost-validator"
@@ -41,6 +41,7 @@ class Wishes(TypedDict, total=False):
     scope: str
     auth_epoch: int
     one_time: bool
+    allowances: tuple[Limits, ...]
     jkt: str
 
 

@@ -143,6 +143,7 @@ class DecisionRecord(Struct, frozen=True, kw_only=True):
         id: UUIDv7 text, as ``Waypost-Decision`` names it.
         at_ms: arrival, Unix milliseconds.
         subject: keyed pseudonym of the token's ``sub``; empty when no token held.
+        issuer: of the token; ``None`` when none held, or in a record of an earlier version.
         facts: ``None`` when the request was refused before they were known.
         chosen: the model that was decided on.
         model: the model that answered, or was last tried.
@@ -169,6 +170,7 @@ class DecisionRecord(Struct, frozen=True, kw_only=True):
     subject: str = ""
     tenant: str | None = None
     tier: str | None = None
+    issuer: str | None = None
     account: str | None = None
     manifest_version: int | None = None
     manifest_digest: str | None = None

@@ -591,6 +591,16 @@ def test_an_instant_is_written_as_people_write_it(
 X = "MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqo"
 
 
+def test_a_reader_that_does_not_know_an_issuers_accounts_must_not_go_on(tmp_path: Path) -> None:
+    text = one_issuer(f"kid: a, alg: EdDSA, x: {X}")
+    assert issuers(tmp_path, text).must_understand == ()
+
+    confined = issuers(tmp_path, text + "    accounts: [acme, clinic-*]")
+
+    assert confined.issuers[0].accounts == ("acme", "clinic-*")
+    assert confined.must_understand == ("issuer_accounts",)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -605,6 +615,8 @@ X = "MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqo"
         (one_issuer(f"kid: a, alg: EdDSA, x: {X}}}\n      - {{kid: a, alg: EdDSA, x: {X}"), "5: issuers[0].keys[1].kid: there are two keys 'a'; a token names just one"),
         (one_issuer(f"kid: a, alg: EdDSA, x: {X}") + one_issuer(f"kid: b, alg: EdDSA, x: {X}")[9:], "5: issuers[1].iss: 'https://app.example' is here twice; put its keys together"),
         (one_issuer(f"kid: a, alg: EdDSA, x: {X}") + "subjects: [{iss: https://ap.example, sub: a, min_iat: 1}]", "5: subjects[0].iss: there is no issuer 'https://ap.example'; did you mean 'https://app.example'?"),
+        (one_issuer(f"kid: a, alg: EdDSA, x: {X}") + one_issuer(f"kid: b, alg: EdDSA, x: {X}")[9:].replace("app.", "idp."), "2: issuers[0]: needs accounts, those it may spend from: with more than one issuer each has its own"),
+        (one_issuer(f"kid: a, alg: EdDSA, x: {X}") + '    accounts: ["*"]', "5: issuers[0].accounts[0]: should be of the form"),
         ("issuers: []", "1: issuers: should not be empty"),
         ("isuers: []", "1: isuers: there is no such field; did you mean 'issuers'?"),
     ],

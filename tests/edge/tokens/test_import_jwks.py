@@ -364,7 +364,8 @@ def test_a_key_id_of_another_issuer_is_not_published(
     public = App().public_key().x
     path.write_text(
         path.read_text()
-        + f"  - iss: https://app.example\n    keys: [{{kid: 2027-02, alg: EdDSA, x: {public}}}]\n"
+        + "    accounts: [theirs]\n"
+        + f"  - iss: https://app.example\n    accounts: [ours]\n    keys: [{{kid: 2027-02, alg: EdDSA, x: {public}}}]\n"
     )
     publish_project(Project(unattended.folder))
     provider.publish(FIRST, SECOND)
@@ -389,7 +390,8 @@ def test_two_issuers_with_one_key_id_are_not_published(
     public = App().public_key().x
     path.write_text(
         path.read_text()
-        + f"  - iss: https://app.example\n    keys: [{{kid: 2027-01, alg: EdDSA, x: {public}}}]\n"
+        + "    accounts: [theirs]\n"
+        + f"  - iss: https://app.example\n    accounts: [ours]\n    keys: [{{kid: 2027-01, alg: EdDSA, x: {public}}}]\n"
     )
 
     done = command("publish")

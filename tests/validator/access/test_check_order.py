@@ -130,6 +130,7 @@ WRONGS: list[tuple[int, str, Callable[[Request], None]]] = [
     (18, "token_epoch", part("issuers", min_epoch_by_subject={SUBJECT: 3})),
     (19, "token_revoked", part("issuers", revoked_jtis=(f"{APP.iss} {JTI}",))),
     (20, "token_tenant", part("issuer", tenants=("clinic",))),
+    (20, "token_account", part("issuer", accounts=("clinic",))),
     (21, "scope_missing", part("issuer", scope="infer")),
     (22, "token_unbound", unbound),
     (22, "token_cnf", field("scheme", "Bearer")),

@@ -217,6 +217,30 @@ def test_an_issuer_speaks_for_its_own_tenants_alone(app: App) -> None:
     assert verifier(issuers).verify(app.bearer(tenant="clinic"), now=NOW)
 
 
+def test_an_issuer_spends_from_its_own_accounts_alone(app: App) -> None:
+    issuers = app.issuers(issuers=(app.issuer(accounts=("acme", "clinic-*")),))
+
+    for other in ("acme2", "Acme", "clinic", "school", "xacme", "acme/1"):
+        assert refusal(issuers, app.bearer(account=other)) == "token_account"
+        more = (Limits(account=other),)
+        assert refusal(issuers, app.bearer(allowances=more)) == "token_account"
+    for own in ("acme", "clinic-", "clinic-7"):
+        assert verifier(issuers).verify(app.bearer(account=own), now=NOW)
+    assert verifier(issuers).verify(app.bearer(allowances=(Limits(account="clinic-7"),)), now=NOW)
+
+
+def test_of_several_issuers_one_that_lists_nothing_has_nothing(app: App) -> None:
+    other = App(iss="https://other.example", kid="other-1")
+    both = app.issuers(issuers=(app.issuer(accounts=("acme",)), other.issuer()))
+
+    assert refusal(both, other.bearer()) == "token_account"
+    assert refusal(both, other.bearer(account="new")) == "token_account"
+    assert refusal(both, app.bearer(tenant="clinic")) == "token_tenant"
+    assert verifier(both).verify(app.bearer(), now=NOW)
+    alone = app.issuers(issuers=(other.issuer(),))
+    assert verifier(alone).verify(other.bearer(tenant="clinic"), now=NOW)
+
+
 @pytest.mark.parametrize("scope", ["", "inference", "INFER", "profile,infer"])
 def test_a_token_without_the_issuers_scope_is_good_for_something_else(app: App, scope: str) -> None:
     issuers = app.issuers(issuers=(app.issuer(scope="infer"),))

@@ -13,7 +13,9 @@ from anyio import run as run_async
 
 from support.command import Command
 from support.ledgers import USD, a_hold, limit
+from support.recorded import a_record, fill
 from waypost.validator.ledger import open_sqlite, scope_of
+from waypost.validator.records import SqliteRecordStore
 
 SETTINGS = """
 audience: waypost
@@ -147,3 +149,44 @@ def test_what_no_provider_confirmed_is_listed_and_corrected_once(command: Comman
     assert "is corrected" in again.err
     top = json.loads(command.good("budget", "top", "--window", "total", "--json"))
     assert {"scope": "account:cee", "spent_nusd": USD // 4, "reserved_nusd": 0} in top
+
+
+async def record(folder: Path) -> None:
+    store = SqliteRecordStore.open(folder / "state" / "records.sqlite")
+    now_ms = int(time.time() * 1_000)
+    await fill(store, *(a_record(n, at_ms=now_ms, cost_nusd=USD // 8) for n in range(3)))
+    await store.close()
+
+
+def test_books_are_compared_with_the_records_and_entered_again_when_told(command: Command) -> None:
+    run_async(record, command.folder)
+
+    said = command.good("budget", "rebuild")
+    assert "$0.3750 would be entered again by --apply" in said
+    assert shown(command)["spent_nusd"] == USD
+
+    assert "$0.3750 entered again" in command.good("budget", "rebuild", "--apply")
+    assert shown(command)["spent_nusd"] == USD + 3 * USD // 8
+    (row,) = json.loads(command.good("budget", "rebuild", "--json"))["accounts"]
+    assert (row["recorded_nusd"], row["missing_nusd"]) == (3 * USD // 8, 0)
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_a_damaged_file_is_moved_aside_and_a_new_one_put_in_its_place(
+    command: Command, is_gone: bool
+) -> None:
+    run_async(record, command.folder)
+    path = command.folder / "state" / "ledger.sqlite"
+    if is_gone:
+        path.unlink()
+    else:
+        path.write_bytes(b"x" * 8_192)
+        assert "waypost budget rebuild" in command("budget", "show", "acme").err
+
+    assert "$0.3750 would be" in command.good("budget", "rebuild")
+    assert path.exists() is not is_gone
+    command.good("budget", "rebuild", "--apply")
+
+    assert shown(command)["spent_nusd"] == 3 * USD // 8
+    aside = [*path.parent.glob("ledger.sqlite.2*")]
+    assert [one.read_bytes()[:1] for one in aside] == ([] if is_gone else [b"x"])

@@ -871,9 +871,9 @@ async def test_the_file_is_its_owners_alone(file_ledger: GroupedLedger, path: Pa
 
 def test_a_file_that_is_no_ledger_is_named(path: Path, tmp_path: Path) -> None:
     path.write_bytes(b"not a database, but long enough to be read as one" * 100)
-    with pytest.raises(StoreError, match=r"ledger\.sqlite: file is not a database") as caught:
+    with pytest.raises(StoreError, match=r"damaged \(file is not a database\)") as caught:
         open_sqlite(path)
-    assert caught.value.code == "ledger_unavailable"
+    assert caught.value.code == "ledger_damaged"
     with pytest.raises(StoreError, match="No such file"):
         open_sqlite(tmp_path / "missing" / "ledger.sqlite")
 

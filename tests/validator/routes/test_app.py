@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from support.publisher import Publisher
+from support.tokens import App
 from support.upstream import Upstream
 from support.validator import HELLO, Running, running_validator
 from waypost.shared.contracts import SpendLimit
@@ -65,6 +66,31 @@ async def test_a_tenant_shares_its_decisions(validator: Running) -> None:
 
     assert (await validator.client.get(path, headers=colleague)).status_code == 200
     assert (await validator.client.get(path, headers=outsider)).status_code == 404
+
+
+async def test_a_tenant_of_one_issuer_reads_nothing_of_its_namesake_at_another(
+    validator: Running,
+) -> None:
+    idp = App(iss="https://idp.example", kid="idp-1")
+    both = tuple(
+        one.issuer(tenants=("hospital",), accounts=("acme",)) for one in (validator.app, idp)
+    )
+    issuers = validator.app.issuers(issuers=both, version=2)
+    validator.services.manifests.keeper.accept(
+        validator.publisher.publish(issuers=issuers), etag=None
+    )
+    await validator.services.manifests.take_over()
+    response = await validator.chat(sub="alice", tenant="hospital")
+    await validator.record(response)
+    path = f"/v1/decisions/{response.headers['x-request-id']}"
+
+    namesake = {
+        "Authorization": idp.bearer(sub="alice", tenant="hospital", now=int(validator.clock()))
+    }
+    colleague = validator.headers(sub="bob", tenant="hospital")
+
+    assert (await validator.client.get(path, headers=namesake)).status_code == 404
+    assert (await validator.client.get(path, headers=colleague)).status_code == 200
 
 
 async def test_refused_strangers_records_belong_to_nobody(validator: Running) -> None:

@@ -61,6 +61,8 @@ def _read(path: Path) -> "tuple[YAMLFile, IssuersFile]":
 
 
 IssuerRef = Annotated[str, known("issuer")]
+# Not * alone: an issuer that may spend from any account is not confined.
+AccountPattern = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}\*?$")]
 NoSpace = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
 
 
@@ -101,6 +103,7 @@ class _Issuer(FileModel):
     min_iat: Instant = 0
     scope: NoSpace | None = None
     tenants: Unique[Name] | None = None
+    accounts: Unique[AccountPattern] | None = None
     one_time: bool = False
     dpop: Literal["optional", "required"] = "optional"
     bearer_clients: Unique[NoSpace] = []
@@ -129,6 +132,7 @@ class _Issuer(FileModel):
             min_iat=self.min_iat,
             scope=self.scope,
             tenants=None if self.tenants is None else tuple(self.tenants),
+            accounts=None if self.accounts is None else tuple(self.accounts),
             one_time=self.one_time,
             dpop=self.dpop,
             bearer_clients=tuple(self.bearer_clients),
@@ -175,6 +179,12 @@ class IssuersFile(FileModel):
             version=version,
             issued_at=issued_at,
             issuers=issuers,
+            # A reader that does not know it would let each issuer spend from all accounts.
+            must_understand=(
+                ("issuer_accounts",)
+                if any(issuer.accounts is not None for issuer in issuers)
+                else ()
+            ),
             revoked_jtis=tuple(f"{token.iss} {token.jti}" for token in self.revoked_tokens),
             min_iat_by_subject={
                 f"{entry.iss} {entry.sub}": entry.min_iat
@@ -199,6 +209,12 @@ def _check(file: YAMLFile, written: IssuersFile) -> None:
         if issuer.iss in names:
             file.find(("issuers", i, "iss"), f"'{issuer.iss}' is here twice; put its keys together")
         names.add(issuer.iss)
+        if issuer.accounts is None and len(written.issuers) > 1:
+            file.find(
+                ("issuers", i),
+                "needs accounts, those it may spend from: with more than one issuer each has its"
+                " own",
+            )
         for k, key in enumerate(issuer.keys):
             path = ("issuers", i, "keys", k)
             if key.kid in kids:

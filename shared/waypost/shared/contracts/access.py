@@ -30,6 +30,9 @@ _Integer = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,700}\Z")]
 _Word = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+\Z")]
 Epoch = Annotated[int, Meta(ge=0, lt=2**53)]
 
+_ACCOUNT = r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}"
+AccountPattern = Annotated[str, Meta(pattern=rf"^{_ACCOUNT}\*?\Z")]
+
 Algorithm = Literal["EdDSA", "ES256", "RS256"]
 ALGORITHMS: tuple[Algorithm, ...] = ("EdDSA", "ES256", "RS256")
 
@@ -58,7 +61,9 @@ class Issuer(Struct, frozen=True, kw_only=True):
         algorithms: of its keys; a key of another is refused with the whole document.
         min_iat: revokes everything it issued before that instant.
         scope: what a token's ``scope`` must hold; ``None`` asks for none.
-        tenants: those it may speak for; ``None``: any.
+        tenants: those it may speak for; ``None``: any, or none where there are other issuers.
+        accounts: those it may spend from, by name, or by a name's beginning and ``*``; ``None``:
+            any, or none where there are other issuers.
         one_time: each of its tokens counts once, whatever the token says.
         dpop: whether its tokens must be bound to a key (RFC 9449).
         bearer_clients: by ``client_id``, those whose tokens need not be.
@@ -71,6 +76,7 @@ class Issuer(Struct, frozen=True, kw_only=True):
     min_iat: Instant = 0
     scope: _Word | None = None
     tenants: tuple[Name, ...] | None = None
+    accounts: tuple[AccountPattern, ...] | None = None
     one_time: bool = False
     dpop: Literal["optional", "required"] = "optional"
     bearer_clients: tuple[_Word, ...] = ()
@@ -114,7 +120,7 @@ class SpendLimit(Struct, frozen=True, kw_only=True):
 class Limits(Struct, frozen=True, kw_only=True):
     """The limits of one account, as ceilings: the lowest of several holds."""
 
-    account: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}\Z")]
+    account: Annotated[str, Meta(pattern=rf"^{_ACCOUNT}\Z")]
     limits: tuple[SpendLimit, ...] = ()
 
 

@@ -42,7 +42,14 @@ __all__ = [
 
 # ``must_understand`` entries this version honours. A document naming any other is refused.
 SUPPORTED_FEATURES: frozenset[str] = frozenset(
-    {"hosted_tools", "part_tokens", "picture_tokens", "price_above", "price_factors"}
+    {
+        "hosted_tools",
+        "issuer_accounts",
+        "part_tokens",
+        "picture_tokens",
+        "price_above",
+        "price_factors",
+    }
 )
 
 # ── the policy: which models exist, what they promise, who may use them ───────────────────────

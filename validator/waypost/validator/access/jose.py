@@ -58,6 +58,7 @@ TokenCode = Literal[
     "token_epoch",  # of an epoch of its subject that is over
     "token_revoked",
     "token_tenant",  # of a tenant that its issuer may not speak for
+    "token_account",  # of an account that its issuer may not spend from
     "token_narrow_depth",  # narrowed too many times over
     "token_narrow_key",  # not narrowed by the holder of the key that the wider one is bound to
     "token_unbound",  # bound to no key, which its issuer or "DPoP" asks for

@@ -99,6 +99,7 @@ class TokenVerifier:
         self._cache_size = cache_size
         self._revoked = frozenset(issuers.revoked_jtis)
         self._issuers = issuers
+        self._is_one_issuer = len({issuer.iss for issuer in issuers.issuers}) == 1
         self._verified: OrderedDict[bytes, tuple[Claims, int]] = OrderedDict()
 
     def verify(self, authorization: str | None, *, now: int) -> Claims:
@@ -229,12 +230,30 @@ class TokenVerifier:
             raise refused("token_epoch")
         if f"{iss} {claims.jti}" in self._revoked:
             raise refused("token_revoked")
-        if issuer.tenants is not None and claims.tenant not in issuer.tenants:
-            raise refused("token_tenant")
+        self._check_confined(claims, issuer)
         if issuer.scope is not None and issuer.scope not in claims.scope.split(" "):
             raise ForbiddenError(
                 f"This needs an access token with the scope '{issuer.scope}'.", code="scope_missing"
             )
+
+    def _check_confined(self, claims: Claims, issuer: Issuer) -> None:
+        """Raise unless tenant and accounts are the issuer's; with others beside it, as listed."""
+        is_alone, accounts = self._is_one_issuer, issuer.accounts
+        owns_tenants = issuer.tenants is None and (is_alone or claims.tenant is None)
+        if not (owns_tenants or claims.tenant in (issuer.tenants or ())):
+            raise refused("token_tenant")
+        if accounts is None and is_alone:
+            return
+        for spends in (claims.budget, *claims.allowances):
+            if not _may_spend(spends.account, accounts or ()):
+                raise refused("token_account")
+
+
+def _may_spend(account: str, patterns: tuple[str, ...]) -> bool:
+    return any(
+        account.startswith(pattern[:-1]) if pattern.endswith("*") else account == pattern
+        for pattern in patterns
+    )
 
 
 def _credential(authorization: str) -> tuple[str, str]:

@@ -80,6 +80,7 @@ def register(app: typer.Typer) -> None:
     budget.command("reconcile")(_reconcile)
     budget.command("unconfirmed")(_unconfirmed)
     budget.command("correct")(_correct)
+    budget.command("rebuild")(_rebuild)
     app.add_typer(budget, name="budget")
 
 
@@ -308,6 +309,37 @@ def _correct(
 
     entry, cost = _with_ledger(config, ask)
     _say(f"{hold} cost {format_usd(cost)}, not {format_usd(entry.cost_nusd)}.")
+
+
+def _rebuild(
+    days: Days = 31,
+    apply: Annotated[bool, typer.Option("--apply", help="Enter what is missing.")] = False,
+    config: Config = DEFAULT_CONFIG,
+    as_json: JSON = False,
+) -> None:
+    """Compare what was spent with the decision records; enter what the books have forgotten.
+
+    A file that is damaged or gone counts as empty; with --apply it is moved aside, and a new one
+    put in its place. Stop the validators before that.
+    """
+    from waypost.validator.commands.budget_rebuild import rebuilt
+
+    rows = rebuilt(config, days=days, applies=apply)
+    if as_json:
+        print_json({"accounts": rows, "applied": apply})
+        return
+    shown = [
+        (
+            one.account,
+            str(one.requests),
+            format_usd(one.recorded_nusd),
+            format_usd(one.missing_nusd),
+        )
+        for one in rows
+    ]
+    console.print(table(("account", "requests", "recorded", "not in the books"), shown))
+    missing = format_usd(sum(one.missing_nusd for one in rows))
+    _say(f"{missing} entered again." if apply else f"{missing} would be entered again by --apply.")
 
 
 def _made_at(hold: str) -> int:

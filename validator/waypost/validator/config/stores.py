@@ -26,6 +26,8 @@ class LedgerConfig(FileModel):
         leased: whether slices of budgets are taken in advance and spent without a round trip.
         lease_s: how long a slice is kept.
         lease_percent: of what is left, at most, in one slice.
+        on_loss: when the store has forgotten what was spent: ``refuse`` all until a person has
+            rebuilt it, or ``rebuild`` it from the decision records at once.
         when_down: ``spend_leases`` goes on with the slices at hand while the store is down.
     """
 
@@ -39,6 +41,7 @@ class LedgerConfig(FileModel):
     lease_s: Annotated[int, Field(ge=5, le=3_600)] = 10
     lease_percent: Annotated[Number, Field(gt=0, le=50)] = 5.0
     when_down: Literal["fail_closed", "spend_leases"] = "fail_closed"
+    on_loss: Literal["refuse", "rebuild"] = "refuse"
 
     @model_validator(mode="after")
     def _is_reachable(self) -> "LedgerConfig":

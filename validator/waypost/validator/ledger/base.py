@@ -16,6 +16,8 @@ from waypost.shared.contracts import SpendLimit, Window
 from waypost.validator.ledger.calendar import CALENDAR, Calendar
 
 __all__ = [
+    "ENTERED_AGAIN",
+    "HAS_FORGOTTEN",
     "MAX_NUSD",
     "Balance",
     "Crossed",
@@ -40,6 +42,9 @@ __all__ = [
 ]
 
 MAX_NUSD = 2**53 - 1  # nine million dollars: no single hold or bill is larger
+
+HAS_FORGOTTEN = "has_forgotten"  # the risk that has come true
+ENTERED_AGAIN = ".again"  # how the id of a hold ends that stands for one that was forgotten
 
 RateUnit = Literal["requests", "tokens"]
 RateWindow = Literal["minute", "hour", "day", "week"]
@@ -253,6 +258,10 @@ class Ledger(Protocol):
         """In which ways the store may forget what was spent; known once it has answered."""
         ...
 
+    async def recognise(self) -> None:
+        """Take the books for whole: what the store had forgotten has been entered again."""
+        ...
+
     async def reserve(self, hold: Hold) -> Held | Refusal:
         """Hold the amount in all windows of all scopes, or in none.
 
@@ -260,7 +269,8 @@ class Ledger(Protocol):
         cancelled call holds nothing.
 
         Raises:
-            StoreError: ``hold_conflict``, the id is settled already or was another hold's.
+            StoreError: ``hold_conflict``, the id is settled already or was another hold's;
+                ``ledger_lost``, the store has forgotten what was spent.
         """
         ...
 

@@ -114,6 +114,10 @@ class Store(Protocol):
         """See ``Ledger.journal``."""
         ...
 
+    async def recognise(self) -> None:
+        """See ``Ledger.recognise``."""
+        ...
+
     def tidy(self, now: int) -> None:
         """Drop soon what is not kept any longer."""
         ...
@@ -165,6 +169,10 @@ class GroupedLedger:
     def risks(self) -> frozenset[str]:
         """See ``Ledger.risks``."""
         return self.store.risks
+
+    async def recognise(self) -> None:
+        """See ``Ledger.recognise``."""
+        await self.store.recognise()
 
     async def reserve(self, hold: Hold) -> Held | Refusal:
         """See ``Ledger.reserve``."""

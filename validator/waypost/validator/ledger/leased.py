@@ -116,6 +116,10 @@ class LeasedLedger:
         """See ``Ledger.risks``."""
         return self._ledger.risks
 
+    async def recognise(self) -> None:
+        """See ``Ledger.recognise``."""
+        await self._ledger.recognise()
+
     # ── the hot path: no await that waits ──────────────────────────────────────────────────
 
     async def reserve(self, hold: Hold) -> Held | Refusal:

@@ -339,6 +339,9 @@ class PostgresStore:
                     yield HoldRow(*row).entry()
                 last = rows[-1][0]
 
+    async def recognise(self) -> None:
+        """See ``Store.recognise``. A file or a database does not forget by itself."""
+
     def tidy(self, now: int) -> None:
         """See ``Store.tidy``. Once an hour is enough."""
         if now - self._pruned_at >= 3_600:

@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Generator, Sequence
 from contextlib import contextmanager
+from secrets import token_hex
 from typing import Any, NamedTuple, cast
 
 import msgspec
@@ -22,6 +23,8 @@ from waypost.shared.contracts import SpendLimit, Window
 from waypost.shared.errors import StoreError
 from waypost.validator.ledger.accounting import HELD
 from waypost.validator.ledger.base import (
+    ENTERED_AGAIN,
+    HAS_FORGOTTEN,
     MAX_NUSD,
     Crossed,
     Entry,
@@ -64,6 +67,8 @@ __all__ = ["RedisStore", "open_redis"]
 
 logger = logging.getLogger(__name__)
 
+REBUILT = "rebuilt:"  # how a mark begins that others may take for theirs
+LOOK_EVERY_S = 60
 KEEP_WINDOWS_S = 35 * 86_400  # after their end
 KEEP_CLOSED_S = 7 * 86_400  # holds, from when they were made
 PAGE = 500
@@ -116,6 +121,8 @@ class RedisStore:
         self._prefix = f"{{{prefix}}}:"
         self._is_ready = False
         self.risks = frozenset[str]()
+        self._mark: str | None = None  # of the books as they were when they were first seen
+        self._looked_at = 0
         self._shas: list[str] = []
 
     def transact(self, batch: Sequence[Operation]) -> Awaitable[list[Any]]:
@@ -153,20 +160,46 @@ class RedisStore:
             zone = str(self.calendar.zone)
             await client.set(f"{self._prefix}zone", zone, nx=True)
             found = cast(str, await client.get(f"{self._prefix}zone"))
-            self._note_risks(await risks_of(client))
+            await self._look(client)
         try:
             check_zone(found, zone)
         except StoreError as exc:
             raise UnavailableError(exc.message, may_have_been_made=False) from exc
         self._is_ready = True
 
+    async def _look(self, client: Any) -> None:  # noqa: ANN401
+        """Look how it is set up, and whether the books are still those that were seen first."""
+        key = f"{self._prefix}mark"
+        if self._mark is None:
+            # Two ledgers that come at once agree on the mark of one of them.
+            await client.set(key, token_hex(16), nx=True)
+            self._mark = cast(str, await client.get(key))
+        found = cast(str | None, await client.get(key))
+        forgotten = self.risks & {HAS_FORGOTTEN}
+        if found != self._mark:
+            is_mended = found is not None and found.startswith(REBUILT)
+            self._mark = found if is_mended else self._mark
+            forgotten = frozenset[str](() if is_mended else (HAS_FORGOTTEN,))
+        self._note_risks(await risks_of(client) | forgotten)
+
     def _note_risks(self, risks: frozenset[str]) -> None:
         for risk in sorted(risks - self.risks):
-            logger.warning("Redis may forget what was spent: %s", RISKS[risk])
+            level = logging.ERROR if risk == HAS_FORGOTTEN else logging.WARNING
+            logger.log(level, "Redis may forget what was spent: %s", RISKS[risk])
         self.risks = risks
+
+    async def recognise(self) -> None:
+        """See ``Ledger.recognise``."""
+        with self._told():
+            client = await self._client()
+            self._mark = f"{REBUILT}{token_hex(16)}"
+            await client.set(f"{self._prefix}mark", self._mark)
+        self.risks -= {HAS_FORGOTTEN}
 
     async def _send(self, batch: Sequence[Operation]) -> list[Any]:
         client = await self._client()
+        if any(isinstance(operation, Sweep) for operation in batch):
+            await self._look_now_and_then(client, batch)
         expired: dict[int, list[str]] = {}
         for place, operation in enumerate(batch):
             if isinstance(operation, Sweep):
@@ -213,6 +246,12 @@ class RedisStore:
             grouped.append(replies[:span] if is_several else replies[0])
             replies = replies[span:]
         return grouped
+
+    async def _look_now_and_then(self, client: Any, batch: Sequence[Operation]) -> None:  # noqa: ANN401
+        now = max(operation.now for operation in batch if isinstance(operation, Sweep))
+        if abs(now - self._looked_at) >= LOOK_EVERY_S:
+            self._looked_at = now
+            await self._look(client)
 
     def _close(
         self,
@@ -294,7 +333,10 @@ class RedisStore:
             "open": f"{self._prefix}open",
             "journal": f"{self._prefix}journal",
             "holds": self._hold(""),
+            "marked": f"{self._prefix}mark",
         }
+        if not hold.id.endswith(ENTERED_AGAIN):
+            wanted["mark"] = "" if HAS_FORGOTTEN in self.risks else self._mark
         if hold.key is not None:
             wanted |= {
                 "key": self._key(hold.key.digest),
@@ -312,6 +354,7 @@ class RedisStore:
             case Reserve(hold):
                 return self._reserved(hold, reply[0], reply[1:])
             case Settle(hold_id) if reply == "unknown":
+                self._note_risks(self.risks | {HAS_FORGOTTEN})
                 return StoreError(f"no hold {hold_id} to settle", code="hold_unknown")
             case Sweep():
                 return sum(state == "expired" for state in reply)
@@ -322,6 +365,9 @@ class RedisStore:
 
     def _reserved(self, hold: Hold, said: str, values: list[str]) -> Held | Refusal | StoreError:
         match said:
+            case "lost":
+                self._note_risks(self.risks | {HAS_FORGOTTEN})
+                return forgotten()
             case "known":
                 state, amount, scopes = values
                 same = int(amount) == hold.amount_nusd and scopes == _names_text(hold)
@@ -465,6 +511,15 @@ class RedisStore:
 
     def _key(self, digest: str) -> str:
         return f"{self._prefix}k:{digest}"
+
+
+def forgotten() -> StoreError:
+    """Return why nothing is held in a ledger that has forgotten what was spent."""
+    return StoreError(
+        "the budget ledger has lost what was spent; `waypost budget rebuild --apply` enters it"
+        " again from the decision records",
+        code="ledger_lost",
+    )
 
 
 def _entry(hold_id: str, hold: dict[str, str]) -> Entry:

@@ -9,6 +9,7 @@ __all__ = ["CLOSE", "FREE", "GRANT", "RENEW", "RESERVE"]
 
 RESERVE = """
 local a = cjson.decode(ARGV[1])
+if a.mark and redis.call('GET', a.marked) ~= a.mark then return {'lost'} end
 local known = redis.call('HMGET', KEYS[1], 'state', 'amount', 'scopes')
 if known[1] then return {'known', known[1], known[2], known[3]} end
 if a.key then
@@ -92,6 +93,9 @@ for _, b in ipairs(backlogs) do
   redis.call('SET', b[1], string.format('%.0f', free), 'KEEPTTL')
 end
 redis.call('HSET', KEYS[1], 'state', state, 'cost', cost)
+if state == 'settled' or state == 'released' or state == 'corrected' then
+  redis.call('HDEL', KEYS[1], 'tokens', 'windows', 'backlogs')  -- nothing corrects it any more
+end
 redis.call('EXPIRE', KEYS[1], ARGV[5])
 redis.call('ZREM', ARGV[6], ARGV[1])
 return state

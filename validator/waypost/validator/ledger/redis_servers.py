@@ -30,6 +30,7 @@ ANSWER_S = 0.5  # a node that is silent for so long may have been replaced
 RISKS = {
     "no_persistence": 'it keeps nothing on a disk (appendonly no, save "")',
     "evicts_keys": "it drops keys when its memory is full (set maxmemory-policy noeviction)",
+    "has_forgotten": "it has already, by a flush, a failover or an eviction",
 }
 
 

@@ -36,6 +36,7 @@ from waypost.validator.ledger.group_commit import GroupedLedger, UnavailableErro
 from waypost.validator.ledger.limits import KEEP_KEYS_S
 from waypost.validator.ledger.operations import Operation
 from waypost.validator.ledger.rows import HoldRow, KeyRow, RateRow, WindowRow
+from waypost.validator.ledger.sqlite_damage import check_file, damaged, is_damage
 from waypost.validator.ledger.upkeep import PATIENCE_S, Upkeep
 from waypost.validator.sqlite_file import create
 
@@ -143,15 +144,21 @@ def open_sqlite(
 
     Raises:
         StoreError: ``ledger_unavailable``, the file cannot be opened or is not a ledger;
-            ``ledger_zone``, it counts in another time zone.
+            ``ledger_damaged``, it is not whole; ``ledger_zone``, it counts in another time zone.
     """
     path = Path(path)
     calendar = calendar or Calendar()
     try:
+        # Before anything else: whoever closes it last deletes its log.
+        check_file(path, calendar, version=SCHEMA_VERSION)
         create(path, schema=SCHEMA, version=SCHEMA_VERSION)
         _claim_zone(path, str(calendar.zone))
         store = SqliteStore(path, durability, keep_months=keep_months, calendar=calendar)
+    except UnicodeDecodeError as exc:
+        raise damaged(path, "text in it is none") from exc
     except (sqlite3.Error, OSError) as exc:
+        if isinstance(exc, sqlite3.Error) and is_damage(exc):
+            raise damaged(path, str(exc)) from exc
         raise StoreError(
             f"cannot open the ledger at {path}: {exc}", code="ledger_unavailable"
         ) from exc
@@ -267,6 +274,9 @@ class SqliteStore:
         with closing(self._connect()) as db:
             for row in db.execute(_JOURNAL, (since, until)):
                 yield HoldRow(*row).entry()
+
+    async def recognise(self) -> None:
+        """See ``Store.recognise``. A file or a database does not forget by itself."""
 
     def tidy(self, now: int) -> None:
         """See ``Store.tidy``."""

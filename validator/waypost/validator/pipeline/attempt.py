@@ -415,7 +415,7 @@ class ProviderAttempt:
         if reader.has_failed:
             self.outcome = "server_error" if reader.output_bytes else cause_of_error(reader.failure)
             # What is owed after it, if it is told after all.
-            self._events += self._scrubbed(heard(reader.end, is_whole=False), reader)
+            self._events += self._services.scrubber.bytes(heard(reader.end, is_whole=False))
         else:
             self.outcome = self._how_it_ended(reader, broken="ok" if events else "bad_response")
         if self.outcome == "ok":

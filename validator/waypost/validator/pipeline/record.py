@@ -26,6 +26,7 @@ def record_of(exchange: Exchange) -> DecisionRecord:
         subject="" if principal is None else principal.subject,
         tenant=None if principal is None else principal.claims.tenant,
         tier=None if principal is None else principal.claims.tier,
+        issuer=None if principal is None else principal.claims.iss,
         account=None if principal is None else principal.account,
         manifest_version=None if active is None else active.version,
         manifest_digest=None if active is None else active.digest,

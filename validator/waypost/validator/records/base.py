@@ -5,16 +5,18 @@ kept once beside the records, so that each of them can be decided again. Feedbac
 is kept apart.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from msgspec import Struct
 
-from waypost.shared.records import DecisionRecord, Feedback, Verdict
+from waypost.shared.records import DecisionRecord, Feedback, Verdict, decode_record
 from waypost.validator.records.totals import TIMES, Dimension, RecordStats, Time
 
-__all__ = ["BY_DEFAULT", "Encoded", "RecordFilter", "RecordStore"]
+__all__ = ["BY_DEFAULT", "Encoded", "RecordFilter", "RecordStore", "records_between"]
 
+
+PAGE = 500
 
 # A record and its JSON, since whoever hands it over has counted its bytes already.
 Encoded = tuple[DecisionRecord, bytes]
@@ -105,3 +107,16 @@ class RecordStore(Protocol):
     async def close(self) -> None:
         """Let go of the store. May be called twice."""
         ...
+
+
+async def records_between(
+    store: RecordStore, since: int, until: int
+) -> AsyncIterator[DecisionRecord]:
+    """Give the records from ``since`` to before ``until``, Unix seconds, oldest first."""
+    filters = RecordFilter(since_ms=since * 1_000, until_ms=until * 1_000)
+    last: str | None = None
+    while bodies := await store.bodies(filters, limit=PAGE, after=last):
+        for body in bodies:
+            record = decode_record(body)
+            yield record
+            last = record.id

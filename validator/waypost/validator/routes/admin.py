@@ -12,6 +12,7 @@ from waypost.shared.contracts import SpendLimit
 from waypost.shared.errors import InvalidRequestError, PolicyError, RefusalError, StoreError
 from waypost.validator.http.problems import OK, UNAVAILABLE
 from waypost.validator.ledger import scope_of
+from waypost.validator.ledger.base import HAS_FORGOTTEN
 from waypost.validator.manifest.refresh import ManifestService
 from waypost.validator.pipeline.exchange import pick_headers
 from waypost.validator.pipeline.understand import read_body
@@ -66,8 +67,8 @@ async def _livez(_: Request) -> Response:
 async def _readyz(request: Request) -> Response:
     """Whether requests can be served: a manifest to serve, and stores that answer.
 
-    ``updates`` and ``records`` are told for the alarm alone: what was good is served until it
-    expires, and records wait on the disk while their store is down.
+    ``updates``, ``ledger_risks`` and ``records`` are told for the alarm alone: what was good is
+    served until it expires, and records wait on the disk while their store is down.
     """
     services = services_of(request)
     if services.shutdown.is_stopping:
@@ -81,9 +82,11 @@ async def _readyz(request: Request) -> Response:
     checks["updates"] = _updates(manifests, now)
     try:
         await services.ledger.balances((READY,), now=now)
-        checks["ledger"] = "ok"
+        checks["ledger"] = "lost" if HAS_FORGOTTEN in services.ledger.risks else "ok"
     except StoreError as error:
         checks["ledger"] = error.code
+    if services.ledger.risks:
+        checks["ledger_risks"] = ", ".join(sorted(services.ledger.risks))
     checks["records"] = await _records_state(services.records, services.store)
     try:
         await services.access.seen.is_first(b"readyz", until=now)

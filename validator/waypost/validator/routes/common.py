@@ -6,6 +6,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from waypost.shared.records import DecisionRecord
 from waypost.validator.http.problems import OK
 from waypost.validator.manifest.active import ActiveManifest, Principal
 from waypost.validator.pipeline.authenticate import authenticate
@@ -54,8 +55,12 @@ async def no_send(_: Any) -> None:  # noqa: ANN401 - an ASGI message
     raise AssertionError("what only considers a request answers nothing itself")
 
 
-def may_see(principal: Principal, *, subject: str, tenant: str | None) -> bool:
-    """Whether a decision of this subject and tenant concerns ``principal``."""
-    return subject == principal.subject or (
-        principal.claims.tenant is not None and tenant == principal.claims.tenant
+def may_see(principal: Principal, record: DecisionRecord) -> bool:
+    """Whether the decision concerns ``principal``: it is theirs, or of their issuer's tenant.
+
+    Two issuers may each have a tenant of one name.
+    """
+    claims = principal.claims
+    return record.subject == principal.subject or (
+        claims.tenant is not None and record.tenant == claims.tenant and record.issuer == claims.iss
     )

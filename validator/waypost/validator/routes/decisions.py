@@ -61,7 +61,7 @@ async def _decision(request: Request) -> Response:
     principal, _ = await principal_of(request)
     services = services_of(request)
     record = await services.records.get(request.path_params["id"])
-    if record is None or not may_see(principal, subject=record.subject, tenant=record.tenant):
+    if record is None or not may_see(principal, record):
         # Nobody learns which ids exist.
         raise InvalidRequestError(
             "No decision of yours has this id, or it is no longer kept.", code="decision_not_found"

@@ -42,6 +42,7 @@ from waypost.validator.records.recorder import Recorder
 from waypost.validator.records.repeats import Repeats
 from waypost.validator.records.spill import Spill
 from waypost.validator.services import OperatorTokens, Services, Shutdown
+from waypost.validator.startup.ledger_mender import LedgerMender
 from waypost.validator.startup.ledger_store import open_ledger
 from waypost.validator.startup.logs import hide_in_logs
 from waypost.validator.startup.record_store import open_store
@@ -179,6 +180,7 @@ async def open_services(
             manifests,
             ledger,
             renewal,
+            LedgerMender(ledger, store, config, clock=clock),
             seen,
             counts,
             refresh_s=config.manifest.refresh_s,

@@ -11,6 +11,7 @@ from waypost.validator.access.seen_once import SeenOnce
 from waypost.validator.ledger import Ledger
 from waypost.validator.ledger.renewal import HoldRenewal
 from waypost.validator.manifest.refresh import ManifestService
+from waypost.validator.startup.ledger_mender import LedgerMender
 from waypost.validator.telemetry.workers import SharedCounts
 
 __all__ = ["Upkeep"]
@@ -30,6 +31,7 @@ class Upkeep:
         manifests: ManifestService,
         ledger: Ledger,
         renewal: HoldRenewal,
+        mender: LedgerMender,
         seen: SeenOnce,
         counts: SharedCounts,
         *,
@@ -39,6 +41,7 @@ class Upkeep:
         self._manifests = manifests
         self._ledger = ledger
         self._renewal = renewal
+        self._mender = mender
         self._seen = seen
         self._counts = counts
         self._refresh_s = refresh_s
@@ -69,6 +72,7 @@ class Upkeep:
             await asyncio.sleep(_about(SWEEP_S))
             if self._manifests.candidate is not None:
                 self._manifests.candidate.judge(await self._counts.total())
+            await self._mender.mend()
             await self._renewal.renew()  # first, or it might be swept
             await self._sweep_holds()
             try:
