@@ -64,8 +64,7 @@ def _serve(
     from waypost.edge.serving.serve import run
 
     project = Project(directory)
-    if not project.public.is_dir():
-        fail(f"{project.public} does not exist; publish first: waypost publish --dir {directory}")
+    _require_published(project)
     signers = _online_signers(project)
     spans = None if traces is None else _spans(traces)
     sock = listen(host, port)
@@ -78,6 +77,15 @@ def _serve(
         spans=spans,
         trace_share=trace_share,
     )
+
+
+def _require_published(project: Project) -> None:
+    # `waypost keys new` makes the folder; the timestamp is in it once something was published.
+    if not (project.public / "metadata" / "timestamp.json").is_file():
+        fail(
+            f"nothing is published in {project.public}; publish first:"
+            f" waypost publish --dir {project.directory}"
+        )
 
 
 def _spans(endpoint: str) -> "Spans":
@@ -93,6 +101,7 @@ def _resign(directory: Directory = Path(), to: To = None) -> None:
     from waypost.edge.publishing.publish import resign
 
     project = Project(directory)
+    _require_published(project)
     resign(project, signers=_online_signers(project)(), now=int(time.time()))
     say("Signed anew what was about to lapse.")
     if to is not None:

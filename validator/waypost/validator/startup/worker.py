@@ -225,7 +225,8 @@ def require_manifest(services: Services) -> None:
         why = f": {error.code}: {error.message}" if error is not None else ""
         raise StoreError(
             f"there is no manifest to serve at {manifest.url or 'any URL'}, nor in"
-            f" {manifest.cache}{why}",
+            f" {manifest.cache}{why}. Start the edge that serves it (`waypost edge serve`), or"
+            " correct manifest.url in validator.yaml",
             code="manifest_missing",
         )
 
