@@ -113,6 +113,27 @@ def test_the_commands_of_the_policy_page_run(command: Command) -> None:
         command.good(*line)
 
 
+# ── validator.md ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_first_start_of_the_validator_page_ends_with_a_published_policy_and_a_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WAYPOST_KEY_PASSPHRASE", "for tests alone")
+    make, _, use = blocks("validator", "")[:3]
+    new, *then = commands_of(make)
+    Command(tmp_path, monkeypatch, capsys).good(*new)
+    gateway = Command(tmp_path / new[-1], monkeypatch, capsys)
+
+    for line in then:
+        if "serve" not in line:
+            gateway.good(*line)
+    mint = re.findall(r"TOKEN=.\(waypost (.*)\)", use)[0]
+
+    assert gateway.good(*shlex.split(mint)).count(".") == 2
+    assert (gateway.folder / "public/v1/prod/bundle.json").is_file()
+
+
 # ── tokens.md ──────────────────────────────────────────────────────────────────────────────────
 
 
