@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -57,6 +58,24 @@ def test_the_table_of_folders_names_every_folder() -> None:
     parts = {path.parent.name for path in ROOT.glob("*/waypost")}
 
     assert sorted(rows) == sorted({*parts, "deploy", "docs", "tests"})
+
+
+def test_the_picture_of_the_house_has_the_layers_that_are_enforced() -> None:
+    linter = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    enforced = {
+        contract["containers"][0].removeprefix("waypost."): [
+            sorted(layer.split(" | ")) for layer in contract["layers"]
+        ]
+        for contract in linter["contracts"]
+        if contract["name"].startswith("inside ")
+    }
+
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    drawn = {
+        part: [sorted(box.split(", ")) for box in re.findall(r'\w\["([^"]+)"\]', boxes)]
+        for part, boxes in re.findall(r'subgraph (\w+)\["[^"]+"\]\n(.*?)\n    end', text, re.S)
+    }
+    assert drawn == enforced
 
 
 # ── error codes ────────────────────────────────────────────────────────────────────────────────

@@ -9,6 +9,7 @@ import sqlite3
 import textwrap
 import time
 from contextlib import closing
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def commands_of(block: str) -> list[list[str]]:
     return [line[1:] for line in lines if line[:1] == ["waypost"]]
 
 
-# ── policy.md ──────────────────────────────────────────────────────────────────────────────────
+# ── policy*.md ─────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_smallest_complete_policy_is_complete(tmp_path: Path) -> None:
@@ -84,6 +85,39 @@ def test_the_smallest_complete_policy_is_complete(tmp_path: Path) -> None:
     policy = load_policy(path, channel="prod", version=1, issued_at=0)
 
     assert [model.id for model in policy.full.models] == ["small"]
+
+
+@pytest.mark.parametrize(
+    ("page", "begins"), [("policy-conditions", "routes:"), ("policy", "extends:")]
+)
+def test_the_routes_of_the_policy_pages_are_read_with_their_conditions(
+    tmp_path: Path, page: str, begins: str
+) -> None:
+    smallest = next(b for b in blocks("policy", "yaml") if b.startswith("tiers:"))
+    two_models = yaml.safe_load(smallest)
+    two_models["models"]["medium"] = deepcopy(two_models["models"]["small"])
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(two_models))
+    shown = next(b for b in blocks(page, "yaml") if b.startswith(begins))
+    path = tmp_path / "policy.yaml"
+    path.write_text(shown if begins == "extends:" else f"extends: base.yaml\n{shown}")
+
+    policy = load_policy(path, channel="prod", version=1, issued_at=0)
+
+    assert policy.full.routes[0].name == yaml.safe_load(shown)["routes"][0]["name"]
+    assert policy.full.routes[0].when
+
+
+def test_the_price_by_length_of_the_prices_page_is_read(tmp_path: Path) -> None:
+    smallest = next(b for b in blocks("policy", "yaml") if b.startswith("tiers:"))
+    priced = yaml.safe_load(smallest)
+    priced["models"]["small"]["price"] = yaml.safe_load(blocks("policy-prices", "yaml")[0])["price"]
+    path = tmp_path / "policy.yaml"
+    path.write_text(yaml.safe_dump(priced))
+
+    policy = load_policy(path, channel="prod", version=1, issued_at=0)
+
+    (above,) = policy.full.models[0].price.above
+    assert above.above_input_tokens == 272_000
 
 
 def test_the_invariants_of_the_policy_page_are_proved_or_shown_to_be_broken(
@@ -103,15 +137,36 @@ def test_the_invariants_of_the_policy_page_are_proved_or_shown_to_be_broken(
 
 
 def test_the_cases_of_the_policy_page_are_as_expected(command: Command) -> None:
-    cases = next(b for b in blocks("policy", "yaml") if b.startswith("cases:"))
+    cases = next(b for b in blocks("policy-commands", "yaml") if b.startswith("cases:"))
     (command.folder / "policy.test.yaml").write_text(cases)
 
     assert "2 of 2 cases as expected" in command.good("policy", "test")
 
 
 def test_the_commands_of_the_policy_page_run(command: Command) -> None:
-    for line in commands_of(blocks("policy", "")[0]):
+    for line in commands_of(blocks("policy-commands", "")[0]):
         command.good(*line)
+
+
+# ── validator.md ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_first_start_of_the_validator_page_ends_with_a_published_policy_and_a_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WAYPOST_KEY_PASSPHRASE", "for tests alone")
+    make, _, use = blocks("validator", "")[:3]
+    new, *then = commands_of(make)
+    Command(tmp_path, monkeypatch, capsys).good(*new)
+    gateway = Command(tmp_path / new[-1], monkeypatch, capsys)
+
+    for line in then:
+        if "serve" not in line:
+            gateway.good(*line)
+    mint = re.findall(r"TOKEN=.\(waypost (.*)\)", use)[0]
+
+    assert gateway.good(*shlex.split(mint)).count(".") == 2
+    assert (gateway.folder / "public/v1/prod/bundle.json").is_file()
 
 
 # ── tokens.md ──────────────────────────────────────────────────────────────────────────────────

@@ -15,9 +15,9 @@ MONDAY_NOON = "2026-01-05T12:00:00Z"
 
 
 def shown() -> list[tuple[str, str]]:
-    """Return the page's commands, each with what it is shown to say."""
-    page = (DOCS / "policy.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```console\n\$ waypost ([^\n]*)\n(.*?)^```", page, re.S | re.M)
+    """Return the commands of the policy's pages, each with what it is shown to say."""
+    pages = "".join(page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("policy*.md")))
+    blocks = re.findall(r"^```console\n\$ waypost ([^\n]*)\n(.*?)^```", pages, re.S | re.M)
     return [(command, said) for command, said in blocks]
 
 

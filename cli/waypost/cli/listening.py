@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable
+from errno import EADDRINUSE
 
 import uvicorn
 
@@ -66,7 +67,7 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as exc:
         if listener is not None:
             listener.close()
-        raise ListenError(f"cannot listen on {host} port {port}: {exc.strerror}") from exc
+        raise _unavailable(host, port, exc) from exc
     return listener
 
 
@@ -77,7 +78,13 @@ def begin(listener: socket.socket) -> None:
         listener.listen(BACKLOG)
     except OSError as exc:
         listener.close()
-        raise ListenError(f"cannot listen on {host} port {port}: {exc.strerror}") from exc
+        raise _unavailable(host, port, exc) from exc
+
+
+def _unavailable(host: str, port: int, why: OSError) -> ListenError:
+    # A host that is not ours has another mend than a port that is taken.
+    mend = "; choose another with --port; 0 takes a free one" if why.errno == EADDRINUSE else ""
+    return ListenError(f"cannot listen on {host} port {port}: {why.strerror}{mend}")
 
 
 def url_of(listener: socket.socket) -> str:

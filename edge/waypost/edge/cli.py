@@ -51,21 +51,23 @@ def _serve(
         str | None, typer.Option(metavar="URL", help="Where spans go, as OTLP over HTTP.")
     ] = None,
     trace_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Of requests whose callers do not say.")
+        float,
+        typer.Option(
+            min=0, max=1, help="Share of requests to trace, if the caller does not decide."
+        ),
     ] = 0.0,
 ) -> None:
     """Serve the published tree, and keep its timestamp signed.
 
-    The full manifest, private models included, is served to validators that send the token in
-    WAYPOST_EDGE_PRIVATE_TOKEN; without that variable to nobody. A collector's key goes into
+    Validators that send the token in WAYPOST_EDGE_PRIVATE_TOKEN get the full manifest with the
+    private models. Without that variable, nobody gets it. A collector's key for traces goes into
     OTEL_EXPORTER_OTLP_HEADERS.
     """
     from waypost.cli.listening import listen
     from waypost.edge.serving.serve import run
 
     project = Project(directory)
-    if not project.public.is_dir():
-        fail(f"{project.public} does not exist; publish first: waypost publish --dir {directory}")
+    _require_published(project)
     signers = _online_signers(project)
     spans = None if traces is None else _spans(traces)
     sock = listen(host, port)
@@ -80,6 +82,15 @@ def _serve(
     )
 
 
+def _require_published(project: Project) -> None:
+    # `waypost keys new` makes the folder; the timestamp is in it once something was published.
+    if not (project.public / "metadata" / "timestamp.json").is_file():
+        fail(
+            f"nothing is published in {project.public}; publish first:"
+            f" waypost publish --dir {project.directory}"
+        )
+
+
 def _spans(endpoint: str) -> "Spans":
     try:
         from waypost.cli.spans import Spans
@@ -89,12 +100,13 @@ def _spans(endpoint: str) -> "Spans":
 
 
 def _resign(directory: Directory = Path(), to: To = None) -> None:
-    """Sign anew what is about to lapse, once: for a timer, where no edge serves the tree."""
+    """Sign again, once, what is about to expire: for a timer, if no edge serves the tree."""
     from waypost.edge.publishing.publish import resign
 
     project = Project(directory)
+    _require_published(project)
     resign(project, signers=_online_signers(project)(), now=int(time.time()))
-    say("Signed anew what was about to lapse.")
+    say("Signed again what was about to expire.")
     if to is not None:
         publish_cli.deliver_to(project, to)
 

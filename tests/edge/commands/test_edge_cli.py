@@ -110,6 +110,8 @@ def test_the_key_commands_refuse_in_one_line(
     assert PASSPHRASE not in wrong
     assert "policy.yaml" in refusal("publish")
     assert "publish first" in refusal("edge", "serve", "--dir", "nowhere")
+    assert "publish first" in refusal("edge", "serve")
+    assert "publish first" in refusal("edge", "resign")
     assert "is not ROLE=" in refusal("keys", "new", "--key", "alice.pub")
     assert "is not a number" in refusal("keys", "new", "--threshold", "root=two")
 

@@ -251,7 +251,9 @@ async def test_a_token_in_a_file_is_made_once_and_asked_for(tmp_path: Path) -> N
         folder = tmp_path / name
         folder.mkdir()
         async with _running(folder, metrics={"token_file": str(path)}) as validator:
-            assert (await validator.client.get("/metrics")).status_code == 401
+            untold = await validator.client.get("/metrics")
+            assert untold.status_code == 401
+            assert "the token that `metrics` in validator.yaml names" in untold.text
             assert (
                 "waypost_cost_usd_total"
                 in (await validator.client.get("/metrics", headers=_bearer(validator))).text

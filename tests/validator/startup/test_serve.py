@@ -47,11 +47,28 @@ def test_a_port_in_use_is_one_clear_line(project: Project) -> None:
         said = project.refused(port=taken.getsockname()[1])
 
     assert said.startswith("waypost: address_unavailable: cannot listen on 127.0.0.1 port ")
-    assert said.endswith("Address already in use")
+    assert said.endswith("Address already in use; choose another with --port; 0 takes a free one")
 
 
 def test_without_a_manifest_it_does_not_start(project: Project) -> None:
-    assert "manifest_missing: there is no manifest to serve" in project.refused()
+    said = project.refused()
+
+    assert "manifest_missing: there is no manifest to serve" in said
+    assert said.endswith("(`waypost edge serve`), or correct manifest.url in validator.yaml")
+
+
+def test_every_provider_whose_key_is_unset_is_named_at_once(project: Project) -> None:
+    project.write()
+    wanted = "base_url: 'https://llm.example/v1', api_key"
+    settings = project.file.read_text().replace(
+        "budgets:", f"  b: {{{wanted}: UNSET_B}}\n  c: {{{wanted}s: [ACME_KEY, UNSET_C]}}\nbudgets:"
+    )
+    project.file.write_text(settings)
+
+    said = project.refused()
+
+    assert "b (UNSET_B), c (UNSET_C); set them, or take these providers out" in said
+    assert "acme" not in said
 
 
 def test_an_edge_that_does_not_answer_is_named(project: Project) -> None:

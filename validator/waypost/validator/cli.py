@@ -36,7 +36,7 @@ def serve(
             "--grace-s",
             min=0,
             max=3_600,
-            help="After SIGTERM, how long requests are still taken while /readyz says no.",
+            help="After SIGTERM, how long to take requests while /readyz says 503.",
         ),
     ] = 5,
     drain_s: Annotated[
@@ -45,7 +45,7 @@ def serve(
             "--drain-s",
             min=0,
             max=86_400,
-            help="Then, how long answers under way may take; 0: as long as they do.",
+            help="After that, how long running answers may take; 0: no limit.",
         ),
     ] = 30,
 ) -> None:

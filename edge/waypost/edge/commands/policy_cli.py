@@ -241,7 +241,9 @@ def _signing_key(path: Path) -> "SigningKey":
     try:
         return load_signing_key(path.read_bytes())
     except OSError as exc:
-        raise StoreError(f"cannot read {path}: {exc.strerror}") from exc
+        raise StoreError(
+            f"cannot read {path}: {exc.strerror}; `waypost init` writes one, --key names another"
+        ) from exc
 
 
 def _audience(path: Path) -> str:

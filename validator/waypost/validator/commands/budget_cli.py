@@ -228,7 +228,7 @@ def _reconcile(
     config: Config = DEFAULT_CONFIG,
     as_json: JSON = False,
 ) -> None:
-    """Hold a provider's own count against the books, by day (UTC) and model.
+    """Compare a provider's own count with the accounting, by day (UTC) and model.
 
     Exits with 1 if any differs by more than the tolerance.
     """

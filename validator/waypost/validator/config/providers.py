@@ -117,13 +117,13 @@ class ProviderConfig(FileModel):
     @model_validator(mode="after")
     def _tls_is_for_https(self) -> "ProviderConfig":
         if self.client_key is not None and self.client_cert is None:
-            raise wrong("client_key is the key of client_cert; give that too")
+            raise wrong("client_key belongs to client_cert; set client_cert as well")
         if self.proxy_auth is not None and self.proxy in (None, "none"):
-            raise wrong("proxy_auth is the login at proxy; give that too")
+            raise wrong("proxy_auth is the login at a proxy; set proxy as well")
         if self.base_url.startswith("http:"):
             for name in ("ca_file", "client_cert", "http2"):
                 if getattr(self, name):
-                    raise wrong(f"{name} is of TLS; it needs a base_url that begins with https://")
+                    raise wrong(f"{name} is for TLS; base_url must begin with https://")
         return self
 
     @field_validator("proxy")

@@ -8,8 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from waypost.shared.errors import InvalidRequestError
-from waypost.validator.access.jose import refused
+from waypost.shared.errors import InvalidRequestError, TokenError
 from waypost.validator.http.problems import OK
 from waypost.validator.routes.common import services_of
 from waypost.validator.routes.gauges import gauges
@@ -26,7 +25,11 @@ async def _metrics(request: Request) -> Response:
     if services.operators.metrics is not None:
         given = request.headers.get("authorization", "").encode("latin-1")
         if not hmac.compare_digest(given, b"Bearer " + services.operators.metrics.encode()):
-            raise refused("token_missing" if not given else "token_signature")
+            raise TokenError(
+                "GET /metrics needs the token that `metrics` in validator.yaml names: send it as"
+                " Authorization: Bearer TOKEN.",
+                code="token_signature" if given else "token_missing",
+            )
     families = await services.counts.total()
     told = await gauges(services, shows_budgets=services.operators.metrics is not None)
     body, media_type = await to_thread.run_sync(

@@ -217,6 +217,7 @@ def _open_upstreams(
     stack: AsyncExitStack,
     on_rest: OnRest | None,
 ) -> dict[str, Upstream]:
+    _require_keys(config, environment)
     upstreams: dict[str, Upstream] = {}
     for name, provider in config.providers.items():
         api_keys = [_secret(f"provider {name}", key, environment) for key in provider.key_names]
@@ -385,6 +386,21 @@ def _console_token(variable: str | None, environment: Mapping[str, str]) -> str 
             f" {MIN_CONSOLE_TOKEN_CHARS} or more, as from: openssl rand -hex 32"
         )
     return token
+
+
+def _require_keys(config: ValidatorConfig, environment: Mapping[str, str]) -> None:
+    """Raise ConfigError that names every provider whose key is unset, not only the first."""
+    unset = {
+        name: [key for key in provider.key_names if not environment.get(key, "").strip()]
+        for name, provider in config.providers.items()
+    }
+    missing = {name: keys for name, keys in unset.items() if keys}
+    if len(missing) > 1:
+        told = ", ".join(f"{name} ({', '.join(keys)})" for name, keys in missing.items())
+        raise ConfigError(
+            "these providers need their keys in environment variables, which are unset:"
+            f" {told}; set them, or take these providers out of validator.yaml"
+        )
 
 
 def _secret(what: str, variable: str, environment: Mapping[str, str]) -> str:

@@ -228,7 +228,8 @@ def require_manifest(manifests: ManifestService, settings: ManifestConfig) -> No
         why = f": {error.code}: {error.message}" if error is not None else ""
         raise StoreError(
             f"there is no manifest to serve at {settings.url or 'any URL'}, nor in"
-            f" {settings.cache}{why}",
+            f" {settings.cache}{why}. Start the edge that serves it (`waypost edge serve`), or"
+            " correct manifest.url in validator.yaml",
             code="manifest_missing",
         )
 

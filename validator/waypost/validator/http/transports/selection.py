@@ -89,7 +89,7 @@ def _login(who: str, variable: str, environment: Mapping[str, str]) -> tuple[str
     user, colon, password = environment.get(variable, "").strip().partition(":")
     if not colon or not (user + password).isascii():
         raise ConfigError(
-            f"{who}: proxy_auth needs user:password in the environment variable {variable}"
+            f"{who}: proxy_auth needs user:password in the environment variable {variable}; set it"
         )
     return user, password
 
