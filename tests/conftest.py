@@ -1,9 +1,14 @@
 """Settings for the whole suite."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
+
+from support.debian import summary
+from support.postgres import running_postgres
+from support.redis import RedisServer, running_redis
 
 # Matrices here are small: idle BLAS threads only spin, and took four times what the work does.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -22,3 +27,30 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "waypost"))
 def anyio_backend() -> str:
     """Servers run on asyncio, and so do their tests."""
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """One for all tests that let it run and keep to names of their own."""
+    with running_redis() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_dsn() -> Iterator[str]:
+    """One for all tests that let it run and keep to schemas of their own."""
+    with running_postgres() as dsn:
+        yield dsn
+
+
+# Outermost, so that it comes after what pytest says of each skipped test.
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    """Say at the end what was skipped for want of which packages, and what installs them."""
+    yield
+    skipped = terminalreporter.getreports("skipped")
+    lines = summary(str(report.longrepr[-1]) for report in skipped if report.longrepr)
+    if lines:
+        terminalreporter.section("Debian packages")
+    for line in lines:
+        terminalreporter.line(line)

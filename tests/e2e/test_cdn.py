@@ -8,7 +8,6 @@ import asyncio
 import gzip
 import os
 import re
-import shutil
 import socket
 import subprocess
 import time
@@ -22,6 +21,7 @@ import httpx
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from support.debian import program
 from support.loopback import serving
 from support.projects import a_project, publish_project
 from support.tokens import Wishes
@@ -37,14 +37,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 GUIDE = Path(__file__).parents[2] / "docs" / "deploy-cdn.md"
 BUNDLE = "/v1/prod/bundle.json"
 SHORT = CACHE_SHORT.replace("=15", "=1").replace("=30", "=2").replace("=3600", "=4")
-
-
-def nginx_binary() -> str:
-    """Return nginx's path, or skip: .ci/run installs it."""
-    path = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/sbin")
-    if path is None:
-        pytest.skip("nginx is not installed (Debian package nginx-light)")
-    return path
 
 
 def free_port() -> int:
@@ -79,7 +71,7 @@ def nginx(folder: Path, *, edge: int = 9, validator: int = 9) -> Iterator[tuple[
         f"events {{}} http {{ access_log off; {places}\n{text} }}"
     )
     process = subprocess.Popen(
-        [nginx_binary(), "-e", str(folder / "errors"), "-c", str(folder / "nginx.conf")],
+        [program("nginx"), "-e", str(folder / "errors"), "-c", str(folder / "nginx.conf")],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -34,8 +34,7 @@ from support.ledgers import (
     spent_and_reserved,
     until,
 )
-from support.postgres import find_postgres, running_postgres
-from support.redis import find_redis, running_redis
+from support.redis import RedisServer
 from waypost.shared.errors import StoreError
 from waypost.validator.ledger import (
     Calendar,
@@ -67,27 +66,11 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "ledger.sqlite"
 
 
-@pytest.fixture(scope="module")
-def redis_url() -> Iterator[str]:
-    if find_redis() is None:
-        pytest.skip("no redis-server here")
-    with running_redis() as server:
-        yield server.url
-
-
-@pytest.fixture(scope="module")
-def postgres_dsn() -> Iterator[str]:
-    if find_postgres() is None:
-        pytest.skip("no PostgreSQL here")
-    with running_postgres() as dsn:
-        yield dsn
-
-
 @pytest.fixture(params=["normal", "full", "redis", "postgres"])
 async def ledger(path: Path, request: pytest.FixtureRequest) -> AsyncIterator[GroupedLedger]:
     match request.param:
         case "redis":
-            url = request.getfixturevalue("redis_url")
+            url = request.getfixturevalue("redis_server").url
             made = open_redis(url, prefix=token_hex(4))
         case "postgres":
             dsn = request.getfixturevalue("postgres_dsn")
@@ -714,7 +697,7 @@ async def test_a_store_that_stalls_in_the_middle_ends_in_an_error_and_is_found_a
 ) -> None:
     # Patience is longer than the garbage collector's pauses in a process that runs all tests.
     if store == "redis":
-        url = request.getfixturevalue("redis_url")
+        url = request.getfixturevalue("redis_server").url
         ledger = open_redis(url, prefix=token_hex(4), patience_s=1)
         with closing(redis.Redis.from_url(url)) as client:
             pids = [int(cast(Any, client.info())["process_id"])]
@@ -783,11 +766,11 @@ async def test_a_fault_of_the_store_s_own_ends_in_an_error_and_not_in_waiting(
 
 
 async def test_a_damaged_row_in_redis_refuses_its_own_account_and_nobody_else(
-    redis_url: str,
+    redis_server: RedisServer,
 ) -> None:
     prefix = token_hex(4)
-    ledger = open_redis(redis_url, prefix=prefix, patience_s=5)
-    with closing(redis.Redis.from_url(redis_url)) as client:
+    ledger = open_redis(redis_server.url, prefix=prefix, patience_s=5)
+    with closing(redis.Redis.from_url(redis_server.url)) as client:
         client.hset(f"{{{prefix}}}:w:account:acme:total:0", "r", "not a number")
 
     broken, whole = await asyncio.gather(
