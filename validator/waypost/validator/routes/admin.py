@@ -1,5 +1,6 @@
 """What an operator and a load balancer ask: a bundle by hand, and whether we are well."""
 
+import asyncio
 from functools import partial
 
 from anyio import to_thread
@@ -13,14 +14,16 @@ from waypost.validator.http.problems import OK, UNAVAILABLE
 from waypost.validator.ledger import scope_of
 from waypost.validator.pipeline.exchange import pick_headers
 from waypost.validator.pipeline.understand import read_body
-from waypost.validator.routes.app import _expires_in_s, _records_state, _updates
 from waypost.validator.routes.common import json_response, services_of
+from waypost.validator.services import Services
 
 __all__ = ["ROUTES"]
 
 READY = scope_of("account:readyz", (SpendLimit(window="total", limit_nusd=0),))
 MAX_BUNDLE_BYTES = 4 * 1_048_576  # the trust layer has its own, smaller limits
 BUNDLE_TIMEOUT_S = 30.0
+
+READY_PATIENCE_S = 0.5  # kubelet gives up after a second
 
 
 async def _bundle(request: Request) -> Response:
@@ -104,3 +107,34 @@ ROUTES = [
     Route("/livez", _livez, methods=["GET"]),
     Route("/readyz", _readyz, methods=["GET"]),
 ]
+
+
+def _updates(services: Services, now: int) -> str:
+    if services.refused is not None:
+        return "refused"
+    if services.keeper.is_held_back(now):
+        return "held_back"
+    soon = services.lapses()
+    if not soon:
+        return "ok"
+    return "expired" if soon[0].left_s <= 0 else "expires_soon"
+
+
+def _expires_in_s(services: Services, now: int) -> dict[str, int]:
+    """Role → how long its signature behind the newest manifest still holds."""
+    newest = services.keeper.current
+    return {} if newest is None else {role: at - now for role, at in newest.expires.items()}
+
+
+async def _records_state(services: Services) -> str:
+    sink = services.records
+    if sink.spill_fault:
+        return "spill_full"
+    if sink.is_store_down:
+        return "spilling"
+    try:
+        async with asyncio.timeout(READY_PATIENCE_S):
+            await services.store.get("readyz")
+    except (StoreError, TimeoutError):
+        return "spilling"
+    return "ok"

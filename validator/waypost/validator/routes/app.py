@@ -1,6 +1,5 @@
 """The validator over HTTP: routes, their order, and how errors look."""
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import cast
@@ -14,7 +13,6 @@ from starlette.routing import Mount, Route
 from waypost.shared.errors import (
     InvalidRequestError,
     RefusalError,
-    StoreError,
     WaypostError,
 )
 from waypost.shared.requests.apis import ENDPOINT_BY_PATH
@@ -26,8 +24,6 @@ from waypost.validator.routes.hot_path import ValidatorApp
 from waypost.validator.services import Services
 
 __all__ = ["create_app"]
-
-READY_PATIENCE_S = 0.5  # kubelet gives up after a second
 
 
 def create_app(opening: Callable[[], AbstractAsyncContextManager[Services]]) -> ValidatorApp:
@@ -97,34 +93,3 @@ async def _starting(_: Request) -> Response:
 
 
 # ── what an operator sees ──────────────────────────────────────────────────────────────────────
-
-
-def _updates(services: Services, now: int) -> str:
-    if services.refused is not None:
-        return "refused"
-    if services.keeper.is_held_back(now):
-        return "held_back"
-    soon = services.lapses()
-    if not soon:
-        return "ok"
-    return "expired" if soon[0].left_s <= 0 else "expires_soon"
-
-
-def _expires_in_s(services: Services, now: int) -> dict[str, int]:
-    """Role → how long its signature behind the newest manifest still holds."""
-    newest = services.keeper.current
-    return {} if newest is None else {role: at - now for role, at in newest.expires.items()}
-
-
-async def _records_state(services: Services) -> str:
-    sink = services.records
-    if sink.spill_fault:
-        return "spill_full"
-    if sink.is_store_down:
-        return "spilling"
-    try:
-        async with asyncio.timeout(READY_PATIENCE_S):
-            await services.store.get("readyz")
-    except (StoreError, TimeoutError):
-        return "spilling"
-    return "ok"
