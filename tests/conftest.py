@@ -9,12 +9,15 @@ from hypothesis import settings
 from support.debian import summary
 from support.postgres import running_postgres
 from support.redis import RedisServer, running_redis
+from support.shared_tls import share_default_context
 
 # Matrices here are small: idle BLAS threads only spin, and took four times what the work does.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # The workers of pytest-xdist are told a width, which consoles would keep whatever a test asks for.
 os.environ.pop("COLUMNS", None)
+
+share_default_context()
 
 # No deadline: the suite shares its cores, and slowness is the benchmarks' business.
 settings.register_profile("waypost", deadline=None, max_examples=100)
