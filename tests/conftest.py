@@ -23,6 +23,10 @@ share_default_context()
 settings.register_profile("waypost", deadline=None, max_examples=100)
 # Ten times as much, for a night: HYPOTHESIS_PROFILE=thorough make test
 settings.register_profile("thorough", deadline=None, max_examples=1_000)
+# The same examples for each mutant, and none kept: ``make mutants``.
+settings.register_profile(
+    "mutants", deadline=None, max_examples=100, derandomize=True, database=None
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "waypost"))
 
 

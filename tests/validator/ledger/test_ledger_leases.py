@@ -109,7 +109,7 @@ async def test_a_slice_ends_in_time_and_its_rest_comes_back(
     clock.now_s = LEASE_S
 
     async with beside(path) as other:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while await spent_and_reserved(other) != (600, 0):  # noqa: ASYNC110 - a timer of its own
                 await asyncio.sleep(0.02)
 
@@ -124,7 +124,7 @@ async def test_a_slice_waits_for_the_bills_of_its_requests(
     await ledger.release("next")
 
     async with beside(path) as other:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while (await spent_and_reserved(other))[0] != 999:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 

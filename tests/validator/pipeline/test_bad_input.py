@@ -134,7 +134,7 @@ async def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path, acme:
             "Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{".encode()
         )
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 head = await reader.readuntil(b"\r\n\r\n")
                 await reader.readuntil(b'"code":"body_timeout"')
         finally:
