@@ -63,7 +63,7 @@ def run(target: Target) -> Found:
     assert spec.origin is not None
     source = Path(spec.origin).read_text(encoding="utf-8")
     # In memory where there is such a folder: a ledger waits for its disk more than it computes.
-    memory = Path("/dev/shm")
+    memory = Path("/dev/shm")  # noqa: S108 - it gets a folder of its own
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
         mutation = Mutation(target.module, list(mutants_of(source)), Path(folder))
         mutation.said = lambda line: print("  " + line, flush=True)
