@@ -87,11 +87,14 @@ def _changes(node: ast.expr | ast.stmt) -> Iterator[ast.expr | ast.stmt]:
         case ast.Compare(), ast.Compare() if type(node.ops[0]) in _COMPARISONS:
             new.ops[0] = _COMPARISONS[type(node.ops[0])]()
             yield new
-        case (ast.BinOp(), ast.BinOp()) | (ast.AugAssign(), ast.AugAssign()) if (
-            type(node.op) in _ARITHMETIC
-        ):
+        case ast.BinOp(), ast.BinOp() if type(node.op) in _ARITHMETIC:
             new.op = _ARITHMETIC[type(node.op)]()
             yield new
+        case ast.AugAssign(), ast.AugAssign():
+            yield ast.Pass()
+            if type(node.op) in _ARITHMETIC:
+                new.op = _ARITHMETIC[type(node.op)]()
+                yield new
         case ast.BoolOp(), ast.BoolOp():
             new.op = ast.Or() if isinstance(node.op, ast.And) else ast.And()
             yield new
@@ -108,12 +111,10 @@ def _changes(node: ast.expr | ast.stmt) -> Iterator[ast.expr | ast.stmt]:
             yield new
         case ast.Return(value=ast.expr()), _ if not _is_none(node.value):
             yield ast.Return(ast.Constant(None))
-        case (ast.Expr(value=ast.Call() | ast.Await()), _) | (ast.AugAssign(), _):
+        case ast.Expr(value=ast.Call() | ast.Await()), _:
             yield ast.Pass()
         case ast.Assign(targets=[ast.Attribute() | ast.Subscript()]), _:
             yield ast.Pass()
-    if isinstance(node, ast.AugAssign) and type(node.op) in _ARITHMETIC:
-        yield ast.Pass()
 
 
 def _is_code(text: str) -> bool:

@@ -18,7 +18,7 @@ from types import CodeType, FunctionType, ModuleType
 
 import pytest
 
-from mutants.operators import Mutant
+from mutants.operators import Mutant, mutants_of
 
 __all__ = ["Found", "Mutation", "swap"]
 
@@ -58,9 +58,8 @@ class Mutation:
         found: the outcome, after the run.
     """
 
-    def __init__(self, module: str, mutants: list[Mutant], folder: Path) -> None:
+    def __init__(self, module: str, folder: Path) -> None:
         self._module = module
-        self._mutants = mutants
         self._folder = folder
         self.found = Found()
         self.said: Callable[[str], None] = lambda _: None
@@ -70,7 +69,7 @@ class Mutation:
         module = sys.modules[self._module]
         path = str(module.__file__)
         reached = self._reached(session, path)
-        waiting = iter(self._mutants)
+        waiting = mutants_of(Path(path).read_text(encoding="utf-8"))
         running: dict[int, tuple[Mutant, float]] = {}
         while True:
             while len(running) < AT_ONCE and (mutant := next(waiting, None)) is not None:
