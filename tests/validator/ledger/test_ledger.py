@@ -531,6 +531,18 @@ async def test_a_rate_outlives_the_process_that_counted_it(path: Path) -> None:
     assert smaller == Held()
 
 
+async def test_a_rate_counts_what_others_that_share_the_file_have_let_through(path: Path) -> None:
+    rates = (RateLimit(unit="requests", window="hour", limit=3),)
+    one, other = open_sqlite(path), open_sqlite(path)
+    for number, ledger in enumerate((one, other, one)):
+        assert await ledger.reserve(a_hold(f"h{number}", 1, rates=rates)) == Held()
+
+    for number, ledger in enumerate((one, other)):
+        assert isinstance(await ledger.reserve(a_hold(f"late{number}", 1, rates=rates)), Throttled)
+    await one.close()
+    await other.close()
+
+
 async def test_tokens_that_were_not_used_come_back_to_the_rate(ledger: GroupedLedger) -> None:
     rates = (RateLimit(unit="tokens", window="minute", limit=1_000),)
     await ledger.reserve(a_hold("a", 1, rates=rates, tokens=1_000))
