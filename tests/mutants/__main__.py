@@ -31,6 +31,7 @@ class Target:
 
 # Stores on servers run the same arithmetic: SQLite's is enough.
 _IN_PROCESS = "not redis and not postgres and not full and not cluster"
+_LARGE = "validator/pipeline/test_large_bodies.py"
 TARGETS = {
     "engine": Target(
         "waypost.shared.decision.engine",
@@ -38,7 +39,8 @@ TARGETS = {
     ),
     "accounting": Target(
         "waypost.validator.ledger.accounting",
-        ("validator/ledger/test_ledger.py", "validator/ledger/test_ledger_model.py"),
+        # Not the histories of test_ledger_model.py: they take seconds for each mutant.
+        ("validator/ledger/test_ledger.py",),
         _IN_PROCESS,
     ),
     "reserve": Target(
@@ -46,6 +48,8 @@ TARGETS = {
         (
             "validator/pipeline/test_reserve.py",
             "validator/pipeline/test_pipeline.py",
+            f"{_LARGE}::test_a_large_body_of_who_has_no_budget_is_not_read",
+            f"{_LARGE}::test_a_large_body_counts_as_one_request_and_asks_the_rate_before_it_is_read",
             "validator/pipeline/test_budget_regressions.py",
             "validator/pipeline/test_idempotency.py",
         ),

@@ -58,3 +58,37 @@ async def test_a_provider_whose_limit_is_used_up_is_passed_over_and_not_counted(
     assert [one.status_code for one in answers] == [200, 200, 200]
     assert [one.model for one in records] == ["small", "second", "second"]
     assert (len(acme.seen), len(medcloud.seen)) == (1, 2)
+
+
+@pytest.mark.parametrize("limit_usd", ["1000", "0.002", "0.0004", "0.0001", "0.0000001"])
+async def test_a_preview_says_what_the_request_would_meet_and_costs_nothing(
+    tmp_path: Path, acme: Upstream, medcloud: Upstream, limit_usd: str
+) -> None:
+    async with running_validator(
+        tmp_path,
+        {"acme": acme, "medcloud": medcloud},
+        **limited(window="day", limit_usd=limit_usd),
+    ) as validator:
+        told = await validator.client.post("/v1/decide", json=HELLO, headers=validator.headers())
+        spent = await validator.spent()
+        answer = await validator.chat()
+        record = await validator.record(answer)
+
+    assert spent == (0, 0)
+    assert told.status_code == answer.status_code
+    if told.status_code == 200:
+        assert told.json()["model"] == record.model
+        sent = acme.seen[0].json
+        limit = sent.get("max_completion_tokens", sent.get("max_tokens"))
+        assert limit == told.json()["max_output_tokens"]
+    else:
+        assert told.json()["error"]["code"] == answer.json()["error"]["code"]
+
+
+async def test_a_preview_of_who_has_no_limit_is_answered(tmp_path: Path, acme: Upstream) -> None:
+    async with running_validator(
+        tmp_path, {"acme": acme, "medcloud": acme}, budgets={"unlimited": True}
+    ) as validator:
+        free = await validator.client.post("/v1/decide", json=HELLO, headers=validator.headers())
+
+    assert free.status_code == 200
