@@ -5,7 +5,7 @@ CODE := cli client_sdk demo docs/examples edge shared validator tests
 PACKAGES := client_sdk/pyproject.toml pyproject.toml
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo demo-real test cover shipping soak bench bench-rivals lint fmt clean
+.PHONY: help demo demo-real test cover shipping soak bench bench-rivals mutants lint fmt clean
 
 help:
 	@echo "make demo       the whole flow on simulated models, then a console to look at"
@@ -15,6 +15,7 @@ help:
 	@echo "make shipping   the SDK frozen, in Pyodide, under gevent and on other Pythons"
 	@echo "make bench      speed, as ratios against baselines of the same run"
 	@echo "make bench-rivals  the same against other gateways, which it installs"
+	@echo "make mutants    do the tests notice mistakes in what decides, counts and reserves?"
 	@echo "make soak       three minutes of random faults, then restarts behind nginx"
 	@echo "make lint, make fmt, make clean"
 
@@ -75,6 +76,10 @@ fmt: .venv/dev
 soak: .venv/dev
 	@PYTHONPATH=tests $(BIN)/python -m faults.soak $(SECONDS)
 	@PYTHONPATH=tests $(BIN)/python -m support.rolling 3600
+
+# Ten minutes: each small mistake in three modules, and whether a test notices it.
+mutants: .venv/dev
+	@PYTHONPATH=tests $(BIN)/python -m mutants
 
 bench: .venv/dev
 	@PYTHONPATH=tests $(BIN)/python -m bench

@@ -106,7 +106,7 @@ def _told() -> set[str]:
     # What empties the set of admissible models is its refusal's code.
     codes.update(engine.REFUSAL_CODES)
     codes.update(http_guard.FAULT_STATUS)
-    stores = {"ledger_unavailable", "records_unavailable", "replay_unavailable"}
+    stores = {"ledger_lost", "ledger_unavailable", "records_unavailable", "replay_unavailable"}
     codes.update(get_args(TrustCode), {"not_in_route", "scope_missing"}, stores)
     codes.update({"idempotency_done", "idempotency_in_progress", "idempotency_key_reused"})
     # Where money is short, the ledger's word is told instead.

@@ -108,10 +108,8 @@ async def test_a_gzip_bomb_inside_another(victim: Victim) -> None:
 
 async def test_slow_retrieval_of_the_body(victim: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "TOTAL_S", 0.2)
-    began = time.monotonic()
     drip = _Fresh(lambda: chunks(b"x", every_s=0.05, count=12))
     assert await victim.meets(Reply(drip)) == ["unavailable"]
-    assert time.monotonic() - began < 3
 
 
 async def test_slow_retrieval_of_the_headers(
@@ -135,14 +133,12 @@ async def test_slow_retrieval_of_the_headers(
     keeper = victim.keeper(f"http://127.0.0.1:{port}/v1/prod/bundle.json")
     async with listener, anyio.create_task_group() as tasks:
         tasks.start_soon(listener.serve, drip)
-        began = time.monotonic()
         async with httpx.AsyncClient() as aclient:
             with pytest.raises(TrustError, match="longer than") as caught:
                 await keeper.arefresh(aclient)
         assert caught.value.code == "unavailable"
         with httpx.Client() as client, pytest.raises(TrustError, match="longer than"):
             await anyio.to_thread.run_sync(keeper.refresh, client)
-        assert time.monotonic() - began < 1.2
         tasks.cancel_scope.cancel()
     assert keeper.is_fresh(time.time())
 

@@ -476,12 +476,12 @@ def test_a_flood_of_malformed_tokens_costs_less_than_checking_signatures() -> No
     good = [APP.bearer() for _ in range(50)]
 
     def cost(tokens: list[str]) -> float:
-        started = time.perf_counter()
+        started = time.process_time()
         for token in tokens:
             try:
                 VERIFIER.verify(token, now=NOW)
             except TokenError:
                 continue
-        return time.perf_counter() - started
+        return time.process_time() - started
 
     assert min(cost([junk] * 50) for _ in range(5)) < cost(good)

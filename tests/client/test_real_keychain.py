@@ -2,13 +2,11 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
+from support.debian import needs
 from support.first_come import kept_thumbprint
 
 SESSION = Path(__file__).parents[1] / "support" / "keychain_session.py"
@@ -20,11 +18,7 @@ printf secret | gnome-keyring-daemon --unlock --components=secrets >/dev/null
 "$PYTHON" "$SESSION" locked
 """
 
-needs_keychain = pytest.mark.skipif(
-    not (shutil.which("dbus-run-session") and shutil.which("gnome-keyring-daemon")),
-    reason="there is no Secret Service here (Debian: dbus-daemon, gnome-keyring), so no real"
-    " keychain was tried",
-)
+needs_keychain = needs("dbus-run-session", "gnome-keyring-daemon")
 
 
 def run(home: Path, *command: str) -> list[dict[str, str]]:

@@ -13,6 +13,7 @@ import yaml
 from anyio import to_thread
 
 from support.command import Command
+from support.debian import program
 from support.upstream import Upstream, running_upstream
 from support.validator import HELLO, running_validator
 from waypost.validator.config import ValidatorConfig
@@ -48,12 +49,10 @@ def test_every_setting_on_the_page_is_one(page: str) -> None:
 
 
 def test_prometheus_takes_the_settings_on_the_page(tmp_path: Path) -> None:
-    if shutil.which("promtool") is None:
-        pytest.skip("promtool is not installed (Debian package prometheus)")
     (text,) = [text for text in _blocks("observability", "yaml") if text.startswith(PROMETHEUS)]
     path = tmp_path / "prometheus.yml"
     path.write_text(text)
-    command = ["promtool", "check", "config", "--syntax-only", str(path)]
+    command = [program("promtool"), "check", "config", "--syntax-only", str(path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from support.chat_app import APP, a_world
+from support.debian import need
 from support.wheels import build_all, install, run
 
 PYODIDE = "314.0.7"
@@ -99,8 +100,7 @@ def interpreter(version: str) -> Path | None:
 
 def test_a_browser_s_python_chooses(wheels: Mapping[str, Path], tmp_path: Path) -> None:
     """Pyodide under Node, without cryptography, which only Pyodide's own CDN has for it."""
-    if shutil.which("npm") is None or shutil.which("node") is None:
-        pytest.skip("needs node and npm")
+    need("node", "npm")
     fetched = subprocess.run(
         ["npm", "install", "--no-audit", "--no-fund", "--silent", f"pyodide@{PYODIDE}"],
         cwd=tmp_path, capture_output=True, text=True, check=False,

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +19,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from support.debian import needs
 from support.demo import KeptDemo, kept_demo, run_demo, starting_demo, wait_for
 from waypost.demo import local_model
 from waypost.demo.processes import ServerError, running
@@ -30,7 +30,7 @@ from waypost.demo.upstream import ANNOUNCEMENT, Config, Profile, Provider
 pytestmark = pytest.mark.timeout(180)
 
 ROOT = Path(__file__).parents[2]
-needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+needs_curl = needs("curl")
 
 
 CONVERSATIONS: dict[str, dict[str, Any]] = {
@@ -239,7 +239,7 @@ def test_the_readme_tells_what_is_played(told: dict[str, Any]) -> None:
 # ── left running ───────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@needs("make")
 @pytest.mark.parametrize(("is_terminal", "called"), [(True, "demo --keep"), (False, "demo")])
 def test_make_demo_stays_where_somebody_looks(
     tmp_path: Path, is_terminal: bool, called: str

@@ -4,15 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from support.rolling import nginx_path, restart_in_turn
+from support.rolling import restart_in_turn
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_no_request_is_lost_while_validators_are_restarted_in_turn(tmp_path: Path) -> None:
-    if nginx_path() is None:
-        pytest.skip("nginx is not installed (Debian package nginx-light)")
-
     came_to = await restart_in_turn(tmp_path, requests=200)
 
     assert set(came_to) == {"200"}, came_to

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from anyio import to_thread
 
-from support.postgres import a_postgres, find_postgres
+from support.postgres import a_postgres
 from support.upstream import Upstream
 from support.validator import ENVIRONMENT, running_validator
 from waypost.validator.records import RecordFilter
@@ -30,8 +30,6 @@ async def _until(is_so: Callable[[], bool]) -> None:
 async def test_a_store_that_is_killed_under_load_has_every_record_when_it_is_back(
     tmp_path: Path, acme: Upstream
 ) -> None:
-    if find_postgres() is None:
-        pytest.skip("PostgreSQL is not installed (Debian package postgresql)")
     answered: list[str] = []
     with a_postgres() as server:
         environment = {**ENVIRONMENT, "RECORDS_DSN": server.dsn}

@@ -9,6 +9,7 @@ from pathlib import Path
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from support.quick_server import QuickServer
 from waypost.cli.listening import listen
 from waypost.client.testing import FakeValidator
 
@@ -24,7 +25,7 @@ def serving(app: ASGIApp, *, certificate: Path | None = None) -> Iterator[str]:
         timeout_graceful_shutdown=1,
         ssl_certfile=certificate,
     )
-    server = uvicorn.Server(config)
+    server = QuickServer(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import socket
 import subprocess
 import time
@@ -10,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
+from support.debian import program
 
 GUIDE = Path(__file__).parents[2] / "docs" / "deploy-cdn.md"
 
@@ -52,13 +51,6 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _binary(name: str, package: str) -> str:
-    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
-    if path is None:
-        pytest.skip(f"{name} is not installed (Debian package {package})")
-    return path
 
 
 @contextmanager
@@ -112,7 +104,7 @@ def _nginx(configure: Callable[[int, int], str]) -> "Callable[[Path, int], Itera
             f"daemon off; {user} worker_processes 1; pid {folder}/pid; error_log {folder}/errors;"
             f"events {{}} http {{ access_log off; {places}\n{configure(port, validator)} }}"
         )
-        command = [_binary("nginx", "nginx-light"), "-e", str(folder / "errors")]
+        command = [program("nginx"), "-e", str(folder / "errors")]
         with _running([*command, "-c", str(folder / "nginx.conf")], port) as ready:
             yield ready
 
@@ -123,7 +115,7 @@ def _haproxy(folder: Path, validator: int) -> Iterator[int]:
     port = _free_port()
     config = folder / "haproxy.cfg"
     config.write_text(HAPROXY.replace("PORT", str(port)).replace("VALIDATOR", str(validator)))
-    with _running([_binary("haproxy", "haproxy"), "-db", "-f", str(config)], port) as ready:
+    with _running([program("haproxy"), "-db", "-f", str(config)], port) as ready:
         yield ready
 
 

@@ -15,6 +15,8 @@ from typing import Any, cast
 import redis
 from redis.crc import key_slot
 
+from support.debian import program
+
 __all__ = ["RedisCluster", "RedisServer", "find_redis", "running_cluster", "running_redis"]
 
 
@@ -32,7 +34,7 @@ class RedisServer:
     def __init__(self, folder: Path, port: int, *options: str) -> None:
         self.url = f"redis://127.0.0.1:{port}"
         self._command = [
-            find_redis() or "redis-server", "--port", str(port), "--bind", "127.0.0.1",
+            program("redis-server", found=find_redis()), "--port", str(port), "--bind", "127.0.0.1",
             "--dir", str(folder), "--appendonly", "yes", "--appendfsync", "always",
             "--save", "", "--logfile", str(folder / "log"), *options,
         ]  # fmt: skip
@@ -190,7 +192,7 @@ def _until(is_so: Callable[[], bool]) -> None:
 
 @contextmanager
 def running_cluster() -> Iterator[RedisCluster]:
-    """Run four nodes until the block ends."""
+    """Run four nodes until the block ends; skips the test where Redis is not installed."""
     options = (
         "--cluster-enabled", "yes", "--appendonly", "no", "--cluster-node-timeout", "1000",
         "--cluster-replica-validity-factor", "0", "--repl-diskless-sync-delay", "0",
@@ -208,7 +210,7 @@ def running_cluster() -> Iterator[RedisCluster]:
 
 @contextmanager
 def running_redis(*options: str) -> Iterator[RedisServer]:
-    """Run a server until the block ends."""
+    """Run a server until the block ends; skips the test where none is installed."""
     port = _free_port()
     with tempfile.TemporaryDirectory(prefix="waypost-redis-") as name:
         server = RedisServer(Path(name), port, *options)

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import httpx
 
+from support.debian import program
 from support.serving import Project, Running, eventually
 from support.upstream import answering, running_upstream
 
@@ -23,11 +23,6 @@ GUIDE = Path(__file__).parents[2] / "docs/deploy-cdn.md"
 AT_ONCE = 6
 PAUSE_S = 0.05
 OPTIONS = ("--workers", "2", "--grace-s", "1")
-
-
-def nginx_path() -> str | None:
-    """Return where nginx is; ``None`` if it is not installed."""
-    return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/sbin")
 
 
 def free_port() -> int:
@@ -70,8 +65,7 @@ def configuration(folder: Path, *, listen: int, validators: list[int]) -> str:
 @contextmanager
 def nginx(folder: Path, validators: list[int]) -> Generator[str]:
     """Run nginx in front of ``validators``; gives its URL."""
-    port, binary = free_port(), nginx_path()
-    assert binary is not None
+    port, binary = free_port(), program("nginx")
     text = configuration(folder, listen=port, validators=validators)
     (folder / "nginx.conf").write_text(text)
     process = subprocess.Popen(

@@ -5,7 +5,6 @@ A validator on the policy of ``waypost init``, a day of made-up traffic, and Chr
 
 import asyncio
 import io
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.async_api import async_playwright
 
+from support.debian import program
 from support.projects import a_project
 from support.traffic import pour, some_traffic
 from support.upstream import running_upstream
@@ -42,7 +42,7 @@ async def main() -> None:
 async def _picture(url: str) -> bytes:
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+            executable_path=program("chromium"), args=["--no-sandbox"]
         )
         page = await browser.new_page(
             viewport={"width": 1240, "height": 800}, device_scale_factor=1.5

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
@@ -12,6 +12,7 @@ import httpx
 import uvicorn
 
 from support.publisher import Publisher
+from support.quick_server import QuickServer
 from support.tokens import AUDIENCE, App, Wishes
 from support.upstream import Upstream
 from support.worlds import a_policy
@@ -122,11 +123,6 @@ def settings(folder: Path, providers: Mapping[str, Any], **changes: Any) -> Vali
     ).below(folder)
 
 
-class _Server(uvicorn.Server):
-    # The test's process keeps its own signal handlers.
-    capture_signals = staticmethod(nullcontext)  # type: ignore[assignment]
-
-
 @asynccontextmanager
 async def serving(app: Any) -> AsyncGenerator[str]:  # noqa: ANN401 - any ASGI application
     """Serve ``app`` on a free port; gives its URL."""
@@ -134,7 +130,7 @@ async def serving(app: Any) -> AsyncGenerator[str]:  # noqa: ANN401 - any ASGI a
         config = uvicorn.Config(
             app, http=GuardedProtocol, log_config=None, access_log=False, lifespan="on"
         )
-        server = _Server(config)
+        server = QuickServer(config)
         task = asyncio.create_task(server.serve(sockets=[sock]))
         try:
             while not server.started:

@@ -9,7 +9,7 @@ from support.upstream import Upstream, running_upstream
 from support.validator import Running, running_validator
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def anyio_backend() -> tuple[str, dict[str, bool]]:
     """The loop that the validator runs on."""
     return "asyncio", {"use_uvloop": True}

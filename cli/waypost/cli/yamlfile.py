@@ -355,8 +355,9 @@ def _written(value: object, error: ErrorDetails) -> Path_:
     for part in error["loc"]:
         if isinstance(value, dict) and part in value:
             value = cast("dict[str | int, object]", value)[part]
-        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
-            value = cast("list[object]", value)[part]
+        elif isinstance(value, list) and isinstance(part, int):
+            items = cast("list[object]", value)
+            value = items[part] if part < len(items) else None
         elif part in _NOT_WRITTEN:
             continue
         else:

@@ -456,18 +456,18 @@ def test_a_billion_laughs_are_refused_at_the_first(load: Load) -> None:
     bomb = "a: &a [x, x]\n" + "".join(
         f"{chr(98 + i)}: &{chr(98 + i)} [*{chr(97 + i)}, *{chr(97 + i)}]\n" for i in range(20)
     )
-    started = time.perf_counter()
+    started = time.process_time()
 
     assert findings(load, bomb) == ["policy.yaml:2: the alias '*a' is not supported; write it out"]
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize("text", ["[" * 1_000_000, "a: " + "9" * 1_000_000, "- " * 500_000])
 def test_a_hostile_megabyte_is_refused_in_time(load: Load, text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
 
     assert findings(load, text)
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
 
 
 def test_a_file_of_more_than_a_megabyte_is_not_read(load: Load) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from support.clouds import key_service
 from support.command import Command
+from support.debian import needs
 from support.projects import a_project
 from waypost.edge.project.project import Project
 from waypost.shared.trust import open_bundle
@@ -22,10 +22,7 @@ URI = "hsm:2?label=waypost"
 MODULES = ("/usr/lib/softhsm/libsofthsm2.so", "/usr/lib64/pkcs11/libsofthsm2.so")
 MODULE = next((path for path in MODULES if os.path.exists(path)), None)
 
-needs_softhsm = pytest.mark.skipif(
-    MODULE is None or shutil.which("softhsm2-util") is None,
-    reason="SoftHSM is not installed (Debian: softhsm2), so hardware keys were not tested",
-)
+needs_softhsm = needs("softhsm2-util")
 
 
 @pytest.fixture(scope="module")

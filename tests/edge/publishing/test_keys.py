@@ -1,6 +1,5 @@
 """The key ceremony: what it makes, and that nothing of it leaks or is lost."""
 
-import shutil
 import stat
 import subprocess
 from pathlib import Path
@@ -9,6 +8,7 @@ import msgspec
 import pytest
 from tuf.api.metadata import Metadata, Root
 
+from support.debian import needs
 from support.holders import Holder
 from waypost.edge.project.project import Project
 from waypost.edge.publishing.repository import ROLES
@@ -72,7 +72,7 @@ def test_encrypted_keys_sign_for_who_knows_the_passphrase(project: Project) -> N
         assert PASSPHRASE not in str(caught.value)
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+@needs("openssl")
 def test_encrypted_keys_are_in_a_format_that_openssl_opens(project: Project) -> None:
     create_keys(project, passphrase=PASSPHRASE, now=NOW)
     path = project.keys / "targets-1.p12"

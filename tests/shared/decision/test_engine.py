@@ -321,6 +321,48 @@ def test_an_enforced_route_is_the_whole_set() -> None:
     assert decision.chain == ("large",)
 
 
+def test_a_model_that_costs_all_there_is_may_serve_and_one_that_costs_more_may_not() -> None:
+    policy = compile_policy(a_policy())
+    bound = cost_bound_nusd(policy.models["small"], some_facts())
+
+    assert exclusion(policy, "small", some_facts(affordable_nusd=bound)) is None
+    short = exclusion(policy, "small", some_facts(affordable_nusd=bound - 1))
+    assert short is not None
+    assert short.code == "unaffordable"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "code"),
+    [
+        ("none", {}, "unknown_model"),
+        ("small", {"untranslatable": ("small",)}, "untranslatable"),
+        ("small", {"out_of_service": ("small",)}, "out_of_service"),
+    ],
+)
+def test_an_exclusion_has_the_code_of_its_reason(
+    name: str, changes: dict[str, Any], code: str
+) -> None:
+    policy, facts = compile_policy(a_policy()), some_facts(**changes)
+
+    found = exclusion(policy, name, facts)
+    proposed = decide(policy, facts, Proposal(model=name))
+
+    assert found is not None
+    assert found.code == code
+    assert (proposed.verdict, proposed.reason) == ("overridden", code)
+    assert name not in proposed.chain
+
+
+@pytest.mark.parametrize("otherwise", [None, "no such model either"])
+def test_a_proposed_model_that_no_policy_knows_is_never_sent_to(otherwise: str | None) -> None:
+    policy = compile_policy(a_policy())
+
+    decision = decide(policy, some_facts(), Proposal(model="no such model", otherwise=otherwise))
+
+    assert (decision.verdict, decision.reason) == ("overridden", "unknown_model")
+    assert set(decision.chain) <= set(policy.models)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

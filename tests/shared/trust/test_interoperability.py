@@ -6,13 +6,13 @@ hostile repository; here the same command line meets our tree. ``tests/edge`` ha
 """
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from support.debian import need
 from support.publisher import Publisher
 from support.site import Site, site, tree_of
 
@@ -102,8 +102,7 @@ def test_the_conformance_contract_holds_on_our_own_tree(
 def tuf_js(request: pytest.FixtureRequest) -> Path:
     """A folder in which Node finds tuf-js; kept from run to run."""
     folder = Path(request.config.cache.mkdir(TUF_JS.replace("@", "-")))
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("node and npm are not installed, so tuf-js cannot be asked")
+    need("node", "npm")
     if not (folder / "node_modules" / "tuf-js").is_dir():
         command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", TUF_JS]
         installed = subprocess.run(

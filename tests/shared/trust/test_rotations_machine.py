@@ -39,8 +39,9 @@ from waypost.shared.errors import TrustError
 from waypost.shared.trust import ManifestKeeper
 from waypost.shared.trust.bundle import pack_bundle, unpack_bundle
 
-ROTATIONS = int(os.environ.get("WAYPOST_ROTATIONS", "1000"))
-EXAMPLES, STEPS = 8, 40
+# Three hundred; ten times as many with HYPOTHESIS_PROFILE=thorough.
+ROTATIONS = int(os.environ.get("WAYPOST_ROTATIONS", 3 * settings().max_examples))
+EXAMPLES, STEPS = 3, 40
 ONLINE = ("timestamp", "snapshot", "hints")
 BUNDLE_URL = "http://cdn/v1/prod/bundle.json"
 
@@ -330,8 +331,9 @@ class Rotations(RuleBasedStateMachine):
                 client.newest = current.policy.version
 
 
-@pytest.mark.timeout(120)
-def test_no_client_is_deceived_or_locked_out_in_a_thousand_rotations() -> None:
+# Thirty times what it takes: a busy machine is slow, and a client that hangs is a fault.
+@pytest.mark.timeout(300 * (settings().max_examples // 100))
+def test_no_client_is_deceived_or_locked_out_in_hundreds_of_rotations() -> None:
     machine = Rotations.TestCase
     machine.settings = settings(
         max_examples=EXAMPLES,

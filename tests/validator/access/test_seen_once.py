@@ -1,6 +1,6 @@
 """What every memory of proofs and one-time tokens does, whatever keeps it."""
 
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -8,7 +8,7 @@ from uuid import uuid4
 import anyio
 import pytest
 
-from support.redis import RedisServer, find_redis, running_redis
+from support.redis import RedisServer, running_redis
 from support.upstream import Upstream
 from support.validator import ENVIRONMENT, running_validator
 from waypost.shared.errors import StoreError
@@ -20,14 +20,6 @@ pytestmark = pytest.mark.anyio
 UNTIL = 4_000_000_000
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    if find_redis() is None:
-        pytest.skip("no Redis or Valkey is installed")
-    with running_redis() as running:
-        yield running
-
-
 @pytest.fixture(params=["sqlite", "redis"])
 async def another(
     request: pytest.FixtureRequest, tmp_path: Path
@@ -35,7 +27,7 @@ async def another(
     """Opens the same memory once more, as another process does."""
     opened: list[SeenOnce] = []
     prefix = uuid4().hex
-    server = request.getfixturevalue("server") if request.param == "redis" else None
+    server = request.getfixturevalue("redis_server") if request.param == "redis" else None
 
     def open_one() -> SeenOnce:
         if server is None:
@@ -91,8 +83,6 @@ async def test_an_address_that_is_none_is_not_quoted() -> None:
 
 
 async def test_redis_that_is_away_lets_nothing_in_and_comes_back_by_itself() -> None:
-    if find_redis() is None:
-        pytest.skip("no Redis or Valkey is installed")
     with running_redis() as server:
         seen = RedisSeen(server.url, prefix="p")
         assert await seen.is_first(b"a", until=UNTIL)
@@ -109,10 +99,10 @@ async def test_redis_that_is_away_lets_nothing_in_and_comes_back_by_itself() -> 
 
 
 async def test_a_one_time_token_is_good_for_one_request_at_either_of_two_validators(
-    tmp_path: Path, server: RedisServer, acme: Upstream
+    tmp_path: Path, redis_server: RedisServer, acme: Upstream
 ) -> None:
     upstreams = {"acme": acme, "medcloud": acme}
-    environment = {**ENVIRONMENT, "REPLAY": server.url}
+    environment = {**ENVIRONMENT, "REPLAY": redis_server.url}
     shared: Any = {"environment": environment, "replay": {"store": "redis", "dsn": "REPLAY"}}
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()

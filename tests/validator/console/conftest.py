@@ -1,7 +1,6 @@
 """One validator with a week of traffic, and one browser, for all tests of a module."""
 
 import os
-import shutil
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -9,6 +8,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
 from support.console import Console, start_console
+from support.debian import program
 
 # What Chromium remarks on that is no mistake: a login without a name, and a page meant to be 404.
 BY_THE_WAY = ("[DOM] Password forms should have", "Failed to load resource: the server responded")
@@ -21,9 +21,7 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Generator[Console]:
 
 @pytest.fixture(scope="module")
 def browser() -> Generator[Browser]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("Chromium is not installed (Debian: chromium)")
+    chromium = program("chromium")
     with sync_playwright() as playwright:
         sandbox = ["--no-sandbox"] if os.getuid() == 0 else []
         browser = playwright.chromium.launch(executable_path=chromium, args=sandbox)

@@ -14,6 +14,7 @@ import aiohappyeyeballs
 import pytest
 
 from support.certificates import Authority
+from support.debian import program
 from support.proxy import running_proxy
 from support.upstream import Upstream, answering, running_upstream
 from support.validator import ENVIRONMENT, running_validator
@@ -367,9 +368,7 @@ async def test_a_proxy_of_the_environment_that_is_none_stops_the_start() -> None
 @asynccontextmanager
 async def behind_http2(folder: Path, upstream: Upstream) -> AsyncGenerator[ProviderConfig]:
     """nginx in front of ``upstream``, that speaks HTTP/2."""
-    nginx = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin")
-    if nginx is None:
-        pytest.skip("nginx is not installed")
+    nginx = program("nginx")
     authority = Authority(folder)
     cert, key = authority.issue("127.0.0.1")
     with listen("127.0.0.1", 0) as taken:

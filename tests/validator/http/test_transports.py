@@ -350,7 +350,7 @@ async def test_leaving_early_hangs_up(reach: Reach) -> None:
         until = now() + 5
         with await transport.send(b"{}", until=until) as response:
             await response.read(until=until)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await upstream.hung_up.wait()
 
 
@@ -362,10 +362,10 @@ async def test_a_cancelled_exchange_hangs_up(reach: Reach, has_head: bool) -> No
 
     async with reach(behave) as (upstream, transport):
         asking = asyncio.create_task(read(transport))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await upstream.asked.wait()
         asking.cancel()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await upstream.hung_up.wait()
         with pytest.raises(asyncio.CancelledError):
             await asking

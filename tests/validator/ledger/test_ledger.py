@@ -34,8 +34,7 @@ from support.ledgers import (
     spent_and_reserved,
     until,
 )
-from support.postgres import find_postgres, running_postgres
-from support.redis import find_redis, running_redis
+from support.redis import RedisServer
 from waypost.shared.errors import StoreError
 from waypost.validator.ledger import (
     Calendar,
@@ -67,27 +66,11 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "ledger.sqlite"
 
 
-@pytest.fixture(scope="module")
-def redis_url() -> Iterator[str]:
-    if find_redis() is None:
-        pytest.skip("no redis-server here")
-    with running_redis() as server:
-        yield server.url
-
-
-@pytest.fixture(scope="module")
-def postgres_dsn() -> Iterator[str]:
-    if find_postgres() is None:
-        pytest.skip("no PostgreSQL here")
-    with running_postgres() as dsn:
-        yield dsn
-
-
 @pytest.fixture(params=["normal", "full", "redis", "postgres"])
 async def ledger(path: Path, request: pytest.FixtureRequest) -> AsyncIterator[GroupedLedger]:
     match request.param:
         case "redis":
-            url = request.getfixturevalue("redis_url")
+            url = request.getfixturevalue("redis_server").url
             made = open_redis(url, prefix=token_hex(4))
         case "postgres":
             dsn = request.getfixturevalue("postgres_dsn")
@@ -525,6 +508,41 @@ async def test_a_rate_lets_a_window_s_worth_through_and_then_as_it_wears_off(
     assert await ledger.reserve(a_hold("later", 1, rates=rates, now=NOON + 9)) == Held()
 
 
+async def test_a_rate_outlives_the_process_that_counted_it(path: Path) -> None:
+    rates = (
+        RateLimit(unit="requests", window="hour", limit=2),
+        RateLimit(unit="tokens", window="hour", limit=1_000),
+    )
+    for number in range(2):
+        ledger = open_sqlite(path)
+        assert await ledger.reserve(a_hold(f"h{number}", 1, rates=rates, tokens=600)) == Held()
+        await ledger.settle(f"h{number}", 1, tokens=100)
+        await ledger.close()
+
+    ledger = open_sqlite(path)
+    refused = await ledger.reserve(a_hold("late", 1, rates=rates, tokens=1))
+    larger = await ledger.reserve(a_hold("large", 1, rates=rates[1:], tokens=900))
+    smaller = await ledger.reserve(a_hold("small", 1, rates=rates[1:], tokens=800))
+    await ledger.close()
+
+    assert isinstance(refused, Throttled)
+    assert refused.rate == rates[0]
+    assert isinstance(larger, Throttled)  # 200 of the first two were used
+    assert smaller == Held()
+
+
+async def test_a_rate_counts_what_others_that_share_the_file_have_let_through(path: Path) -> None:
+    rates = (RateLimit(unit="requests", window="hour", limit=3),)
+    one, other = open_sqlite(path), open_sqlite(path)
+    for number, ledger in enumerate((one, other, one)):
+        assert await ledger.reserve(a_hold(f"h{number}", 1, rates=rates)) == Held()
+
+    for number, ledger in enumerate((one, other)):
+        assert isinstance(await ledger.reserve(a_hold(f"late{number}", 1, rates=rates)), Throttled)
+    await one.close()
+    await other.close()
+
+
 async def test_tokens_that_were_not_used_come_back_to_the_rate(ledger: GroupedLedger) -> None:
     rates = (RateLimit(unit="tokens", window="minute", limit=1_000),)
     await ledger.reserve(a_hold("a", 1, rates=rates, tokens=1_000))
@@ -714,7 +732,7 @@ async def test_a_store_that_stalls_in_the_middle_ends_in_an_error_and_is_found_a
 ) -> None:
     # Patience is longer than the garbage collector's pauses in a process that runs all tests.
     if store == "redis":
-        url = request.getfixturevalue("redis_url")
+        url = request.getfixturevalue("redis_server").url
         ledger = open_redis(url, prefix=token_hex(4), patience_s=1)
         with closing(redis.Redis.from_url(url)) as client:
             pids = [int(cast(Any, client.info())["process_id"])]
@@ -774,7 +792,7 @@ async def test_a_fault_of_the_store_s_own_ends_in_an_error_and_not_in_waiting(
 
     with monkeypatch.context() as patch:
         patch.setattr(ledger.store, "_transact", fails)
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(20):
             with pytest.raises(StoreError) as refused:
                 await ledger.reserve(a_hold("h", 1))
     assert refused.value.code == "ledger_unavailable"
@@ -783,11 +801,11 @@ async def test_a_fault_of_the_store_s_own_ends_in_an_error_and_not_in_waiting(
 
 
 async def test_a_damaged_row_in_redis_refuses_its_own_account_and_nobody_else(
-    redis_url: str,
+    redis_server: RedisServer,
 ) -> None:
     prefix = token_hex(4)
-    ledger = open_redis(redis_url, prefix=prefix, patience_s=5)
-    with closing(redis.Redis.from_url(redis_url)) as client:
+    ledger = open_redis(redis_server.url, prefix=prefix, patience_s=5)
+    with closing(redis.Redis.from_url(redis_server.url)) as client:
         client.hset(f"{{{prefix}}}:w:account:acme:total:0", "r", "not a number")
 
     broken, whole = await asyncio.gather(

@@ -16,7 +16,7 @@ from support.ledgers import (
     limit,
     spent_and_reserved,
 )
-from support.redis import find_redis, running_redis
+from support.redis import running_redis
 from waypost.shared.errors import StoreError
 from waypost.validator.ledger import (
     Calendar,
@@ -109,7 +109,7 @@ async def test_a_slice_ends_in_time_and_its_rest_comes_back(
     clock.now_s = LEASE_S
 
     async with beside(path) as other:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while await spent_and_reserved(other) != (600, 0):  # noqa: ASYNC110 - a timer of its own
                 await asyncio.sleep(0.02)
 
@@ -124,7 +124,7 @@ async def test_a_slice_waits_for_the_bills_of_its_requests(
     await ledger.release("next")
 
     async with beside(path) as other:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while (await spent_and_reserved(other))[0] != 999:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 
@@ -212,8 +212,6 @@ async def test_a_hold_of_a_slice_that_nobody_settles_is_charged_in_full(
 async def test_slices_are_spent_while_the_store_is_down_only_where_the_operator_says_so(
     clock: Clock, spends: bool
 ) -> None:
-    if find_redis() is None:
-        pytest.skip("no redis-server here")
     with running_redis() as server:
         ledger = LeasedLedger(
             open_redis(server.url, patience_s=0.2),

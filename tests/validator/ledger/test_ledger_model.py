@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from secrets import token_hex
 
-import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -21,8 +20,7 @@ from hypothesis.stateful import (
 from msgspec import structs
 
 from support.ledgers import NOON, assert_books_balance
-from support.postgres import find_postgres, running_postgres
-from support.redis import find_redis, running_redis
+from support.redis import running_redis
 from waypost.shared.contracts import SpendLimit, Window
 from waypost.validator.ledger import (
     Calendar,
@@ -243,8 +241,6 @@ SHORT = settings(max_examples=8, stateful_step_count=20, deadline=None)
 
 
 def test_any_history_in_redis_agrees_as_well() -> None:
-    if find_redis() is None:
-        pytest.skip("no redis-server here")
     with running_redis("--appendfsync", "no") as server:
 
         class InRedis(LedgerMachine):
@@ -254,13 +250,9 @@ def test_any_history_in_redis_agrees_as_well() -> None:
         run_state_machine_as_test(InRedis, settings=SHORT)
 
 
-def test_any_history_in_postgres_agrees_as_well() -> None:
-    if find_postgres() is None:
-        pytest.skip("no PostgreSQL here")
-    with running_postgres() as dsn:
+def test_any_history_in_postgres_agrees_as_well(postgres_dsn: str) -> None:
+    class InPostgres(LedgerMachine):
+        def __init__(self) -> None:
+            super().__init__(partial(open_postgres, postgres_dsn, schema=f"w{token_hex(4)}"))
 
-        class InPostgres(LedgerMachine):
-            def __init__(self) -> None:
-                super().__init__(partial(open_postgres, dsn, schema=f"w{token_hex(4)}"))
-
-        run_state_machine_as_test(InPostgres, settings=SHORT)
+    run_state_machine_as_test(InPostgres, settings=SHORT)

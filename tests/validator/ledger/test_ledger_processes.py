@@ -20,8 +20,7 @@ from support.ledgers import (
     open_at,
     spent_and_reserved,
 )
-from support.postgres import find_postgres, running_postgres
-from support.redis import find_redis, running_redis
+from support.redis import running_redis
 
 pytestmark = pytest.mark.anyio
 
@@ -51,19 +50,9 @@ def _lines(process: "subprocess.Popen[str]") -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def redis_url() -> Iterator[str]:
-    if find_redis() is None:
-        pytest.skip("no redis-server here")
     # A process that is killed takes nothing of the server's with it, however lazy its disk.
     with running_redis("--appendfsync", "no") as server:
         yield server.url
-
-
-@pytest.fixture(scope="module")
-def postgres_dsn() -> Iterator[str]:
-    if find_postgres() is None:
-        pytest.skip("no PostgreSQL here")
-    with running_postgres() as dsn:
-        yield dsn
 
 
 @pytest.fixture(params=["sqlite", "redis", "postgres"])

@@ -10,12 +10,15 @@ from typing import Any
 import httpx
 import pytest
 
+from support.shared_validator import fixtures
 from support.tokens import App
 from support.upstream import Upstream
 from support.validator import HELLO, Running, running_validator
 from waypost.validator.pipeline.understand import read_body
 
 pytestmark = pytest.mark.anyio
+
+acme, medcloud, validator, forgetful = fixtures()
 
 CHAT = "/v1/chat/completions"
 
@@ -118,7 +121,7 @@ async def test_a_body_in_chunks_is_as_good_as_one_in_a_piece(validator: Running)
     response = await validator.client.post(
         CHAT,
         content=body(),
-        headers={**validator.headers(), "Content-Type": "application/json"},
+        headers={**validator.headers(account="bee"), "Content-Type": "application/json"},
     )
 
     assert response.status_code == 200
@@ -134,7 +137,7 @@ async def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path, acme:
             "Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{".encode()
         )
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 head = await reader.readuntil(b"\r\n\r\n")
                 await reader.readuntil(b'"code":"body_timeout"')
         finally:
@@ -160,7 +163,7 @@ async def test_a_caller_who_goes_away_in_the_middle_of_the_body_is_recorded(
     await writer.wait_closed()
 
     # The server goes on with the next caller.
-    assert (await validator.chat()).status_code == 200
+    assert (await validator.chat(account="bee")).status_code == 200
     assert len(acme.seen) == 1
 
 
@@ -195,7 +198,7 @@ async def test_a_header_that_is_wrong_is_never_ignored(
 async def test_a_proposal_of_a_model_that_does_not_exist_is_overridden(
     validator: Running,
 ) -> None:
-    response = await validator.chat(headers={"Waypost-Proposal": 'model="gpt-99"'})
+    response = await validator.chat(headers={"Waypost-Proposal": 'model="gpt-99"'}, account="bee")
 
     assert response.status_code == 200
     assert 'reason="unknown_model"' in response.headers["waypost-decision"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from support.racing import races
-from support.redis import find_redis, running_redis
+from support.redis import running_redis
 from waypost.validator.ledger import open_sqlite
 from waypost.validator.ledger.redis import open_redis
 
@@ -17,8 +17,6 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_two_validators_that_share_redis_spend_no_more_than_the_limit(tmp_path: Path) -> None:
-    if find_redis() is None:
-        pytest.skip("no redis-server here")
     with running_redis() as server:
         settings: dict[str, Any] = {"store": "redis", "dsn": "LEDGER_DSN"}
         books = open_redis(server.url)

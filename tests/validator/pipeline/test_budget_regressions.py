@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from support.postgres import Postgres, a_postgres, find_postgres
-from support.redis import RedisServer, find_redis, running_redis
+from support.postgres import Postgres, a_postgres
+from support.redis import RedisServer, running_redis
 from support.upstream import Exchange, Upstream, answering
 from support.validator import ENVIRONMENT, HELLO, Running, running_validator
 from support.worlds import a_model, a_policy
@@ -146,7 +146,7 @@ async def test_a_soft_limit_warns_caller_and_operator_and_refuses_nothing(
         tmp_path, {"acme": acme}, budgets=budgets, environment=environment
     ) as validator:
         answers = [await validator.chat(SHORT) for _ in range(2)]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not medcloud.seen:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
     assert [answer.status_code for answer in answers] == [200, 200]
@@ -198,13 +198,9 @@ def outage(
             yield Outage(tmp_path, None), {"ledger": patient}
             return
         if request.param == "redis":
-            if find_redis() is None:
-                pytest.skip("no redis-server here")
             server = stack.enter_context(running_redis())
             dsn = server.url
         else:
-            if find_postgres() is None:
-                pytest.skip("no PostgreSQL here")
             server = stack.enter_context(a_postgres())
             dsn = server.dsn
         settings = {

@@ -1,11 +1,10 @@
 """What every store of decision records promises, asked of each of them."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from support.postgres import find_postgres, running_postgres
 from support.recorded import DIGEST, POLICY, a_record, fill
 from support.worlds import NOW
 from waypost.shared.errors import StoreError
@@ -34,14 +33,6 @@ class Clock:
         return self.now
 
 
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    if find_postgres() is None:
-        pytest.skip("PostgreSQL is not installed (Debian package postgresql)")
-    with running_postgres() as dsn:
-        yield dsn
-
-
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
@@ -62,7 +53,7 @@ async def store(
     if request.param == "sqlite":
         made = SqliteRecordStore.open(tmp_path / "r", retain_days=7, totals_days=30, clock=clock)
     elif request.param == "postgres":
-        made = await _postgres(request.getfixturevalue("postgres"), clock)
+        made = await _postgres(request.getfixturevalue("postgres_dsn"), clock)
     else:
         made = JsonlRecordStore(tmp_path / "r", retain_days=7, clock=clock)
     yield made

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
+from support.debian import program
 from support.recorded import a_record
 from support.upstream import Upstream, failing
 from support.validator import HELLO, Running, running_validator
@@ -238,9 +238,7 @@ async def test_dashboard_and_alerts_name_metrics_that_exist(validator: Running) 
 
 
 def _promtool(*arguments: str | Path) -> str:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not installed (Debian package prometheus)")
+    promtool = program("promtool")
     done = subprocess.run([promtool, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -265,9 +263,7 @@ def test_promtool_finds_nothing_wrong_with_the_dashboards_queries(tmp_path: Path
 
 @pytest.mark.anyio
 async def test_promtool_finds_nothing_wrong_with_the_metrics(validator: Running) -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not installed (Debian package prometheus)")
+    promtool = program("promtool")
     await validator.record(await validator.chat())
     text = (await validator.client.get("/metrics")).text
     check = partial(subprocess.run, [promtool, "check", "metrics"], capture_output=True, text=True)

@@ -15,9 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from support.certificates import self_signed
 from support.ledgers import until
-from support.postgres import a_postgres, find_postgres
+from support.postgres import a_postgres
 from support.recorded import a_record
-from support.redis import find_redis, running_redis
+from support.redis import running_redis
 from support.upstream import running_upstream
 from support.validator import ENVIRONMENT, Running, running_validator
 from waypost.shared.errors import StoreError
@@ -111,8 +111,6 @@ async def test_a_spill_that_takes_nothing_and_what_is_lost_then_are_counted(tmp_
 async def test_a_postgres_that_was_away_for_long_or_became_read_only_is_found_at_once(
     tmp_path: Path,
 ) -> None:
-    if find_postgres() is None:
-        pytest.skip("PostgreSQL is not installed (Debian package postgresql)")
     with a_postgres() as server:
         store = await PostgresRecordStore.open(server.dsn, patience_s=2)
         batch = [(a_record(1), encode_record(a_record(1)))]
@@ -175,8 +173,6 @@ async def test_expired_holds_and_unconfirmed_charges_are_counted(
 async def test_a_redis_that_may_forget_is_told(
     options: tuple[str, ...], risks: set[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    if find_redis() is None:
-        pytest.skip("no Redis or Valkey is installed")
     with running_redis(*options) as server:
         ledger = open_redis(server.url)
         assert await ledger.sweep(now=1) == 0
@@ -187,8 +183,6 @@ async def test_a_redis_that_may_forget_is_told(
 
 
 async def test_the_gauge_names_each_risk(tmp_path: Path) -> None:
-    if find_redis() is None:
-        pytest.skip("no Redis or Valkey is installed")
     with running_redis("--appendonly", "no") as server:
         environment = {**ENVIRONMENT, "REDIS": server.url}
         ledger = {"store": "redis", "dsn": "REDIS", "leased": True}

@@ -1,7 +1,6 @@
 """What validators tell each other of providers that fail, over a real Redis."""
 
 import asyncio
-from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from support.redis import RedisServer, find_redis, running_redis
+from support.redis import RedisServer, running_redis
 from support.upstream import Exchange, Upstream, answering, failing
 from support.validator import ENVIRONMENT, HELLO, Running, running_validator
 from support.worlds import a_model, a_policy
@@ -23,14 +22,6 @@ from waypost.validator.upstream.witnesses import fingerprint
 pytestmark = pytest.mark.anyio
 
 FAILURES = BreakerRules().failures
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    if find_redis() is None:
-        pytest.skip("no Redis or Valkey is installed")
-    with running_redis() as running:
-        yield running
 
 
 def policy(*fallback: str) -> Policy:
@@ -114,12 +105,14 @@ async def doubted(validator: Running) -> Breaker:
 
 
 async def test_what_rests_at_one_validator_opens_at_another_by_a_single_failure(
-    tmp_path: Path, server: RedisServer, acme: Upstream, medcloud: Upstream
+    tmp_path: Path, redis_server: RedisServer, acme: Upstream, medcloud: Upstream
 ) -> None:
     acme.behave = failing(500)
     async with AsyncExitStack() as stack:
-        one, two = await fleet(stack, tmp_path, server.url, {"acme": acme, "medcloud": medcloud})
-        await heard(server.url, tmp_path)
+        one, two = await fleet(
+            stack, tmp_path, redis_server.url, {"acme": acme, "medcloud": medcloud}
+        )
+        await heard(redis_server.url, tmp_path)
         await fail_for_two(one)
         breaker = await doubted(two)
         acme.seen.clear()
@@ -131,7 +124,7 @@ async def test_what_rests_at_one_validator_opens_at_another_by_a_single_failure(
 
 
 async def test_while_one_request_finds_out_the_others_go_elsewhere_first(
-    tmp_path: Path, server: RedisServer, acme: Upstream, medcloud: Upstream
+    tmp_path: Path, redis_server: RedisServer, acme: Upstream, medcloud: Upstream
 ) -> None:
     arrived, release = asyncio.Event(), asyncio.Event()
 
@@ -141,8 +134,10 @@ async def test_while_one_request_finds_out_the_others_go_elsewhere_first(
         await answering()(exchange)
 
     async with AsyncExitStack() as stack:
-        one, two = await fleet(stack, tmp_path, server.url, {"acme": acme, "medcloud": medcloud})
-        await heard(server.url, tmp_path)
+        one, two = await fleet(
+            stack, tmp_path, redis_server.url, {"acme": acme, "medcloud": medcloud}
+        )
+        await heard(redis_server.url, tmp_path)
         acme.behave = failing(500)
         await fail_for_two(one)
         await doubted(two)
@@ -163,12 +158,14 @@ async def test_while_one_request_finds_out_the_others_go_elsewhere_first(
 
 
 async def test_one_account_that_fails_here_and_there_takes_no_provider_from_others(
-    tmp_path: Path, server: RedisServer, acme: Upstream, medcloud: Upstream
+    tmp_path: Path, redis_server: RedisServer, acme: Upstream, medcloud: Upstream
 ) -> None:
     acme.behave = failing(500)
     async with AsyncExitStack() as stack:
-        one, two = await fleet(stack, tmp_path, server.url, {"acme": acme, "medcloud": medcloud})
-        await heard(server.url, tmp_path)
+        one, two = await fleet(
+            stack, tmp_path, redis_server.url, {"acme": acme, "medcloud": medcloud}
+        )
+        await heard(redis_server.url, tmp_path)
         upstream = one.services.upstreams["acme"]
         assert upstream.on_rest is not None
         region = one.services.manifests.targets()["first"].model.region
@@ -184,7 +181,7 @@ async def test_one_account_that_fails_here_and_there_takes_no_provider_from_othe
 
 
 async def test_a_validator_that_cries_wolf_takes_no_provider_from_the_others(
-    tmp_path: Path, server: RedisServer, acme: Upstream
+    tmp_path: Path, redis_server: RedisServer, acme: Upstream
 ) -> None:
     async def late(exchange: Exchange) -> None:
         await asyncio.sleep(0.05)
@@ -193,8 +190,8 @@ async def test_a_validator_that_cries_wolf_takes_no_provider_from_the_others(
     acme.behave = late
     upstreams = {"acme": acme, "medcloud": acme}
     async with AsyncExitStack() as stack:
-        one, two = await fleet(stack, tmp_path, server.url, upstreams, policy=policy())
-        await heard(server.url, tmp_path)
+        one, two = await fleet(stack, tmp_path, redis_server.url, upstreams, policy=policy())
+        await heard(redis_server.url, tmp_path)
         rests(one)
         await doubted(two)
         # With nowhere else to go, all at once.
@@ -205,14 +202,14 @@ async def test_a_validator_that_cries_wolf_takes_no_provider_from_the_others(
 
 
 async def test_what_is_no_word_of_a_peer_is_not_heeded(
-    tmp_path: Path, server: RedisServer, acme: Upstream
+    tmp_path: Path, redis_server: RedisServer, acme: Upstream
 ) -> None:
     async with AsyncExitStack() as stack:
         one, two = await fleet(
-            stack, tmp_path, server.url, {"acme": acme, "medcloud": acme}, policy=policy()
+            stack, tmp_path, redis_server.url, {"acme": acme, "medcloud": acme}, policy=policy()
         )
-        await heard(server.url, tmp_path)
-        redis = client_of(server.url)
+        await heard(redis_server.url, tmp_path)
+        redis = client_of(redis_server.url)
         word = {"by": "x", "provider": "acme", "model": "acme-first", "region": ""}
         for data in (
             b"\xff",
@@ -234,8 +231,6 @@ async def test_what_is_no_word_of_a_peer_is_not_heeded(
 async def test_without_redis_all_is_served_and_with_it_back_validators_talk_again(
     tmp_path: Path, acme: Upstream, medcloud: Upstream
 ) -> None:
-    if find_redis() is None:
-        pytest.skip("no Redis or Valkey is installed")
     acme.behave = failing(500)
     with running_redis() as server:
         server.kill()
@@ -254,16 +249,16 @@ async def test_without_redis_all_is_served_and_with_it_back_validators_talk_agai
 
 
 async def test_the_ledgers_redis_serves_unless_another_is_named(
-    tmp_path: Path, server: RedisServer, acme: Upstream
+    tmp_path: Path, redis_server: RedisServer, acme: Upstream
 ) -> None:
     prefix = tmp_path.name
     async with running_validator(
         tmp_path,
         {"acme": acme, "medcloud": acme},
-        environment={**ENVIRONMENT, "LEDGER": server.url},
+        environment={**ENVIRONMENT, "LEDGER": redis_server.url},
         ledger={"store": "redis", "dsn": "LEDGER", "prefix": prefix},
     ) as validator:
-        await heard(server.url, tmp_path, listeners=1)
+        await heard(redis_server.url, tmp_path, listeners=1)
         assert (await validator.chat(HELLO)).status_code == 200
 
 

@@ -18,7 +18,7 @@ from msgspec import UNSET, Struct, structs
 from waypost.shared.contracts import Model
 from waypost.shared.records import Attempt, AttemptKind, AttemptOutcome
 from waypost.shared.wire.trace_context import traceparent
-from waypost.validator.dialects.adapter import ProviderRequest, UnreadableError, heard
+from waypost.validator.dialects.adapter import ProviderRequest, Reply, UnreadableError, heard
 from waypost.validator.dialects.passthrough import StreamReader
 from waypost.validator.dialects.told_cost import with_cost, with_cost_in_events
 from waypost.validator.dialects.usage import NOTHING
@@ -332,9 +332,12 @@ class ProviderAttempt:
         Raises:
             ValueError: it is none.
         """
+
+        def read() -> Reply:
+            return heard(self._adapter.reply, self._inbound, body)
+
         try:
-            work = partial(heard, self._adapter.reply, self._inbound, body)
-            reply = await self._services.lane.run(work) if is_large(body) else work()
+            reply = await self._services.lane.run(read) if is_large(body) else read()
         except ValueError:
             if self._refuses(body):
                 return
@@ -829,9 +832,9 @@ def _read_answer(body: bytes, *, streamed: bool) -> Answer:
 
 def _length_s(admitted: AdmittedRequest, model: Model, reservation: Reservation) -> float:
     """Return how long an answer in one piece may take, if it is as long as was asked for."""
-    inbound = admitted.facts.measured.max_output_tokens
-    if not inbound:
+    asked = admitted.facts.measured.max_output_tokens
+    if not asked:
         return 0.0
-    tokens = min(inbound, reservation.output_tokens)
+    tokens = min(asked, reservation.output_tokens)
     written_s = model.ttft_prior_ms / 1_000 + tokens * SLOW_PACE / model.tokens_per_s_prior
     return min(written_s, LONGEST_ANSWER_S)
