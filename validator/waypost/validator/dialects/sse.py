@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from waypost.shared.money import Usage
-from waypost.validator.dialects.usage import NOTHING, UsageReport
+from waypost.validator.dialects.usage import NOTHING, UsageReport, read_anywhere
 
 __all__ = ["MAX_EVENT_BYTES", "EventReader", "is_end_mark", "require_object", "write_event"]
 
@@ -34,6 +34,8 @@ class EventReader:
     Attributes:
         report: what the provider says it used, all that it said together.
         reported_bytes: bytes of answer that had come when it last said so.
+        has_last_word: whether what it says it used is all that it will say of it, though the
+            answer has not come to its end, as where it failed.
         has_begun: whether any of the answer has come. Pings and announcements are none.
         is_done: whether the answer has come to its end. Its usage may still follow.
         is_over: whether nothing more that matters can follow.
@@ -51,6 +53,7 @@ class EventReader:
         "fault",
         "has_begun",
         "has_failed",
+        "has_last_word",
         "is_done",
         "is_over",
         "output_bytes",
@@ -61,6 +64,7 @@ class EventReader:
     def __init__(self) -> None:
         self.report = NOTHING
         self.has_begun = self.is_done = self.is_over = self.has_failed = False
+        self.has_last_word = False
         self.fault = ""
         self.output_bytes = self.reported_bytes = 0
         self._event = b""
@@ -73,13 +77,19 @@ class EventReader:
         """The usage, if it has been told of all that has come."""
         return self.report.usage() if self.output_bytes == self.reported_bytes else None
 
-    def tell(self, report: UsageReport) -> None:
-        """Take in what the provider says it used so far; it takes nothing back of what it said."""
+    def tell(self, report: UsageReport, *, is_last: bool = False) -> None:
+        """Take in what the provider says it used so far; it takes nothing back of what it said.
+
+        Args:
+            is_last: whether it says so of an answer that has failed, or else has ended.
+        """
         if report is NOTHING:
             return
         self.report = self.report.joined(report)
         if report.output_tokens is not None and report.output_tokens == self.report.output_tokens:
             self.reported_bytes = self.output_bytes
+        if is_last and report.usage() is not None:
+            self.has_last_word = True
 
     def feed(self, data: bytes) -> bytes:
         """Return what to pass on now: whole events, less what the caller did not order.
@@ -128,6 +138,7 @@ class EventReader:
         except Exception as exc:
             self.fault = type(exc).__name__
             self.is_over = True
+            self._see_unreadable(payload)
             return False
 
     def _whole(self, data: bytes) -> bytes:
@@ -178,6 +189,10 @@ class EventReader:
             Exception: it cannot be read.
         """
         raise NotImplementedError
+
+    def _see_unreadable(self, payload: bytes) -> None:
+        """Take note of what can be read of an event that ``_see`` could not read."""
+        self.tell(read_anywhere(payload))
 
     def _see_end(self) -> None:
         """Take note of the end of the body."""

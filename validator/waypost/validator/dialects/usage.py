@@ -26,6 +26,7 @@ __all__ = [
     "Told",
     "UsageReport",
     "read_anthropic",
+    "read_anywhere",
     "read_completion",
     "read_completion_parts",
     "read_gemini",
@@ -40,6 +41,7 @@ class UsageReport(Struct, frozen=True):
     """Counts as told so far; ``None`` where nothing was.
 
     Attributes:
+        beside_input_tokens: input that is told beside ``input_tokens``, as what tools read.
         is_cache_beside: what a cache held or took comes on top of ``input_tokens``.
         is_reasoning_beside: likewise ``reasoning_tokens`` on top of ``output_tokens``.
     """
@@ -47,6 +49,7 @@ class UsageReport(Struct, frozen=True):
     input_tokens: int | None = None
     output_tokens: int | None = None
     total_tokens: int | None = None
+    beside_input_tokens: int | None = None
     cached_tokens: int | None = None
     cache_write_tokens: int | None = None
     cache_write_1h_tokens: int | None = None
@@ -74,19 +77,37 @@ class UsageReport(Struct, frozen=True):
             has_output: whether the API writes an answer. Embeddings are none, and there the
                 total is the input.
         """
-        total, into, out = self.total_tokens, self.told_input, self._told_output
+        total, into, out = self.total_tokens, self.told_input, self._whole_output
         if not has_output:
-            into = total if into is None else into
             out = out or 0
-        elif total is not None and (into is None) != (out is None):
-            # One side and the total tell the other.
-            into = max(0, total - (out or 0)) if into is None else into
-            out = max(0, total - into) if out is None else out
+            if total is not None:
+                into = max(into or 0, total - out)
+        elif total is not None and into is None and out is not None:
+            into = max(self._input_parts, total - out)
+        elif total is not None and out is None and into is not None:
+            out = self.told_output
         if into is None or out is None:
             return None
+        if has_output and total is not None:
+            out = max(out, total - into)
         return Usage(
             input_tokens=into,
-            output_tokens=max(out, (total or 0) - into),
+            output_tokens=out,
+            cached_tokens=self.cached_tokens or 0,
+            cache_write_tokens=self._written,
+            cache_write_1h_tokens=self.cache_write_1h_tokens or 0,
+            image_input_tokens=self.image_input_tokens or 0,
+            audio_input_tokens=self.audio_input_tokens or 0,
+            audio_output_tokens=self.audio_output_tokens or 0,
+            reasoning_tokens=self.reasoning_tokens or 0,
+        )
+
+    def at_least(self) -> Usage:
+        """Return what it comes to by now, be it half of what will be told."""
+        into = self._input_parts if self.told_input is None else self.told_input
+        return Usage(
+            input_tokens=into,
+            output_tokens=self.told_output,
             cached_tokens=self.cached_tokens or 0,
             cache_write_tokens=self._written,
             cache_write_1h_tokens=self.cache_write_1h_tokens or 0,
@@ -98,21 +119,32 @@ class UsageReport(Struct, frozen=True):
 
     @property
     def told_input(self) -> int | None:
-        """All of the input; ``None`` if nothing was told of it."""
-        beside = (self.cached_tokens or 0) + self._written
+        """All of the input; ``None`` until it is told, whatever is told of parts of it."""
         if self.input_tokens is None:
-            return beside or None
+            return None
+        beside = (self.cached_tokens or 0) + self._written
         largest = max(self.cached_tokens or 0, self._written)
         is_beside = self.is_cache_beside or largest > self.input_tokens
-        return self.input_tokens + (beside if is_beside else 0)
+        return self.input_tokens + (self.beside_input_tokens or 0) + (beside if is_beside else 0)
 
     @property
-    def _told_output(self) -> int | None:
-        reasoning = self.reasoning_tokens or 0
+    def told_output(self) -> int:
+        """As much output as is told by now, in whatever words."""
+        into, reasoning = self.told_input, self.reasoning_tokens or 0
+        rest = 0 if self.total_tokens is None or into is None else self.total_tokens - into
+        return max(self._whole_output or 0, reasoning, rest)
+
+    @property
+    def _whole_output(self) -> int | None:
         if self.output_tokens is None:
-            return reasoning or None
+            return None
+        reasoning = self.reasoning_tokens or 0
         is_beside = self.is_reasoning_beside or reasoning > self.output_tokens
         return self.output_tokens + (reasoning if is_beside else 0)
+
+    @property
+    def _input_parts(self) -> int:
+        return (self.beside_input_tokens or 0) + (self.cached_tokens or 0) + self._written
 
     @property
     def _written(self) -> int:
@@ -166,6 +198,9 @@ _OPENAI: _Names = {
     # Perplexity's deep research: 73,248 beside 3,256 of the answer, and in no total.
     # open-webui-cost-tracker#6, 2025-05; vercel/ai#7429, 2025-07.
     "reasoning_tokens": "reasoning_tokens",
+    # Perplexity's, billed as input and in no other count: langchain#33480, 2025-10;
+    # open-webui-cost-tracker#6, 2025-05.
+    "citation_tokens": "beside_input_tokens",
 }
 _ANTHROPIC: _Names = {
     # Anthropic's API reference, and its SDK (anthropic.types.beta.BetaUsage), 2026-11.
@@ -183,6 +218,7 @@ _GEMINI: _Names = {
     "totalTokenCount": "total_tokens",
     "cachedContentTokenCount": "cached_tokens",
     "thoughtsTokenCount": "reasoning_tokens",
+    "toolUsePromptTokenCount": "beside_input_tokens",
 }
 _GEMINI_MODALITIES = (
     ("promptTokensDetails", "IMAGE", "image_input_tokens"),
@@ -214,20 +250,14 @@ class ToldOfCompletion(Struct):
 
 
 _decode_completion = msgspec.json.Decoder(ToldOfCompletion).decode
+_decode_raw_fields = msgspec.json.Decoder(dict[str, Raw]).decode
+_decode_told = msgspec.json.Decoder(Told).decode
 
 
 def read_openai(raw: Raw) -> UsageReport:
     """Return what OpenAI's usage says, in the words of any of its APIs and of its followers."""
     told = _fields(raw)
-    if not told:
-        return NOTHING
-    counts = _counts(told, _OPENAI)
-    # Perplexity's, billed as input and in no other count: langchain#33480, 2025-10;
-    # open-webui-cost-tracker#6, 2025-05.
-    cited = _count(told.get("citation_tokens"))
-    if cited and "input_tokens" in counts:
-        counts["input_tokens"] += cited
-    return _report(counts)
+    return _report(_counts(told, _OPENAI)) if told else NOTHING
 
 
 def read_completion(body: bytes) -> UsageReport:
@@ -251,6 +281,23 @@ def read_completion_parts(
     for choice in choices:
         report = report.joined(read_openai(choice.usage))
     return report if x_groq is None else report.joined(read_openai(x_groq.usage))
+
+
+def read_anywhere(event: bytes) -> UsageReport:
+    """Return what an event says that is none of the events we know; nothing if it says nothing.
+
+    Of what cannot be read as a chunk, as with ``choices: null``, the usage may be read all the
+    same.
+    """
+    try:
+        fields = _decode_raw_fields(event)
+        report = read_openai(fields.get("usage", Raw()))
+        for place in ("message", "response"):
+            if place in fields:
+                report = report.joined(read_anthropic(_decode_told(fields[place]).usage))
+    except (ValueError, RecursionError):
+        return NOTHING
+    return report
 
 
 def read_anthropic(raw: Raw) -> UsageReport:
@@ -280,9 +327,6 @@ def read_gemini(raw: Raw) -> UsageReport:
     if not told:
         return NOTHING
     counts = _counts(told, _GEMINI)
-    tools = _count(told.get("toolUsePromptTokenCount"))
-    if tools and "input_tokens" in counts:
-        counts["input_tokens"] += tools
     for place, modality, name in _GEMINI_MODALITIES:
         details = told.get(place)
         if isinstance(details, list):

@@ -106,6 +106,7 @@ class ProviderAttempt:
         confidence: how sure the answer is, where a cascade judged it.
         reservation: what pays for it; ``is_paid`` if it has already.
         is_cut_by_caller: whether it is the caller's deadline that bounds it.
+        is_outrun: whether another answered sooner, so that nobody will be told of this.
         was_sent: whether a byte of the request may have reached the provider.
     """
 
@@ -140,6 +141,7 @@ class ProviderAttempt:
         "confidence",
         "exchange",
         "is_cut_by_caller",
+        "is_outrun",
         "is_paid",
         "outcome",
         "reservation",
@@ -196,7 +198,7 @@ class ProviderAttempt:
         self._retry_after_s: float | None = None
         self._detail: str | None = None
         self._has_ended = self._is_read = False
-        self.is_cut_by_caller = self.is_paid = self.was_sent = False
+        self.is_cut_by_caller = self.is_outrun = self.is_paid = self.was_sent = False
         self.confidence: float | None = None
         self.outcome: AttemptOutcome = "cancelled"
         self.status: int | None = None
@@ -341,7 +343,10 @@ class ProviderAttempt:
         except ValueError:
             return False
         if is_error:
-            self._is_refused, self.outcome = True, "server_error"
+            with suppress(ValueError):
+                self._report = heard(self._adapter.report, body)
+            self._is_refused = not self._report.told_output
+            self.outcome = "server_error"
         return is_error
 
     def _traceparent(self) -> bytes | None:
@@ -481,6 +486,7 @@ class ProviderAttempt:
             is_free=self._is_free,
             report=self._report if reader is None else reader.report,
             has_output=self.exchange.endpoint != "embeddings",
+            is_final=reader is None or reader.is_done or reader.has_last_word,
             output_bytes=answer_bytes,
             reported_bytes=answer_bytes or 0 if reader is None else reader.reported_bytes,
             held_nusd=self.reservation.amount_nusd,
@@ -501,7 +507,8 @@ class ProviderAttempt:
             return True
         reader = self._reader
         if reader is not None and reader.has_failed and not reader.output_bytes:
-            return True
+            # Unless it says what it has used all the same.
+            return not (reader.has_last_word and reader.report.told_output)
         return not self._is_size_known and self.target.upstream.charge_unanswered == "nothing"
 
     @property
@@ -622,6 +629,10 @@ class ProviderAttempt:
 
     # ── how it ended ───────────────────────────────────────────────────────────────────────
 
+    def outrun(self) -> None:
+        """Note that another was sooner, if it is not over yet."""
+        self.is_outrun = not self._has_ended
+
     def abandon(self) -> None:
         """Hang up on the provider, if it is not over yet."""
         self._end(self._given_up)
@@ -653,7 +664,7 @@ class ProviderAttempt:
                 model=self.target.model.id,
                 provider=self.target.model.provider,
                 kind=self._kind,
-                outcome=outcome,
+                outcome="cancelled" if self.is_outrun and outcome == "ok" else outcome,
                 detail=self._detail,
                 http_status=self.status,
                 ttft_ms=self._ttft_ms,

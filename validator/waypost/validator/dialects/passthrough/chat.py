@@ -16,7 +16,13 @@ from waypost.validator.dialects.passthrough.body_fields import (
     size,
 )
 from waypost.validator.dialects.sse import EventReader, is_end_mark, require_object
-from waypost.validator.dialects.usage import NOTHING, Told, UsageReport, read_completion_parts
+from waypost.validator.dialects.usage import (
+    NOTHING,
+    Told,
+    UsageReport,
+    read_anywhere,
+    read_completion_parts,
+)
 
 __all__ = ["Reader", "bounded", "is_error", "order_usage", "reader", "report", "shows_usage"]
 
@@ -29,6 +35,7 @@ class _Answer(Struct):
     choices: list[Told]
     usage: Raw = ABSENT
     x_groq: Told | None = None
+    error: Raw = ABSENT
 
 
 class _Delta(Struct):
@@ -94,6 +101,8 @@ def order_usage(fields: dict[str, Any]) -> None:
 def report(body: bytes) -> UsageReport:
     """See ``Api``."""
     answer = _decode_answer(body)
+    if not answer.choices and is_present(answer.error):
+        raise ValueError("an error in the words of an answer")
     return read_completion_parts(answer.usage, answer.choices, answer.x_groq)
 
 
@@ -146,6 +155,7 @@ class Reader(EventReader):
             require_object(payload)
             self.has_begun = True
             self.output_bytes += len(payload)
+            self.tell(read_anywhere(payload))
             return True
         if not payload.isascii():
             payload.decode()  # nobody could read what is passed over here either
@@ -156,7 +166,7 @@ class Reader(EventReader):
         told = read_completion_parts(chunk.usage, chunk.choices, chunk.x_groq)
         if told is NOTHING:
             return True
-        self.tell(told)
+        self.tell(told, is_last=self.has_failed)
         return self._shows_usage or bool(chunk.choices)
 
     def _see_choice(self, choice: _Choice) -> None:

@@ -14,7 +14,7 @@ from waypost.validator.dialects.passthrough.body_fields import (
     size,
 )
 from waypost.validator.dialects.sse import EventReader, is_end_mark, require_object, write_event
-from waypost.validator.dialects.usage import UsageReport, read_anthropic
+from waypost.validator.dialects.usage import UsageReport, read_anthropic, read_anywhere
 
 __all__ = ["bounded", "is_error", "reader", "report"]
 
@@ -26,6 +26,17 @@ class _Answer(Struct):
 
 class _Failed(Struct, tag="error", tag_field="type"):
     error: dict[str, Any]
+
+
+class _Block(Struct):
+    """What a block has in it when it starts: proxies send whole ones so."""
+
+    text: str | None = None
+    thinking: str | None = None
+    data: str | None = None
+
+    def size(self) -> int:
+        return size(self.text) + size(self.thinking) + size(self.data)
 
 
 class _Delta(Struct):
@@ -42,6 +53,7 @@ class _Started(Struct):
 class _Event(Struct):
     type: str = ""
     message: _Started | None = None
+    content_block: _Block | None = None
     delta: _Delta | None = None
     usage: Raw = ABSENT
     error: Raw = ABSENT
@@ -103,6 +115,7 @@ class _Reader(EventReader):
             require_object(payload)
             self.has_begun = True
             self.output_bytes += len(payload)
+            self.tell(read_anywhere(payload))
             return True
         if not payload.isascii():
             payload.decode()  # nobody could read what is passed over here either
@@ -116,6 +129,8 @@ class _Reader(EventReader):
                 self.output_bytes += (
                     size(delta.text) + size(delta.partial_json) + size(delta.thinking)
                 )
+            case "content_block_start" if event.content_block is not None:
+                self.output_bytes += event.content_block.size()
             case "message_delta":
                 self.tell(read_anthropic(event.usage))
                 self._has_reason = event.delta is not None and bool(event.delta.stop_reason)

@@ -15,7 +15,7 @@ from waypost.validator.dialects.passthrough.body_fields import (
     size,
 )
 from waypost.validator.dialects.sse import EventReader, is_end_mark, require_object, write_event
-from waypost.validator.dialects.usage import UsageReport, read_openai
+from waypost.validator.dialects.usage import UsageReport, read_anywhere, read_openai
 
 __all__ = ["bounded", "broken_off", "is_error", "reader", "report"]
 
@@ -136,6 +136,7 @@ class _Reader(EventReader):
             require_object(payload)
             self.has_begun = True
             self.output_bytes += len(payload)
+            self.tell(read_anywhere(payload))
             return True
         if not payload.isascii():
             payload.decode()  # nobody could read what is passed over here either
@@ -149,7 +150,8 @@ class _Reader(EventReader):
             self.is_done = not self.has_failed
             self._error = None
             if is_present(event.response):
-                self.tell(read_openai(_decode_response(event.response).usage))
+                told = read_openai(_decode_response(event.response).usage)
+                self.tell(told, is_last=True)
         elif kind in _ANNOUNCED:
             self._response = _decode_fields(event.response) if is_present(event.response) else {}
         elif kind == "error" or (not kind and is_present(event.error)):
