@@ -13,7 +13,8 @@ Providers call the same count by many names. The tables list them, with the prov
 and when it was seen.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Protocol, cast
 
 import msgspec
@@ -283,20 +284,19 @@ def read_completion_parts(
     return report if x_groq is None else report.joined(read_openai(x_groq.usage))
 
 
-def read_anywhere(event: bytes) -> UsageReport:
+def read_anywhere(event: bytes, read: Callable[[Raw], UsageReport] = read_openai) -> UsageReport:
     """Return what an event says that is none of the events we know; nothing if it says nothing.
 
     Of what cannot be read as a chunk, as with ``choices: null``, the usage may be read all the
     same.
     """
-    try:
+    report = NOTHING
+    with suppress(ValueError, RecursionError):
         fields = _decode_raw_fields(event)
-        report = read_openai(fields.get("usage", Raw()))
+        report = read(fields.get("usage", Raw()))
         for place in ("message", "response"):
             if place in fields:
-                report = report.joined(read_anthropic(_decode_told(fields[place]).usage))
-    except (ValueError, RecursionError):
-        return NOTHING
+                report = report.joined(read(_decode_told(fields[place]).usage))
     return report
 
 

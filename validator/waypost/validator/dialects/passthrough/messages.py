@@ -115,7 +115,7 @@ class _Reader(EventReader):
             require_object(payload)
             self.has_begun = True
             self.output_bytes += len(payload)
-            self.tell(read_anywhere(payload))
+            self.tell(read_anywhere(payload, read_anthropic))
             return True
         if not payload.isascii():
             payload.decode()  # nobody could read what is passed over here either
