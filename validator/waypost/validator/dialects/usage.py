@@ -80,9 +80,9 @@ class UsageReport(Struct, frozen=True):
         """
         total, into, out = self.total_tokens, self.told_input, self._whole_output
         if not has_output:
-            out = out or 0
+            out = max(out or 0, self._output_parts)
             if total is not None:
-                into = max(into or 0, total - out)
+                into = max(into or 0, total - out, self._input_parts)
         elif total is not None and into is None and out is not None:
             into = max(self._input_parts, total - out)
         elif total is not None and out is None and into is not None:
@@ -126,14 +126,15 @@ class UsageReport(Struct, frozen=True):
         beside = (self.cached_tokens or 0) + self._written
         largest = max(self.cached_tokens or 0, self._written)
         is_beside = self.is_cache_beside or largest > self.input_tokens
-        return self.input_tokens + (self.beside_input_tokens or 0) + (beside if is_beside else 0)
+        into = self.input_tokens + (self.beside_input_tokens or 0) + (beside if is_beside else 0)
+        return max(into, self.image_input_tokens or 0, self.audio_input_tokens or 0)
 
     @property
     def told_output(self) -> int:
         """As much output as is told by now, in whatever words."""
-        into, reasoning = self.told_input, self.reasoning_tokens or 0
+        into = self.told_input
         rest = 0 if self.total_tokens is None or into is None else self.total_tokens - into
-        return max(self._whole_output or 0, reasoning, rest)
+        return max(self._whole_output or 0, self._output_parts, rest)
 
     @property
     def _whole_output(self) -> int | None:
@@ -141,11 +142,19 @@ class UsageReport(Struct, frozen=True):
             return None
         reasoning = self.reasoning_tokens or 0
         is_beside = self.is_reasoning_beside or reasoning > self.output_tokens
-        return self.output_tokens + (reasoning if is_beside else 0)
+        whole = self.output_tokens + (reasoning if is_beside else 0)
+        return max(whole, self.audio_output_tokens or 0)
 
     @property
     def _input_parts(self) -> int:
-        return (self.beside_input_tokens or 0) + (self.cached_tokens or 0) + self._written
+        """As much input as is told in parts; at least as much as their largest."""
+        cache = (self.cached_tokens or 0) + self._written
+        kinds = max(cache, self.image_input_tokens or 0, self.audio_input_tokens or 0)
+        return (self.beside_input_tokens or 0) + kinds
+
+    @property
+    def _output_parts(self) -> int:
+        return max(self.reasoning_tokens or 0, self.audio_output_tokens or 0)
 
     @property
     def _written(self) -> int:
