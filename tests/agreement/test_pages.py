@@ -8,15 +8,16 @@ from typing import get_args
 
 import pytest
 
+from waypost.cli import http_body, http_guard, structured
 from waypost.shared import errors
 from waypost.shared.decision import demands, engine
 from waypost.shared.errors import RefusalError, StoreError, TrustCode, WaypostError
 from waypost.shared.requests import apis, measure
 from waypost.shared.wire import headers
-from waypost.validator import pipeline, routes, services
+from waypost.validator import manifest, pipeline, routes, services
 from waypost.validator.access.jose import TokenCode
 from waypost.validator.dialects import providers
-from waypost.validator.http import problems, server_protocol
+from waypost.validator.http import problems
 from waypost.validator.http.problems import describe
 
 ROOT = Path(__file__).parents[2]
@@ -63,8 +64,8 @@ def test_the_table_of_folders_names_every_folder() -> None:
 
 def _raised() -> Iterator[tuple[type[WaypostError] | None, str]]:
     """The codes in the validator's source, each with the error that has it, if that is raised."""
-    folders = (pipeline, providers, routes)
-    modules = (apis, demands, services, server_protocol, headers, measure, problems)
+    folders = (manifest, pipeline, providers, routes)
+    modules = (apis, demands, services, headers, measure, problems, http_body, structured)
     files = [Path(module.__file__ or "") for module in modules]
     files += [file for folder in folders for file in Path(*folder.__path__).glob("*.py")]
     for file in files:
@@ -85,6 +86,7 @@ def _told() -> set[str]:
     codes = {code for _, code in _raised()}
     # What empties the set of admissible models is its refusal's code.
     codes.update(engine.REFUSAL_CODES)
+    codes.update(http_guard.FAULT_STATUS)
     stores = {"ledger_unavailable", "records_unavailable", "replay_unavailable"}
     codes.update(get_args(TrustCode), {"not_in_route", "scope_missing"}, stores)
     codes.update({"idempotency_done", "idempotency_in_progress", "idempotency_key_reused"})

@@ -261,7 +261,7 @@ BEGUN = head(None, CHUNKED, kind=SSE)
         raw(BEGUN + chunk(event("half an")), apart_s=0.05, then="break"),
         raw(BEGUN + chunk(event("half an")) + b"0\r\n\r\n"),
         raw(BEGUN + chunk(event("half an"))),
-        raw(BEGUN + chunk(event("half an")) + b"zz\r\n"),
+        raw(BEGUN + chunk(event("half an")), b"zz\r\n", apart_s=0.1),
         raw(BEGUN + chunk(event("half an") + b'data: {"cho') + b"0\r\n\r\n"),
     ],
     ids=["ends", "resets", "truncates", "hangs", "breaks a chunk", "truncates an event"],

@@ -24,11 +24,23 @@ models:
       input: 3.00
       cached_input: 0.30
       cache_write: 3.75
+      cache_write_1h: 6
       image_input: 4
       audio_input: 5
       audio_output: 6
       reasoning: 15
       output: 15.00
+      above:
+        150_000:
+          input: 6
+          output: 22.50
+          cached_input: 0.60
+          cache_write: 7.50
+          cache_write_1h: 12
+          image_input: 8
+          audio_input: 10
+          audio_output: 12
+          reasoning: 22.50
     tiers: [pro, enterprise]
     tokens: {context: 200_000, output: 64_000}
     endpoints: [chat.completions, responses]
@@ -245,6 +257,14 @@ providers:
       first_rest_s: 3
       last_rest_s: 200
     charge_unanswered: prompt
+  tunnelled:
+    base_url: https://api.tunnelled.example/v1
+    proxy: http://proxy.example:3128
+    proxy_auth: PROXY_LOGIN
+    ca_file: ca.pem
+    client_cert: client.pem
+    client_key: client.key
+    http2: true
   anthropic: {base_url: "https://api.anthropic.example/v1", dialect: anthropic, betas: [files-api]}
 ledger:
   store: redis
@@ -266,6 +286,7 @@ records:
   spill: state/spill
   spill_mib: 256
   prompts: true
+cors: {origins: ["https://app.example"], max_age_s: 300}
 metrics: {enabled: true, token: METRICS_TOKEN, path: state/metrics}
 tracing: {endpoint: "http://collector:4318/v1/traces", share: 0.2, headers: {x-key: TRACES_KEY}}
 receipts: {origin: validator.example/log, key: state/receipts.key, log: state/log, header: false}

@@ -122,7 +122,7 @@ def test_show_gives_all_that_is_recorded(path: Path, run: Run) -> None:
     shown = run("show", a_record(0).id).stdout
     for part in ("1102500", DIGEST, "short-chat", '"input_tokens":41'):
         assert part in shown
-    assert "detail" not in shown  # empty
+    assert "│ detail" not in shown  # empty
     assert json.loads(run("show", a_record(0).id, "--json").stdout)["cost_nusd"] == 66_150
 
 

@@ -32,7 +32,7 @@ def fault(*_: object, **__: object) -> NoReturn:
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
-        (SETTLING, "cost_of"),
+        (SETTLING, "charge_for"),
         (ActiveManifest, "unrouted_price"),
         (Services, "with_shadow"),
         (Services, "with_prompt"),
@@ -52,7 +52,7 @@ async def test_a_fault_after_the_answer_loses_neither_answer_nor_record_nor_mone
 
     assert (response.status_code, record.http_status, fate_of(record)) == (200, 200, "answered")
     assert await validator.spent() == (record.cost_nusd, 0)
-    if name == "cost_of":
+    if name == "charge_for":
         assert record.unconfirmed_nusd == record.cost_nusd == record.reserved_nusd
     else:
         assert record.cost_nusd == 20 * 150 + 7 * 600

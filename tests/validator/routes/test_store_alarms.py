@@ -211,16 +211,12 @@ async def _tls(path: Path) -> AsyncGenerator[str]:
 
 @pytest.mark.parametrize("lasts_h", [-1, 1])
 async def test_a_certificate_is_told_by_its_day(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    lasts_h: int,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, lasts_h: int
 ) -> None:
     path = self_signed(tmp_path, lasts_h=lasts_h)
-    monkeypatch.setenv("SSL_CERT_FILE", str(path))
 
     def setting(providers: dict[str, Any]) -> None:
-        providers["acme"]["base_url"] = url
+        providers["acme"] |= {"base_url": url, "ca_file": str(path)}
 
     async with (
         _tls(path) as url,

@@ -16,6 +16,7 @@ from support.upstream import DONE, Behaviour, Exchange, event, running_upstream
 from waypost.shared.contracts import SpendLimit
 from waypost.shared.records import DecisionRecord
 from waypost.validator.config import load_config
+from waypost.validator.dialects.sse import write_event
 from waypost.validator.ledger import scope_of
 from waypost.validator.startup.assembly import open_services
 
@@ -29,13 +30,20 @@ BODIES: dict[str, dict[str, Any]] = {
 }
 
 
+RESPONSE_DELTA = write_event(
+    {"type": "response.output_text.delta", "delta": "Once upon a time"},
+    name="response.output_text.delta",
+)
+
+
 def beginning(goes_on: asyncio.Event) -> Behaviour:
     """Begin a stream, and end it only when the event says so; give no whole answer at all."""
 
     async def behave(exchange: Exchange) -> None:
         if exchange.seen.json.get("stream"):
             await exchange.start_stream()
-            await exchange.chunk(event("Once upon a time"))
+            is_response = exchange.seen.path.endswith("/responses")
+            await exchange.chunk(RESPONSE_DELTA if is_response else event("Once upon a time"))
         await goes_on.wait()
         await exchange.chunk(event(None) + DONE)
         await exchange.end_stream()

@@ -248,6 +248,7 @@ class ProviderAttempt:
             provider_request = structs.replace(
                 provider_request, body=with_logprobs(provider_request.body)
             )
+        self._path = provider_request.path
         return provider_request
 
     async def collect(self) -> Answer:

@@ -56,6 +56,7 @@ class Idle(Generic[T]):
         """Close all of them."""
         if self._sweep is not None:
             self._sweep.cancel()
+            self._sweep = None
         while self._resting:
             self._resting.popleft().abort()
 
