@@ -84,7 +84,7 @@ def charge_for(evidence: Evidence, price: Price, facts: Facts) -> Charge:
     least = bill(price, report.at_least(), needs)
     if least > held:
         return _disbelieved(least, held)
-    return Charge(min(_bound(evidence, price, facts, needs), held))
+    return Charge(max(least, min(_bound(evidence, price, facts, needs), held)))
 
 
 def _disbelieved(told_nusd: int, held_nusd: int) -> Charge:

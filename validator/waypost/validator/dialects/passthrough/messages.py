@@ -137,6 +137,7 @@ class _Reader(EventReader):
             case "message_stop":
                 self.is_done = self.is_over = self._has_stopped = True
             case "error":
+                self.tell(read_anthropic(event.usage), is_last=True)
                 self.has_failed = self.is_over = True
             case _:
                 pass

@@ -158,6 +158,7 @@ class _Reader(EventReader):
             # ``response.failed`` follows, or is owed.
             self.has_failed = True
             self._error = _error_of(payload)
+            self.tell(read_anywhere(payload), is_last=True)
         elif isinstance(event.delta, str):
             self.output_bytes += size(event.delta)
         return True

@@ -305,6 +305,7 @@ class _Decoder:
             return  # of another API, as some proxies end every stream
         response = _decode_response(payload)
         if is_present(response.error):
+            sink.used(read_gemini(response.usage_metadata), is_last=True)
             sink.fail(failure(payload) or Failure(UNSAID))
             return
         sink.begin(response.model_version)

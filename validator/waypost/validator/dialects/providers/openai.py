@@ -324,6 +324,7 @@ class _Decoder:
             return
         chunk = _decode_chunk(payload)
         if is_present(chunk.error):
+            sink.used(chunk.report(), is_last=True)
             sink.fail(failure(payload) or Failure(UNSAID))
             return
         sink.begin(chunk.model)
