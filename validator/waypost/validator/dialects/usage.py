@@ -78,9 +78,26 @@ class UsageReport(Struct, frozen=True):
             has_output: whether the API writes an answer. Embeddings are none, and there the
                 total is the input.
         """
-        if has_output and self._is_plain:
-            return self._plain_usage
-        total, into, out = self.total_tokens, self.told_input, self._whole_output
+        total, into, out = self.total_tokens, self.input_tokens, self.output_tokens
+        if (
+            has_output
+            and into is not None
+            and out is not None
+            and not (
+                self.cached_tokens
+                or self.reasoning_tokens
+                or self.cache_write_tokens
+                or self.cache_write_1h_tokens
+                or self.beside_input_tokens
+                or self.image_input_tokens
+                or self.audio_input_tokens
+                or self.audio_output_tokens
+            )
+        ):
+            # As most are: both sides, and nothing of their parts.
+            rest = 0 if total is None else total - into
+            return Usage(input_tokens=into, output_tokens=max(out, rest))
+        into, out = self.told_input, self._whole_output
         if not has_output:
             out = max(out or 0, self._output_parts)
             if total is not None:
@@ -104,30 +121,6 @@ class UsageReport(Struct, frozen=True):
             audio_output_tokens=self.audio_output_tokens or 0,
             reasoning_tokens=self.reasoning_tokens or 0,
         )
-
-    @property
-    def _is_plain(self) -> bool:
-        """Whether both sides are told and nothing of their parts, as most are."""
-        return (
-            self.input_tokens is not None
-            and self.output_tokens is not None
-            and not (
-                self.cached_tokens
-                or self.reasoning_tokens
-                or self.cache_write_tokens
-                or self.cache_write_1h_tokens
-                or self.beside_input_tokens
-                or self.image_input_tokens
-                or self.audio_input_tokens
-                or self.audio_output_tokens
-            )
-        )
-
-    @property
-    def _plain_usage(self) -> Usage:
-        into, out = self.input_tokens or 0, self.output_tokens or 0
-        rest = 0 if self.total_tokens is None else self.total_tokens - into
-        return Usage(input_tokens=into, output_tokens=max(out, rest))
 
     def at_least(self) -> Usage:
         """Return what it comes to by now, be it half of what will be told."""
