@@ -23,6 +23,7 @@ from bench import (
     ledgers,
     outage,
     recording,
+    reporting,
     rivals,
     routing_quality,
     serving,
@@ -54,12 +55,13 @@ SECTIONS: dict[str, Callable[[Path], Rows]] = {
 }
 
 # Install other people's code, so only when asked for: `make bench-rivals`.
-# These take minutes: `python -m bench latencies outage race`.
+# These take minutes: `python -m bench latencies outage race reports`.
 ASKED_FOR: dict[str, Callable[[Path], Rows]] = {
     "choose": lambda _: choosing.rows(),
     "latencies": lambda _: latency_world.rows_of_many(),
     "outage": outage.rows,
     "race": ledgers.race_rows,
+    "reports": lambda _: reporting.rows(),
     "rivals": rivals.rows,
 }
 

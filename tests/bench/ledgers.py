@@ -4,11 +4,12 @@ import asyncio
 import multiprocessing
 import sys
 import time
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
 from support.ledgers import USD, a_hold, limit
-from support.racing import races
+from support.racing import WAYS, races
 from support.redis import find_redis, running_redis
 from waypost.validator.ledger import Calendar, Ledger, open_sqlite
 from waypost.validator.ledger.leased import LeasedLedger
@@ -18,7 +19,7 @@ __all__ = ["race_rows", "rows"]
 
 AT_ONCE = 32
 ACCOUNTS = 10
-RUNS = 20
+RUNS = Counter({"openai": 8, "anthropic": 6, "gemini": 6})  # by the provider's dialect
 CLIENTS = 500
 
 
@@ -130,7 +131,11 @@ def race_rows(folder: Path) -> list[tuple[str, str, str]]:
         spent = asyncio.run(_race(folder / store, store))
         least_most = f"{min(spent):,} to {max(spent):,} nusd of {USD:,}"
         told.append(
-            (f"{CLIENTS} clients, 2 validators, {store}", f"{RUNS} of {RUNS} exact", least_most)
+            (
+                f"{CLIENTS} clients, 2 validators, {store}",
+                f"{RUNS.total()} of {RUNS.total()} exact",
+                least_most,
+            )
         )
     return told
 
@@ -145,14 +150,20 @@ async def _race(folder: Path, store: str) -> list[int]:
         else:
             url, path = "-", folder / "ledger.sqlite"
             books, settings = open_sqlite(path), {"path": str(path)}
-        began = time.perf_counter()
-        async for one in races(folder, settings, url, clients=CLIENTS, books=books, times=RUNS):
-            one.assert_is_exact()
-            spent.append(one.spent_nusd)
-            took_s, began = time.perf_counter() - began, time.perf_counter()
-            sys.stderr.write(
-                f"{store} {len(spent)} of {RUNS}: {one.served} served, {one.spent_nusd:,} nusd,"
-                f" {took_s:.1f} s\n"
-            )
+        for dialect, times in RUNS.items():
+            ways = [way for way in WAYS if way[2] == dialect]
+            here = folder / dialect
+            here.mkdir()
+            began = time.perf_counter()
+            async for one in races(
+                here, settings, url, clients=CLIENTS, books=books, times=times, ways=ways
+            ):
+                one.assert_is_exact()
+                spent.append(one.spent_nusd)
+                took_s, began = time.perf_counter() - began, time.perf_counter()
+                sys.stderr.write(
+                    f"{store}, {dialect}, {len(spent)} of {RUNS.total()}: {one.served} served,"
+                    f" {one.spent_nusd:,} nusd as billed, {took_s:.1f} s\n"
+                )
         await books.close()
     return spent

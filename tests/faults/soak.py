@@ -22,6 +22,7 @@ from typing import Any, cast
 import httpx
 
 from faults.apart import apart
+from support.billing import WORD, Billing
 from support.upstream import (
     USAGE,
     Behaviour,
@@ -124,13 +125,16 @@ OUTAGES: tuple[Behaviour, ...] = (
 class Report:
     """What came of it. ``leaked`` names what there is more of at the end than at the beginning.
 
-    Of what ended, ``stood still`` failed while this process was kept from running.
+    Of what ended, ``stood still`` failed while this process was kept from running. ``billed_nusd``
+    is what the providers' own bill says of the answers that it has counted, half of all.
     """
 
     seconds: float = 0.0
     ended: Counter[str] = field(default_factory=Counter[str])
     failures: list[str] = field(default_factory=list[str])
     held_nusd: int = 0
+    billed_nusd: int = 0
+    spent_nusd: int = 0
     leaked: dict[str, int] = field(default_factory=dict[str, int])
     grown_kib: int = 0
 
@@ -164,7 +168,10 @@ class Machine:
 class Weather:
     """Decides what each provider does: one is down, the others have a blip in a hundred."""
 
-    def __init__(self, upstreams: dict[str, Upstream], draw: random.Random) -> None:
+    def __init__(
+        self, upstreams: dict[str, Upstream], draw: random.Random, billing: Billing
+    ) -> None:
+        self._billing = billing
         self._upstreams = upstreams
         self._draw = draw
 
@@ -182,6 +189,8 @@ class Weather:
         blip = self._draw.random() < 0.01
         behave = self._draw.choice(WHOLE)
         if self._draw.random() < 0.5:
+            behave = self._billing.behave
+        elif self._draw.random() < 0.5:
             behave = answering(self._draw.choice(ANSWERS))
         await (failing(503) if blip else behave)(exchange)
 
@@ -209,7 +218,7 @@ async def _caller(
         except TimeoutError:
             report.ended["hung up"] += 1
             continue
-        if response.status_code == 200 and "knows." in response.text:
+        if response.status_code == 200 and _is_whole(response.text):
             report.ended["answered"] += 1
         elif "Waypost-Deadline-Ms" in headers:
             report.ended["in a hurry"] += 1
@@ -221,14 +230,19 @@ async def _caller(
         await asyncio.sleep(draw.expovariate(1 / 0.02))
 
 
+def _is_whole(text: str) -> bool:
+    return "knows." in text or WORD.strip() in text
+
+
 async def _asked(
     validator: Running, body: dict[str, Any], headers: dict[str, str]
 ) -> httpx.Response:
     return await validator.client.post("/v1/chat/completions", json=body, headers=headers)
 
 
-def _policy() -> Any:  # noqa: ANN401
-    models = tuple(a_model(f"m-{name}", provider=name) for name in PROVIDERS)
+def _policy(billing: Billing) -> Any:  # noqa: ANN401
+    price = billing.rates.price()
+    models = tuple(a_model(f"m-{name}", provider=name, price=price) for name in PROVIDERS)
     names = tuple(model.id for model in models)
     return a_policy(
         models=models,
@@ -281,17 +295,18 @@ async def _counted(validator: Running) -> dict[str, int]:
 async def soak(folder: Path, *, seconds: float, seed: int) -> Report:
     """Return what came of ``seconds`` of traffic; a third of it goes by before memory counts."""
     draw, report = random.Random(seed), Report(seconds=seconds)
+    billing = Billing(seed=seed)
     async with AsyncExitStack() as stack:
         upstreams = {
             name: await stack.enter_async_context(running_upstream(answering(ANSWER)))
             for name in PROVIDERS
         }
         validator = await stack.enter_async_context(
-            running_validator(folder, upstreams, policy=_policy(), change=_pressed)
+            running_validator(folder, upstreams, policy=_policy(billing), change=_pressed)
         )
         await _asked(validator, HELLO, validator.headers())
         before = await _counted(validator)
-        tasks = [asyncio.create_task(Weather(upstreams, draw).change_for_ever())]
+        tasks = [asyncio.create_task(Weather(upstreams, draw, billing).change_for_ever())]
         # As SDKs do: a token is used until it expires, and the validator remembers it.
         tokens = [validator.bearer(sub=f"user-{number}") for number in range(50)]
         machine = Machine()
@@ -310,7 +325,8 @@ async def soak(folder: Path, *, seconds: float, seed: int) -> Report:
             upstream.behave = answering(ANSWER)
         with suppress(AssertionError):  # told below
             await validator.settled()
-        report.held_nusd = (await validator.spent())[1]
+        report.spent_nusd, report.held_nusd = await validator.spent()
+        report.billed_nusd = int(billing.due(less_unseen=True))
         report.grown_kib = _memory_kib() - warm_kib
         for _ in range(20):
             # What is being closed may take a while where much else runs; a leak stays.
@@ -336,6 +352,7 @@ def main() -> int:
     print(f"{seconds:.0f} s, pressed {PRESSED} times, seed {seed}: {dict(report.ended)}")
     print(f"answered {report.success:.3%}; of failures the first: {report.failures[:5]}")
     print(f"leaked {report.leaked or 'nothing'}; still held {report.held_nusd} nusd")
+    print(f"spent {report.spent_nusd} nusd, of which providers billed {report.billed_nusd}")
     print(f"memory after the first third: {report.grown_kib:+} KiB")
     print(f"{rounds} times 200 tenants at once: {dict(tenants.ended)}; mixed {tenants.mixed[:5]}")
     good = (
@@ -343,6 +360,7 @@ def main() -> int:
         and not tenants.held_nusd
         and tenants.ended["answered"] > tenants.ended.total() / 2
         and report.success >= 0.999
+        and 0 < report.billed_nusd <= report.spent_nusd
         and not report.leaked
         and not report.held_nusd
         and report.grown_kib <= MOST_GROWN_KIB

@@ -105,8 +105,11 @@ async def test_what_attempts_cost_adds_up_to_what_is_charged(
         paid = [one for one in record.attempts if one.outcome in ("ok", "cut_short")]
         assert all(one.cost_nusd for one in paid), record
         forward_ms = record.steps_ms.get("forward", 0.0)
+        # One that another has outrun goes on when the caller has the answer.
+        is_hedged = any(one.kind == "hedge" for one in record.attempts)
         longest_ms = max((one.duration_ms for one in record.attempts), default=0.0)
-        assert longest_ms <= forward_ms + 1 <= record.duration_ms + 2, record
+        assert is_hedged or longest_ms <= forward_ms + 1, record
+        assert forward_ms <= record.duration_ms + 1, record
     assert (spent, held) == (sum(record.cost_nusd for record in records), 0)
     kinds = {one.kind for record in records for one in record.attempts}
     assert kinds >= {"first", "retry", "fallback", "escalation", "sample"}

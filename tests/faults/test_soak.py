@@ -19,6 +19,7 @@ async def test_while_any_one_provider_is_down_callers_notice_nothing_and_nothing
     assert report.ended["hung up"]
     assert report.leaked == {}
     assert report.held_nusd == 0
+    assert 0 < report.billed_nusd <= report.spent_nusd
 
 
 async def test_two_hundred_tenants_at_once_each_get_their_own_answer(tmp_path: Path) -> None:

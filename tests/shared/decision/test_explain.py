@@ -176,7 +176,7 @@ def test_the_loser_of_two_was_not_hung_up_on_by_the_caller() -> None:
 
     told = explain_record(a_record(attempts=(winner, loser)), compile_policy(a_policy()))
 
-    assert told.sentence.endswith("small was stopped, as another was sooner.")
+    assert told.sentence.endswith("small was not waited for, as another was sooner.")
 
 
 def test_what_each_of_several_attempts_cost_is_told() -> None:

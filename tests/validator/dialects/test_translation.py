@@ -261,7 +261,7 @@ class _Heard:
     def arguments(self, slot: int, text: str) -> None:
         self.said[-1][2] += text
 
-    def used(self, report: UsageReport) -> None:
+    def used(self, report: UsageReport, *, is_last: bool = False) -> None:
         self.report = self.report.joined(report)
 
     def finish(self, stop: StopReason, stop_sequence: str | None = None) -> None:

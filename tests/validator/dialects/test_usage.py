@@ -14,9 +14,11 @@ from waypost.validator.dialects.usage import (
     NOTHING,
     UsageReport,
     read_anthropic,
+    read_anthropic_by_names,
     read_completion,
     read_gemini,
     read_openai,
+    read_openai_by_names,
 )
 
 
@@ -248,3 +250,26 @@ def test_whatever_stands_there_is_counts_or_nothing(told: dict[str, Any]) -> Non
         usage = report.usage()
         if usage is not None:
             assert all(value >= 0 for value in (usage.input_tokens, usage.output_tokens))
+
+
+likely_names = st.sampled_from(
+    ["prompt_tokens", "completion_tokens", "total_tokens", "input_tokens", "output_tokens",
+     "prompt_tokens_details", "completion_tokens_details", "cached_tokens", "reasoning_tokens",
+     "iterations", "cache_creation", "cache_creation_input_tokens", "cache_read_input_tokens",
+     "ephemeral_1h_input_tokens", "audio_tokens", "thinking_tokens", "output_tokens_details",
+     "prompt_cache_hit_tokens", "citation_tokens", "service_tier"]
+)  # fmt: skip
+likely_counts = st.none() | st.integers(0, 2**41) | st.integers(0, 99).map(float) | st.booleans()
+likely = st.dictionaries(
+    likely_names, likely_counts | st.dictionaries(likely_names, likely_counts, max_size=3)
+)
+
+
+@given(likely | st.dictionaries(names, json_values, max_size=6))
+def test_what_is_usual_is_read_quickly_and_no_otherwise(told: dict[str, Any]) -> None:
+    whole = {"prompt_tokens": 20, "completion_tokens": 7, "output_tokens": 3}
+    for usage in (told, {"prompt_tokens": 20, "completion_tokens": 7, **told}, {**told, **whole}):
+        assert read_openai(raw(usage)) == read_openai_by_names(raw(usage))
+        assert read_anthropic(raw(usage)) == read_anthropic_by_names(raw(usage))
+    message = {"output_tokens": 7, **told}
+    assert read_anthropic(raw(message)) == read_anthropic_by_names(raw(message))

@@ -135,6 +135,7 @@ def test_no_bill_by_a_providers_own_rules_is_more_than_what_is_held(
         is_free=False,
         report=report,
         has_output=True,
+        is_final=True,
         output_bytes=10 * out,
         reported_bytes=10 * out,
         held_nusd=held,
@@ -148,7 +149,7 @@ def test_no_bill_by_a_providers_own_rules_is_more_than_what_is_held(
     alone = charge_for(
         Evidence(
             is_free=False, report=UsageReport(input_tokens=read, output_tokens=out,
-            cache_write_tokens=cached), has_output=True, output_bytes=0, reported_bytes=0,
+            cache_write_tokens=cached), has_output=True, is_final=True, output_bytes=0, reported_bytes=0,
             held_nusd=10**15, output_tokens=2_000,
         ),
         a_priced_model(rule, hosted_tools=UNSET),

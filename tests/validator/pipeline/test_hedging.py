@@ -55,9 +55,8 @@ async def warmed_up(
         assert (await validator.chat(models=models)).status_code == 200
 
 
-@pytest.mark.parametrize("body", [HELLO, STREAM])
 async def test_the_sooner_of_two_answers_and_both_are_paid(
-    tmp_path: Path, acme: Upstream, medcloud: Upstream, body: dict[str, Any]
+    tmp_path: Path, acme: Upstream, medcloud: Upstream
 ) -> None:
     medcloud.behave = answering("Sooner.")
     async with running_validator(
@@ -66,7 +65,7 @@ async def test_the_sooner_of_two_answers_and_both_are_paid(
         await warmed_up(validator)
         before, _ = await validator.settled()
         acme.behave = hanging
-        response = await validator.chat(body)
+        response = await validator.chat(STREAM)
         record = await validator.record(response)
         spent = await validator.settled()
         async with asyncio.timeout(20):
@@ -79,15 +78,77 @@ async def test_the_sooner_of_two_answers_and_both_are_paid(
     }
     facts = record.facts
     assert facts is not None
-    # The one that was hung up on may have read the prompt, and a stream stops there; what is made
-    # in one piece may be made to its end.
+    # The one that was hung up on may have read the prompt; a stream stops there.
     loser = facts.measured.max_input_tokens * 150
-    if not body.get("stream"):
-        loser = cost_bound_nusd(hedging().models[0], facts)
     assert record.unconfirmed_nusd == loser
     assert record.cost_nusd == loser + 20 * 1_500 + 7 * 600
     assert spent == (before + record.cost_nusd, 0)
     assert record.model == "second"
+
+
+async def test_an_answer_in_one_piece_that_was_outrun_costs_what_it_says_at_its_end(
+    tmp_path: Path, acme: Upstream, medcloud: Upstream
+) -> None:
+    medcloud.behave = answering("Sooner.")
+    let_go = asyncio.Event()
+
+    async def outrun(exchange: Exchange) -> None:
+        await let_go.wait()
+        await answering("Late.")(exchange)
+
+    async with running_validator(
+        tmp_path, {"acme": acme, "medcloud": medcloud}, policy=hedging()
+    ) as validator:
+        await warmed_up(validator)
+        before, _ = await validator.settled()
+        acme.behave = outrun
+        response = await validator.chat()
+        assert "Sooner." in response.text
+        await validator.chat(headers={"Waypost-Facts": "interactive=?1"}, models=("second",))
+        let_go.set()  # long after the caller has been answered, and has asked anew
+        record = await validator.record(response)
+        spent, held = await validator.settled()
+
+    assert [(one.model, one.outcome, one.cost_nusd) for one in record.attempts] == [
+        ("second", "ok", 20 * 1_500 + 7 * 600),
+        ("small", "cancelled", 20 * 150 + 7 * 600),
+    ]
+    assert record.unconfirmed_nusd == 0
+    assert record.duration_ms < record.attempts[1].started_ms + record.attempts[1].duration_ms
+    other = 20 * 1_500 + 7 * 600
+    assert (spent, held) == (before + record.cost_nusd + other, 0)
+
+
+@pytest.mark.parametrize("how", ["patience", "shutdown"])
+async def test_one_that_was_outrun_and_does_not_end_is_bounded_by_its_hold(
+    tmp_path: Path, acme: Upstream, medcloud: Upstream, how: str
+) -> None:
+    def hasty(providers: dict[str, Any]) -> None:
+        for settings in providers.values():
+            settings["timeout_s"] = 0.5 if how == "patience" else 30
+
+    async with running_validator(
+        tmp_path, {"acme": acme, "medcloud": medcloud}, policy=hedging(), change=hasty
+    ) as validator:
+        await warmed_up(validator)
+        before, _ = await validator.settled()
+        acme.behave = hanging
+        response = await validator.chat()
+        if how == "shutdown":
+            assert len(validator.services.shutdown.under_way) == 1
+            validator.services.shutdown.cut_off()
+        record = await validator.record(response)
+        spent = await validator.settled()
+        async with asyncio.timeout(5):
+            await acme.hung_up.wait()
+        assert not validator.services.shutdown.under_way
+
+    assert response.status_code == 200
+    facts = record.facts
+    assert facts is not None
+    assert record.unconfirmed_nusd == cost_bound_nusd(hedging().models[0], facts)
+    assert spent == (before + record.cost_nusd, 0)
+    assert record.usage is not None
 
 
 async def test_a_first_that_comes_in_time_is_not_asked_for_twice(

@@ -183,12 +183,13 @@ async def test_a_usage_without_counts_is_charged_like_none(
         record = await validator.record(await ask(validator, api, body))
 
         cost = await charged(validator, record)
-        assert cost > 60 * 3_000  # the prompt's bytes at least
+        assert cost > 60 * 3_000 + 40 * 15_000  # the bytes of prompt and answer at least
         assert record.unconfirmed_nusd == cost
         assert record.usage is None
 
 
-@pytest.mark.parametrize("usage", [{"total_tokens": 300}, {"prompt_tokens": 300}])
+@pytest.mark.parametrize("usage", [{"total_tokens": 300}, {"prompt_tokens": 300},
+                                   {"prompt_tokens": 0, "total_tokens": 300}])  # fmt: skip
 async def test_the_total_of_embeddings_is_their_input(tmp_path: Path, usage: object) -> None:
     behave = told(200, {"object": "list", "data": [], "usage": usage})
     body = {"model": "auto", "input": "x" * 2_000}
@@ -221,6 +222,43 @@ async def test_a_zero_in_the_end_does_not_take_the_prompt_back(tmp_path: Path, a
 
         assert await charged(validator, record) == 5_000 * 3_000 + 7 * 15_000
         assert record.unconfirmed_nusd == 0
+
+
+async def test_the_usage_of_a_chunk_that_is_strange_is_read(tmp_path: Path) -> None:
+    usage = {"prompt_tokens": 20, "completion_tokens": 7}
+    last = {"choices": None, "usage": usage}
+    behave = events(chunk("Four."), chunk(), last, b"[DONE]")
+    async with world(tmp_path, behave, dialect="openai") as validator:
+        response = await ask(validator, "chat.completions", {**HI, "stream": True})
+        record = await validator.record(response)
+
+        assert await charged(validator, record) == 20 * 3_000 + 7 * 15_000
+        assert record.unconfirmed_nusd == 0
+
+
+async def test_what_is_thought_by_then_is_charged_of_a_stream_that_is_cut(tmp_path: Path) -> None:
+    usage = {"promptTokenCount": 20, "thoughtsTokenCount": 30, "totalTokenCount": 50}
+    part = {"candidates": [{"content": {"parts": [{"text": "Four."}]}}], "usageMetadata": usage}
+    behave = events(part, then="reset")
+    async with world(tmp_path, behave, dialect="gemini") as validator:
+        response = await ask(validator, "chat.completions", {**HI, "stream": True})
+        record = await validator.record(response)
+
+        assert await charged(validator, record) == 20 * 3_000 + 35 * 15_000
+        assert record.unconfirmed_nusd == record.cost_nusd
+
+
+async def test_a_failure_that_tells_what_it_used_costs_that(tmp_path: Path) -> None:
+    usage = {"input_tokens": 20, "output_tokens": 50, "total_tokens": 70}
+    failed = {"status": "failed", "error": {"code": "server_error"}, "usage": usage}
+    behave = events({"type": "response.failed", "response": failed})
+    body = {"model": "auto", "input": "Hi", "max_output_tokens": 64, "stream": True}
+    async with world(tmp_path, behave, dialect="openai") as validator:
+        record = await validator.record(await ask(validator, "responses", body))
+
+        assert record.attempts[0].outcome == "server_error"
+        assert record.attempts[0].cost_nusd == 20 * 3_000 + 50 * 15_000
+        assert await charged(validator, record) == record.cost_nusd
 
 
 # ── reports that say more than the visible sides ───────────────────────────────────────────────

@@ -320,7 +320,7 @@ def _bare_sentence(record: DecisionRecord) -> str:
 def _fared(attempt: Attempt, record: DecisionRecord) -> str:
     kinds = {other.kind for other in record.attempts if other.outcome == "ok"}
     if attempt.outcome == "cancelled" and kinds and (attempt.kind == "hedge" or "hedge" in kinds):
-        return "was stopped, as another was sooner"
+        return "was not waited for, as another was sooner"
     if attempt.detail is not None:
         return f"has a {attempt.detail}"
     return _ATTEMPTS[attempt.outcome]

@@ -9,12 +9,14 @@ Source: https://html.spec.whatwg.org/multipage/server-sent-events.html, "Parsing
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any, NoReturn, cast
 
 import msgspec
+from msgspec import Raw
 
 from waypost.shared.money import Usage
-from waypost.validator.dialects.usage import NOTHING, UsageReport
+from waypost.validator.dialects.usage import NOTHING, UsageReport, read_anywhere, read_openai
 from waypost.validator.http.provider_errors import says_error
 
 __all__ = ["MAX_EVENT_BYTES", "EventReader", "is_end_mark", "require_no_error"]
@@ -36,6 +38,8 @@ class EventReader:
     Attributes:
         report: what the provider says it used, all that it said together.
         reported_bytes: bytes of answer that had come when it last said so.
+        has_last_word: whether what it says it used is all that it will say of it, though the
+            answer has not come to its end, as where it failed.
         has_begun: whether any of the answer has come. Pings and announcements are none.
         is_done: whether the answer has come to its end. Its usage may still follow.
         is_over: whether nothing more that matters can follow.
@@ -55,6 +59,7 @@ class EventReader:
         "fault",
         "has_begun",
         "has_failed",
+        "has_last_word",
         "is_done",
         "is_over",
         "output_bytes",
@@ -65,6 +70,7 @@ class EventReader:
     def __init__(self) -> None:
         self.report = NOTHING
         self.has_begun = self.is_done = self.is_over = self.has_failed = False
+        self.has_last_word = False
         self.fault = ""
         self.failure = b""
         self.output_bytes = self.reported_bytes = 0
@@ -82,13 +88,19 @@ class EventReader:
         """Take in how often the provider's own tools were called, by what came so far."""
         self.report = self.report.joined(UsageReport(calls=calls))
 
-    def tell(self, report: UsageReport) -> None:
-        """Take in what the provider says it used so far; it takes nothing back of what it said."""
+    def tell(self, report: UsageReport, *, is_last: bool = False) -> None:
+        """Take in what the provider says it used so far; it takes nothing back of what it said.
+
+        Args:
+            is_last: whether it says so of an answer that has failed, or else has ended.
+        """
         if report is NOTHING:
             return
         self.report = self.report.joined(report)
         if report.output_tokens is not None and report.output_tokens == self.report.output_tokens:
             self.reported_bytes = self.output_bytes
+        if is_last and report.usage() is not None:
+            self.has_last_word = True
 
     def feed(self, data: bytes) -> bytes:
         """Return what to pass on now: whole events, less what the caller did not order.
@@ -143,6 +155,7 @@ class EventReader:
         except Exception as exc:
             self.fault = type(exc).__name__
             self.is_over = True
+            self._see_unreadable(payload)
             return False
 
     def _whole(self, data: bytes) -> bytes:
@@ -194,13 +207,20 @@ class EventReader:
         """
         raise NotImplementedError
 
-    def _see_unknown(self, payload: bytes) -> None:
+    def _see_unknown(
+        self, payload: bytes, read: Callable[[Raw], UsageReport] = read_openai
+    ) -> None:
         """Take note of what is none of the events we know: an error, or some of the answer."""
         if says_error(require_object(payload)):
             self.has_failed = True
         else:
             self.has_begun = True
             self.output_bytes += len(payload)
+        self.tell(read_anywhere(payload, read), is_last=self.has_failed)
+
+    def _see_unreadable(self, payload: bytes) -> None:
+        """Take note of what can be read of an event that ``_see`` could not read."""
+        self.tell(read_anywhere(payload))
 
     def _see_end(self) -> None:
         """Take note of the end of the body."""

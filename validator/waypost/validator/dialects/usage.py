@@ -13,11 +13,12 @@ Providers call the same count by many names. The tables list them, with the prov
 and when it was seen.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import Annotated, Any, Protocol, cast
 
 import msgspec
-from msgspec import Raw, Struct, structs
+from msgspec import Meta, Raw, Struct, structs
 
 from waypost.shared.money import Usage
 
@@ -26,6 +27,7 @@ __all__ = [
     "Told",
     "UsageReport",
     "read_anthropic",
+    "read_anywhere",
     "read_completion",
     "read_completion_parts",
     "read_gemini",
@@ -43,6 +45,7 @@ class UsageReport(Struct, frozen=True):
     Attributes:
         calls: of tools that the provider ran, by name; ``None`` where it does not count them.
         asks: by which tier or speed it says that it charges, as ``service_tier=priority``.
+        beside_input_tokens: input that is told beside ``input_tokens``, as what tools read.
         is_cache_beside: what a cache held or took comes on top of ``input_tokens``.
         is_reasoning_beside: likewise ``reasoning_tokens`` on top of ``output_tokens``.
     """
@@ -50,6 +53,7 @@ class UsageReport(Struct, frozen=True):
     input_tokens: int | None = None
     output_tokens: int | None = None
     total_tokens: int | None = None
+    beside_input_tokens: int | None = None
     cached_tokens: int | None = None
     cache_write_tokens: int | None = None
     cache_write_1h_tokens: int | None = None
@@ -84,19 +88,58 @@ class UsageReport(Struct, frozen=True):
             has_output: whether the API writes an answer. Embeddings are none, and there the
                 total is the input.
         """
-        total, into, out = self.total_tokens, self.told_input, self._told_output
+        total, into, out = self.total_tokens, self.input_tokens, self.output_tokens
+        if (
+            has_output
+            and into is not None
+            and out is not None
+            and not (
+                self.cached_tokens
+                or self.reasoning_tokens
+                or self.cache_write_tokens
+                or self.cache_write_1h_tokens
+                or self.beside_input_tokens
+                or self.image_input_tokens
+                or self.audio_input_tokens
+                or self.audio_output_tokens
+            )
+        ):
+            # As most are: both sides, and nothing of their parts.
+            rest = 0 if total is None else total - into
+            return Usage(input_tokens=into, output_tokens=max(out, rest))
+        into, out = self.told_input, self._whole_output
         if not has_output:
-            into = total if into is None else into
-            out = out or 0
-        elif total is not None and (into is None) != (out is None):
-            # One side and the total tell the other.
-            into = max(0, total - (out or 0)) if into is None else into
-            out = max(0, total - into) if out is None else out
+            out = max(out or 0, self._output_parts)
+            if total is not None:
+                into = max(into or 0, total - out, self._input_parts)
+        elif total is not None and into is None and out is not None:
+            into = max(self._input_parts, total - out)
+        elif total is not None and out is None and into is not None:
+            out = self.told_output
         if into is None or out is None:
             return None
+        if has_output and total is not None:
+            out = max(out, total - into)
         return Usage(
             input_tokens=into,
-            output_tokens=max(out, (total or 0) - into),
+            output_tokens=out,
+            cached_tokens=self.cached_tokens or 0,
+            cache_write_tokens=self._written,
+            cache_write_1h_tokens=self.cache_write_1h_tokens or 0,
+            image_input_tokens=self.image_input_tokens or 0,
+            audio_input_tokens=self.audio_input_tokens or 0,
+            audio_output_tokens=self.audio_output_tokens or 0,
+            reasoning_tokens=self.reasoning_tokens or 0,
+        )
+
+    def at_least(self) -> Usage:
+        """Return what it comes to by now, be it half of what will be told."""
+        into = self.told_input
+        if into is None:
+            into = max(self._input_parts, (self.total_tokens or 0) - self.told_output)
+        return Usage(
+            input_tokens=into,
+            output_tokens=self.told_output,
             cached_tokens=self.cached_tokens or 0,
             cache_write_tokens=self._written,
             cache_write_1h_tokens=self.cache_write_1h_tokens or 0,
@@ -108,21 +151,41 @@ class UsageReport(Struct, frozen=True):
 
     @property
     def told_input(self) -> int | None:
-        """All of the input; ``None`` if nothing was told of it."""
-        beside = (self.cached_tokens or 0) + self._written
+        """All of the input; ``None`` until it is told, whatever is told of parts of it."""
         if self.input_tokens is None:
-            return beside or None
+            return None
+        beside = (self.cached_tokens or 0) + self._written
         largest = max(self.cached_tokens or 0, self._written)
         is_beside = self.is_cache_beside or largest > self.input_tokens
-        return self.input_tokens + (beside if is_beside else 0)
+        into = self.input_tokens + (self.beside_input_tokens or 0) + (beside if is_beside else 0)
+        return max(into, self.image_input_tokens or 0, self.audio_input_tokens or 0)
 
     @property
-    def _told_output(self) -> int | None:
-        reasoning = self.reasoning_tokens or 0
+    def told_output(self) -> int:
+        """As much output as is told by now, in whatever words."""
+        into = self.told_input
+        rest = 0 if self.total_tokens is None or into is None else self.total_tokens - into
+        return max(self._whole_output or 0, self._output_parts, rest)
+
+    @property
+    def _whole_output(self) -> int | None:
         if self.output_tokens is None:
-            return reasoning or None
+            return None
+        reasoning = self.reasoning_tokens or 0
         is_beside = self.is_reasoning_beside or reasoning > self.output_tokens
-        return self.output_tokens + (reasoning if is_beside else 0)
+        whole = self.output_tokens + (reasoning if is_beside else 0)
+        return max(whole, self.audio_output_tokens or 0)
+
+    @property
+    def _input_parts(self) -> int:
+        """As much input as is told in parts; at least as much as their largest."""
+        cache = (self.cached_tokens or 0) + self._written
+        kinds = max(cache, self.image_input_tokens or 0, self.audio_input_tokens or 0)
+        return (self.beside_input_tokens or 0) + kinds
+
+    @property
+    def _output_parts(self) -> int:
+        return max(self.reasoning_tokens or 0, self.audio_output_tokens or 0)
 
     @property
     def _written(self) -> int:
@@ -191,6 +254,9 @@ _OPENAI: _Names = {
     # Perplexity's deep research: 73,248 beside 3,256 of the answer, and in no total.
     # open-webui-cost-tracker#6, 2025-05; vercel/ai#7429, 2025-07.
     "reasoning_tokens": "reasoning_tokens",
+    # Perplexity's, billed as input and in no other count: langchain#33480, 2025-10;
+    # open-webui-cost-tracker#6, 2025-05.
+    "citation_tokens": "beside_input_tokens",
 }
 _ANTHROPIC: _Names = {
     # Anthropic's API reference, and its SDK (anthropic.types.beta.BetaUsage), 2026-11.
@@ -208,6 +274,7 @@ _GEMINI: _Names = {
     "totalTokenCount": "total_tokens",
     "cachedContentTokenCount": "cached_tokens",
     "thoughtsTokenCount": "reasoning_tokens",
+    "toolUsePromptTokenCount": "beside_input_tokens",
 }
 # Calls of tools, which cost something beside their tokens.
 _CALLS: Mapping[str, str] = {
@@ -254,20 +321,126 @@ class ToldOfCompletion(Struct):
 
 
 _decode_completion = msgspec.json.Decoder(ToldOfCompletion).decode
+_decode_raw_fields = msgspec.json.Decoder(dict[str, Raw]).decode
+_decode_told = msgspec.json.Decoder(Told).decode
+
+
+# What most usage looks like, of which a count is in one place. What is in another must be null
+# there: else it is read by the names, at ten times the cost.
+
+_Told = Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | None
+
+
+def _strange(names: _Names, usual: type[Struct]) -> list[tuple[str, Any, Any]]:
+    """Return the fields of ``names`` that ``usual`` does not have; nothing may be told in them."""
+    return [(name, None, None) for name in names if name not in usual.__struct_fields__]
+
+
+class _UsualInput(Struct):
+    cached_tokens: _Told = None
+    cache_write_tokens: _Told = None
+    image_tokens: _Told = None
+    audio_tokens: _Told = None
+    cache_creation_tokens: None = None
+    cache_creation_input_tokens: None = None
+
+
+class _UsualOutput(Struct):
+    reasoning_tokens: _Told = None
+    audio_tokens: _Told = None
+
+
+class _Usual(Struct):
+    prompt_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
+    completion_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
+    total_tokens: _Told = None
+    prompt_tokens_details: _UsualInput | None = None
+    completion_tokens_details: _UsualOutput | None = None
+
+    def report(self) -> UsageReport:
+        into, out = self.prompt_tokens_details, self.completion_tokens_details
+        if into is None and out is None:
+            return UsageReport(self.prompt_tokens, self.completion_tokens, self.total_tokens)
+        into, out = into or _UsualInput(), out or _UsualOutput()
+        return UsageReport(
+            self.prompt_tokens,
+            self.completion_tokens,
+            self.total_tokens,
+            None,
+            into.cached_tokens,
+            into.cache_write_tokens,
+            None,
+            into.image_tokens,
+            into.audio_tokens,
+            out.audio_tokens,
+            out.reasoning_tokens,
+        )
+
+
+class _UsualCreation(Struct):
+    ephemeral_1h_input_tokens: _Told = None
+
+
+class _UsualThoughts(Struct):
+    thinking_tokens: _Told = None
+
+
+class _UsualMessage(Struct):
+    output_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
+    input_tokens: _Told = None
+    cache_read_input_tokens: _Told = None
+    cache_creation_input_tokens: _Told = None
+    cache_creation: _UsualCreation | None = None
+    output_tokens_details: _UsualThoughts | None = None
+    iterations: None = None
+    server_tool_use: None = None
+    service_tier: str | None = None
+    speed: str | None = None
+    inference_geo: str | None = None
+
+    def report(self) -> UsageReport:
+        kept, thoughts = self.cache_creation, self.output_tokens_details
+        told = zip(_ASKS, (self.service_tier, self.speed, self.inference_geo), strict=True)
+        return UsageReport(
+            self.input_tokens,
+            self.output_tokens,
+            None,
+            None,
+            self.cache_read_input_tokens,
+            self.cache_creation_input_tokens,
+            None if kept is None else kept.ephemeral_1h_input_tokens,
+            None,
+            None,
+            None,
+            None if thoughts is None else thoughts.thinking_tokens,
+            asks=tuple([f"{name}={value}" for name, value in told if value is not None]),
+            is_cache_beside=True,
+        )
+
+
+_UsualOfAny = cast(
+    "type[_Usual]",
+    msgspec.defstruct("_UsualOfAny", _strange({**_OPENAI, **_CALLS}, _Usual), bases=(_Usual,)),
+)
+_decode_usual = msgspec.json.Decoder(_UsualOfAny).decode
+_decode_usual_message = msgspec.json.Decoder(_UsualMessage).decode
 
 
 def read_openai(raw: Raw) -> UsageReport:
     """Return what OpenAI's usage says, in the words of any of its APIs and of its followers."""
-    told = _fields(raw)
-    if not told:
+    told = bytes(raw)
+    if not told or told == b"null":
         return NOTHING
-    counts = _counts(told, _OPENAI)
-    # Perplexity's, billed as input and in no other count: langchain#33480, 2025-10;
-    # open-webui-cost-tracker#6, 2025-05.
-    cited = _count(told.get("citation_tokens"))
-    if cited and "input_tokens" in counts:
-        counts["input_tokens"] += cited
-    return _with_calls(_report(counts), told)
+    try:
+        return _decode_usual(raw).report()
+    except (ValueError, RecursionError):
+        return read_openai_by_names(raw)
+
+
+def read_openai_by_names(raw: Raw) -> UsageReport:
+    """Return the same, whatever stands there."""
+    told = _fields(raw)
+    return _with_calls(_report(_counts(told, _OPENAI)), told) if told else NOTHING
 
 
 def with_tier(report: UsageReport, tier: Raw) -> UsageReport:
@@ -281,8 +454,11 @@ def with_tier(report: UsageReport, tier: Raw) -> UsageReport:
 
 
 def read_completion(body: bytes) -> UsageReport:
-    """Return what a completion says; raises ValueError if it is none."""
-    told = _decode_completion(body)
+    """Return what a completion says, or what is like one."""
+    try:
+        told = _decode_completion(body)
+    except ValueError:
+        return read_anywhere(body)
     report = read_completion_parts(told.usage, told.choices, told.x_groq)
     return with_tier(report, told.service_tier)
 
@@ -304,12 +480,39 @@ def read_completion_parts(
     return report if x_groq is None else report.joined(read_openai(x_groq.usage))
 
 
+def read_anywhere(event: bytes, read: Callable[[Raw], UsageReport] = read_openai) -> UsageReport:
+    """Return what an event says that is none of the events we know; nothing if it says nothing.
+
+    Of what cannot be read as a chunk, as with ``choices: null``, the usage may be read all the
+    same.
+    """
+    report = NOTHING
+    with suppress(ValueError, RecursionError):
+        fields = _decode_raw_fields(event)
+        report = read(fields.get("usage", Raw()))
+        for place in ("message", "response", "x_groq"):
+            if place in fields:
+                with suppress(ValueError, RecursionError):
+                    report = report.joined(read(_decode_told(fields[place]).usage))
+    return report
+
+
 def read_anthropic(raw: Raw) -> UsageReport:
     """Return what Anthropic's usage says; what a cache held or took is told beside the input.
 
     What the request took at the server besides (compaction, an advisor, turns of server tools)
     is in ``iterations``, and only in part in the counts above them: theirs are added up.
     """
+    if not bytes(raw):
+        return NOTHING
+    try:
+        return _decode_usual_message(raw).report()
+    except (ValueError, RecursionError):
+        return read_anthropic_by_names(raw)
+
+
+def read_anthropic_by_names(raw: Raw) -> UsageReport:
+    """Return the same, whatever stands there."""
     told = _fields(raw)
     if not told:
         return NOTHING
@@ -337,9 +540,6 @@ def read_gemini(raw: Raw) -> UsageReport:
     if not told:
         return NOTHING
     counts = _counts(told, _GEMINI)
-    tools = _count(told.get("toolUsePromptTokenCount"))
-    if tools and "input_tokens" in counts:
-        counts["input_tokens"] += tools
     for place, modality, name in _GEMINI_MODALITIES:
         details = told.get(place)
         if isinstance(details, list):

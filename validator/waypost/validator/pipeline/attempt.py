@@ -116,6 +116,7 @@ class ProviderAttempt:
         confidence: how sure the answer is, where a cascade judged it.
         reservation: what pays for it; ``is_paid`` if it has already.
         is_cut_by_caller: whether it is the caller's deadline that bounds it.
+        is_outrun: whether another answered sooner, so that nobody will be told of this.
         was_sent: whether a byte of the request may have reached the provider.
     """
 
@@ -152,6 +153,7 @@ class ProviderAttempt:
         "confidence",
         "exchange",
         "is_cut_by_caller",
+        "is_outrun",
         "is_paid",
         "outcome",
         "reservation",
@@ -210,7 +212,7 @@ class ProviderAttempt:
         self._retry_after_s: float | None = None
         self._detail: str | None = None
         self._has_ended = self._is_read = False
-        self.is_cut_by_caller = self.is_paid = self.was_sent = False
+        self.is_cut_by_caller = self.is_outrun = self.is_paid = self.was_sent = False
         self.confidence: float | None = None
         self.outcome: AttemptOutcome = "cancelled"
         self.status: int | None = None
@@ -362,7 +364,10 @@ class ProviderAttempt:
         except ValueError:
             return False
         if is_error:
-            self._is_refused, self.outcome = True, cause_of_error(body)
+            with suppress(ValueError):
+                self._report = heard(self._adapter.report, body)
+            self._is_refused = not self._report.told_output
+            self.outcome = cause_of_error(body)
             self._answer = body
         return is_error
 
@@ -524,6 +529,7 @@ class ProviderAttempt:
                 is_free=False,
                 report=reader.report,
                 has_output=True,
+                is_final=reader.is_done or reader.has_last_word,
                 output_bytes=reader.output_bytes,
                 reported_bytes=reader.reported_bytes,
                 held_nusd=self.reservation.amount_nusd,
@@ -553,6 +559,7 @@ class ProviderAttempt:
             is_free=self._is_free,
             report=self._report if reader is None else reader.report,
             has_output=self.exchange.endpoint != "embeddings",
+            is_final=reader is None or reader.is_done or reader.has_last_word,
             output_bytes=answer_bytes,
             reported_bytes=answer_bytes or 0 if reader is None else reader.reported_bytes,
             held_nusd=self.reservation.amount_nusd,
@@ -573,7 +580,8 @@ class ProviderAttempt:
             return True
         reader = self._reader
         if reader is not None and reader.has_failed and not reader.output_bytes:
-            return True
+            # Unless it says what it has used all the same.
+            return not (reader.has_last_word and reader.report.told_output)
         return not self._is_size_known and self.target.upstream.charge_unanswered == "nothing"
 
     @property
@@ -702,6 +710,10 @@ class ProviderAttempt:
 
     # ── how it ended ───────────────────────────────────────────────────────────────────────
 
+    def outrun(self) -> None:
+        """Note that another was sooner, if it is not over yet."""
+        self.is_outrun = not self._has_ended
+
     def abandon(self) -> None:
         """Hang up on the provider, if it is not over yet."""
         self._end(self._given_up)
@@ -733,7 +745,7 @@ class ProviderAttempt:
                 model=self.target.model.id,
                 provider=self.target.model.provider,
                 kind=self._kind,
-                outcome=outcome,
+                outcome="cancelled" if self.is_outrun and outcome == "ok" else outcome,
                 detail=self._detail,
                 http_status=self.status,
                 ttft_ms=self._ttft_ms,

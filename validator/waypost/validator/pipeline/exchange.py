@@ -163,6 +163,8 @@ class Exchange(Struct, kw_only=True, eq=False):
         is_counted: whether it counts as a request already, where the account is limited by them.
         sign: makes the receipt when the answer begins; ``None`` where nothing is signed.
         ends_at: by ``perf_counter``; ``is_hurried`` says that it is the caller's wish.
+        answered_ms: how long the caller waited for all of the answer, where the request goes on
+            unseen after that; ``None`` otherwise.
         breaking_off: writes the events that end a stream which has begun and must not go on;
             ``None`` where no stream is under way.
     """
@@ -211,6 +213,7 @@ class Exchange(Struct, kw_only=True, eq=False):
     ttft_ms: float | None = None
     status: int = 0
     has_started: bool = False
+    answered_ms: float | None = None
     breaking_off: "BreakingOff | None" = None
 
     @classmethod
@@ -259,6 +262,8 @@ class Exchange(Struct, kw_only=True, eq=False):
 
     def mark(self, step: str) -> None:
         """Note that ``step`` ended now, or more of it: several attempts are one ``forward``."""
+        if self.answered_ms is not None:
+            return  # what comes now nobody waits for
         now = perf_counter()
         before_s = self.steps_ms.get(step, 0.0) / 1_000
         self.steps_ms[step] = in_ms(before_s + now - self.marked)
@@ -273,6 +278,11 @@ class Exchange(Struct, kw_only=True, eq=False):
     def left_s(self) -> float | None:
         """Return the time that is left; ``None`` where nothing bounds it."""
         return None if self.ends_at is None else self.ends_at - perf_counter()
+
+    @property
+    def duration_ms(self) -> float:
+        """How long the caller waited."""
+        return self.elapsed_ms() if self.answered_ms is None else self.answered_ms
 
     def elapsed_ms(self) -> float:
         """Milliseconds since the arrival."""

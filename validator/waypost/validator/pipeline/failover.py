@@ -38,6 +38,10 @@ __all__ = ["Failover"]
 # The event loop's clock ticks in milliseconds, and so may wake us a little early.
 CLOCKS_APART_S = 0.002
 
+# How long an answer in one piece is waited for that another has outrun. It is made to its end and
+# billed whether or not anybody listens; only the end says what for.
+OUTRUN_S = 60.0
+
 # What may pass when the same provider is asked again at once. A time-out may too, but whoever
 # has waited for one is better served elsewhere.
 _PASSING: frozenset[AttemptOutcome] = frozenset({"connect_error", "server_error"})
@@ -80,7 +84,8 @@ class Failover:
         self._is_stripped = False
         self._bare: AdmittedRequest | None = None  # without what its maker alone can read
         self._unsure: ProviderAttempt | None = None
-        self._is_saturated = False
+        self._is_saturated = self._is_won = False
+        self._outrun: list[asyncio.Task[ProviderAttempt | None]] = []
         self.tries: list[ProviderAttempt] = []
         self.reservations = [reservation]
         route = self._route = admitted.active.routes[decision.route or ""]
@@ -103,6 +108,22 @@ class Failover:
         """Let go of every provider that is still at it: of two answers at once, one is not told."""
         for one in self.tries:
             one.abandon()
+
+    @property
+    def is_outrunning(self) -> bool:
+        """Whether an answer is still being made that nobody will be told."""
+        return any(not task.done() for task in self._outrun)
+
+    async def see_outrun(self) -> None:
+        """Wait for the answers that were outrun, so that they say what they cost."""
+        patience_s = max(one.target.upstream.timeout_s for one in self.tries)
+        await asyncio.wait(self._outrun, timeout=min(OUTRUN_S, patience_s))
+
+    async def leave_outrun(self) -> None:
+        """Wait no more for them."""
+        for task in self._outrun:
+            task.cancel()
+        await asyncio.gather(*self._outrun, return_exceptions=True)
 
     @property
     def under_way(self) -> ProviderAttempt | None:
@@ -219,11 +240,11 @@ class Failover:
             last, kind = one, "retry"
             if tries > upstream.max_retries or not await self._pause(one, tries):
                 break
-            if not await self._is_held(target):
+            if self._is_won or not await self._is_held(target):
                 break
         if last is not None and last.outcome == "rate_limited":
             self._limited.append(target)
-        if last is not None and last.outcome == "api_unsupported":
+        if last is not None and last.outcome == "api_unsupported" and not self._is_won:
             return await self._try_by_another_api(target) or last
         return last
 
@@ -242,6 +263,8 @@ class Failover:
 
     async def _pause(self, one: ProviderAttempt, tries: int) -> bool:
         """Wait as long as it takes; return whether the same target should be tried again."""
+        if self._is_won:
+            return False
         upstream, now = one.target.upstream, self._services.monotonic()
         if one.outcome in _PASSING:
             pause_s = full_jitter_s(tries, rng=self._services.rng())
@@ -356,7 +379,8 @@ class Failover:
     async def _hedged(self, target: Target, hedge: Hedge) -> ProviderAttempt | None:
         """Return the sooner of two answers, if the first is late and a second may be asked for.
 
-        The other is hung up on; what it has cost by then is paid as well.
+        The other stream is hung up on, which ends it; the other answer in one piece is made to its
+        end, unseen (``see_outrun``). Both are paid.
         """
         budget = self._services.hedges(self._route.name, hedge.max_extra_percent)
         budget.deposit()
@@ -379,12 +403,18 @@ class Failover:
             for done in asyncio.as_completed(tasks):
                 one = await done
                 if one is not None and one.outcome == "ok":
+                    self._is_won = True
+                    if not self._exchange.streamed:
+                        for rival in self.tries:
+                            rival.outrun()
+                        self._outrun = [task for task in tasks if not task.done()]
                     return one
             return await tasks[0]
         finally:
-            for task in tasks:
+            lost = [task for task in tasks if task not in self._outrun]
+            for task in lost:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*lost, return_exceptions=True)
 
     def _other_than(self, target: Target) -> Target:
         """Return the next that can be sent something; ``target`` again if there is none."""

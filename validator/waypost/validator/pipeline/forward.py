@@ -8,6 +8,8 @@ What a try is, is ``attempt``'s business; where the next one goes, ``failover``'
 
 import asyncio
 
+from msgspec import structs
+
 from waypost.shared.errors import UpstreamError
 from waypost.validator.http.problems import CALLER_GONE, stopping
 from waypost.validator.pipeline.attempt import Delivered, ProviderAttempt
@@ -44,7 +46,12 @@ async def forward(
         if not exchange.streamed:
             # It runs to its end even if the caller hangs up: only the end says what it cost.
             told = await failover.first_answer()
-            return await told.deliver()
+            delivered = await told.deliver()
+            if failover.is_outrunning:
+                told.is_paid = True
+                delivered = await _pay_before(exchange, admitted, delivered)
+                await failover.see_outrun()
+            return delivered
         async with HangUp(exchange.receive):
             told = await failover.first_answer()
             return await told.deliver()
@@ -71,6 +78,7 @@ async def forward(
     finally:
         services.shutdown.under_way.discard(task)
         failover.hang_up()
+        await failover.leave_outrun()
         for one in failover.tries:
             if one is not told and not (done := one.delivered()).is_free:
                 charge = await pay(exchange, admitted.facts, done)
@@ -79,3 +87,13 @@ async def forward(
         for held in failover.reservations:
             if told is None or held is not told.reservation:
                 await let_go(exchange, held)
+
+
+async def _pay_before(
+    exchange: Exchange, admitted: AdmittedRequest, delivered: Delivered
+) -> Delivered:
+    """Pay for what the caller has got, before all else that goes on unseen."""
+    exchange.usage = (await pay(exchange, admitted.facts, delivered)).usage
+    exchange.mark("settle")
+    exchange.answered_ms = exchange.elapsed_ms()
+    return structs.replace(delivered, is_paid=True)

@@ -43,7 +43,7 @@ def record_of(exchange: Exchange) -> DecisionRecord:
         unconfirmed_nusd=exchange.unconfirmed_nusd,
         baseline_cost_nusd=_baseline(exchange),
         ttft_ms=exchange.ttft_ms,
-        duration_ms=exchange.elapsed_ms(),
+        duration_ms=exchange.duration_ms,
         streamed=exchange.streamed,
         detail=exchange.detail,
         hints_digest=None if active is None else active.hints_digest,

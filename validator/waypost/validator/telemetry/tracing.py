@@ -63,7 +63,8 @@ class Tracer:
             span = self._step(record, "forward", inside, start_ms)
             for attempt in record.attempts:
                 self._attempt(record, attempt, set_span_in_context(span, Context()), policy)
-            start_ms = max(one.started_ms + one.duration_ms for one in record.attempts)
+            ends_ms = max(one.started_ms + one.duration_ms for one in record.attempts)
+            start_ms = min(ends_ms, record.duration_ms)  # one that was outrun goes on unseen
             _end(span, record, start_ms)
         if "settle" in record.steps_ms:
             span = self._step(record, "settle", inside, start_ms)

@@ -75,6 +75,11 @@ class StreamReader(Protocol):
         """Bytes of answer that had come when ``report`` was last told."""
         ...
 
+    @property
+    def has_last_word(self) -> bool:
+        """Whether ``report`` is the last one, though the answer did not come to its end."""
+        ...
+
     def feed(self, data: bytes) -> bytes:
         """Return what to pass on now: whole events, less what the caller did not order.
 

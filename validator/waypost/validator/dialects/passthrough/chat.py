@@ -37,6 +37,7 @@ class _Answer(Struct):
     usage: Raw = ABSENT
     x_groq: Told | None = None
     service_tier: Raw = ABSENT
+    error: Raw = ABSENT
 
 
 class _Delta(Struct):
@@ -103,6 +104,8 @@ def order_usage(fields: dict[str, Any]) -> None:
 def report(body: bytes) -> UsageReport:
     """See ``Api``."""
     answer = _decode_answer(body)
+    if not answer.choices and is_present(answer.error):
+        raise ValueError("an error in the words of an answer")
     report = read_completion_parts(answer.usage, answer.choices, answer.x_groq)
     return with_tier(report, answer.service_tier)
 
@@ -164,7 +167,7 @@ class Reader(EventReader):
             if not chunk.choices and says_error(require_object(payload)):
                 self.has_failed = True
             return True
-        self.tell(with_tier(told, chunk.service_tier))
+        self.tell(with_tier(told, chunk.service_tier), is_last=self.has_failed)
         return self._shows_usage or bool(chunk.choices)
 
     def _see_choice(self, choice: _Choice) -> None:

@@ -28,6 +28,19 @@ class _Failed(Struct, tag="error", tag_field="type"):
     error: dict[str, Any]
 
 
+class _Block(Struct):
+    """What a block has in it when it starts: proxies send whole ones so."""
+
+    type: str = ""
+    name: str = ""
+    text: str | None = None
+    thinking: str | None = None
+    data: str | None = None
+
+    def size(self) -> int:
+        return size(self.text) + size(self.thinking) + size(self.data)
+
+
 class _Delta(Struct):
     text: str | None = None
     partial_json: str | None = None
@@ -37,11 +50,6 @@ class _Delta(Struct):
 
 class _Started(Struct):
     usage: Raw = ABSENT
-
-
-class _Block(Struct):
-    type: str = ""
-    name: str = ""
 
 
 class _Event(Struct):
@@ -111,7 +119,7 @@ class _Reader(EventReader):
         try:
             event = _decode_event(payload)
         except ValueError:
-            self._see_unknown(payload)
+            self._see_unknown(payload, read_anthropic)
             self.is_over = self.has_failed
             return True
         kind = event.type or self._name() or _kind_of_unnamed(payload)
@@ -129,6 +137,8 @@ class _Reader(EventReader):
                 self.output_bytes += (
                     size(delta.text) + size(delta.partial_json) + size(delta.thinking)
                 )
+            case "content_block_start" if event.content_block is not None:
+                self.output_bytes += event.content_block.size()
             case "message_delta":
                 self.tell(read_anthropic(event.usage))
                 if event.delta is not None and event.delta.stop_reason:
@@ -136,6 +146,7 @@ class _Reader(EventReader):
             case "message_stop":
                 self.is_done = self.is_over = self._has_stopped = True
             case "error":
+                self.tell(read_anthropic(event.usage), is_last=True)
                 self.has_failed = self.is_over = True
             case _:
                 pass

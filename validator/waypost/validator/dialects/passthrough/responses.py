@@ -16,7 +16,13 @@ from waypost.validator.dialects.passthrough.body_fields import (
     size,
 )
 from waypost.validator.dialects.sse import EventReader, is_end_mark, require_object, write_event
-from waypost.validator.dialects.usage import NOTHING, UsageReport, read_openai, with_tier
+from waypost.validator.dialects.usage import (
+    NOTHING,
+    UsageReport,
+    read_anywhere,
+    read_openai,
+    with_tier,
+)
 from waypost.validator.http.provider_errors import says_error
 
 __all__ = ["bounded", "broken_off", "is_error", "reader", "report"]
@@ -204,13 +210,15 @@ class _Reader(EventReader):
             self._error = None
             if is_present(event.response):
                 response = _decode_response(event.response)
-                self.tell(with_tier(read_openai(response.usage), response.service_tier))
+                told = with_tier(read_openai(response.usage), response.service_tier)
+                self.tell(told, is_last=True)
         elif kind in _ANNOUNCED:
             self._response = _decode_fields(event.response) if is_present(event.response) else {}
         elif kind == "error" or (not kind and says_error(require_object(payload))):
             # ``response.failed`` follows, or is owed.
             self.has_failed = True
             self._error = _error_of(payload)
+            self.tell(read_anywhere(payload), is_last=True)
         elif kind == "response.output_item.done":
             self._see_call(event.item)
         elif isinstance(event.delta, str):

@@ -307,6 +307,7 @@ class _Decoder:
                 self.is_over = True
                 sink.finish(self._stop, self._stop_sequence)
             case "error":
+                sink.used(read_anthropic(event.usage), is_last=True)
                 sink.fail(failure(payload) or Failure(UNSAID))
             case _:
                 pass  # pings and ends of blocks

@@ -305,6 +305,7 @@ class _Decoder:
             return  # of another API, as some proxies end every stream
         response = _decode_response(payload)
         if is_present(response.error):
+            sink.used(read_gemini(response.usage_metadata), is_last=True)
             sink.fail(failure(payload) or Failure(UNSAID))
             return
         if not response.candidates and not is_present(response.usage_metadata):
@@ -319,7 +320,8 @@ class _Decoder:
         for candidate in response.candidates[:1]:
             for part in (candidate.content or _Content()).parts:
                 self._see_part(part, sink)
-            sink.used(told)  # it is of the parts as well, even if the end is none
+            # It is of the parts as well, and the last word of it even if the end is none.
+            sink.used(told, is_last=bool(candidate.finish_reason))
             if candidate.finish_reason:
                 sink.finish(_stop(candidate.finish_reason, calls=self._calls > 0))
                 # The API has no mark of the end; the usage of the last event is the final one.

@@ -324,6 +324,7 @@ class _Decoder:
             return
         chunk = _decode_chunk(payload)
         if is_present(chunk.error):
+            sink.used(chunk.report(), is_last=True)
             sink.fail(failure(payload) or Failure(UNSAID))
             return
         if not chunk.choices and not is_present(chunk.usage) and chunk.x_groq is None:

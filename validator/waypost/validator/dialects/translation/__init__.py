@@ -3,6 +3,8 @@
 ``CALLERS`` has the callers' side of each API; the providers' side is their dialect's.
 """
 
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 import msgspec
@@ -219,7 +221,8 @@ class Translated:
 
     def reader(self, inbound: InboundRequest) -> StreamReader:
         """See ``Adapter``."""
-        return _Reader(self._provider.decoder(id=inbound.id), self._caller.writer(inbound))
+        decoder = self._provider.decoder(id=inbound.id)
+        return _Reader(decoder, self._caller.writer(inbound), self._provider.report)
 
 
 class _Reader(EventReader):
@@ -229,10 +232,21 @@ class _Reader(EventReader):
     come after the reason to stop.
     """
 
-    __slots__ = ("_decoder", "_is_announced", "_is_closed", "_out", "_stop", "_writer")
+    __slots__ = (
+        "_decoder",
+        "_is_announced",
+        "_is_closed",
+        "_out",
+        "_report_of",
+        "_stop",
+        "_writer",
+    )
 
-    def __init__(self, decoder: Decoder, writer: Writer) -> None:
+    def __init__(
+        self, decoder: Decoder, writer: Writer, report_of: Callable[[bytes], UsageReport]
+    ) -> None:
         super().__init__()
+        self._report_of = report_of
         self._decoder = decoder
         self._writer = writer
         self._is_announced = self._is_closed = False
@@ -260,6 +274,10 @@ class _Reader(EventReader):
                 raise
             self.fail(Failure(complaint.message, complaint.code, complaint.param))
         return True
+
+    def _see_unreadable(self, payload: bytes) -> None:
+        with suppress(Exception):
+            self.tell(self._report_of(payload))
 
     def _closing(self) -> bytes:
         if self._stop is None or self.has_failed or self._is_closed:
@@ -297,8 +315,8 @@ class _Reader(EventReader):
         self.has_begun = True
         self.output_bytes += len(text.encode())
 
-    def used(self, report: UsageReport) -> None:
-        self.tell(report)
+    def used(self, report: UsageReport, *, is_last: bool = False) -> None:
+        self.tell(report, is_last=is_last)
 
     def finish(self, stop: StopReason, stop_sequence: str | None = None) -> None:
         self.has_begun = self.is_done = True

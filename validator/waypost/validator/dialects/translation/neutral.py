@@ -180,8 +180,8 @@ class Sink(Protocol):
         """A piece of a call's arguments."""
         ...
 
-    def used(self, report: UsageReport) -> None:
-        """What was used so far; the last word counts."""
+    def used(self, report: UsageReport, *, is_last: bool = False) -> None:
+        """What was used so far; ``is_last`` where the provider says no more of it."""
         ...
 
     def finish(self, stop: StopReason, stop_sequence: str | None = None) -> None:
