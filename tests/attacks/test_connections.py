@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 
 import h11
 import msgspec
@@ -356,7 +357,8 @@ async def test_lines_that_begin_no_request_do_not_hold_a_connection(
         if wire.reader.at_eof():
             break
 
-    assert await wire.rest() == b""
+    with suppress(ConnectionResetError):  # a line was on its way when the other side closed
+        assert await wire.rest() == b""
 
 
 async def write_on(wire: Wire, piece: bytes) -> None:

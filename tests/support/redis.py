@@ -194,7 +194,7 @@ def _until(is_so: Callable[[], bool]) -> None:
 def running_cluster() -> Iterator[RedisCluster]:
     """Run four nodes until the block ends; skips the test where Redis is not installed."""
     options = (
-        "--cluster-enabled", "yes", "--appendonly", "no", "--cluster-node-timeout", "1000",
+        "--cluster-enabled", "yes", "--appendonly", "yes", "--appendfsync", "always", "--cluster-node-timeout", "1000",
         "--cluster-replica-validity-factor", "0", "--repl-diskless-sync-delay", "0",
     )  # fmt: skip
     with ExitStack() as stack:

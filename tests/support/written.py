@@ -41,6 +41,14 @@ models:
           audio_input: 10
           audio_output: 12
           reasoning: 22.50
+      per_call: {web_search: 0.01}
+      factors:
+        service_tier: {flex: 50%, priority: 200%}
+        speed: {fast: 600%}
+        inference_geo: {us: 110%}
+    picture_tokens: openai-tiles
+    part_tokens: {video_url: 60_000}
+    hosted_tools: {web_search: {calls: 3, tokens: 8_000}}
     tiers: [pro, enterprise]
     tokens: {context: 200_000, output: 64_000}
     endpoints: [chat.completions, responses]
@@ -192,6 +200,7 @@ issuers:
     min_iat: 2027-01-31
     scope: waypost
     tenants: [acme]
+    accounts: ["acme/*", trial]
     algorithms: [EdDSA, ES256, RS256]
     one_time: true
     dpop: required
@@ -213,6 +222,7 @@ issuers:
         e: AQAB
   - iss: https://other.example
     jwks: keys/other.json
+    accounts: [other]
 revoked_tokens:
   - {iss: "https://issuer.example", jti: 0123456789abcdef}
 subjects:
@@ -277,6 +287,7 @@ ledger:
   lease_s: 20
   lease_percent: 7.5
   when_down: spend_leases
+  on_loss: rebuild
 records:
   store: postgres
   path: state/records.sqlite
@@ -320,6 +331,8 @@ budgets:
 pseudonym: {path: state/pseudonym.key}
 limits: {body_bytes: 4_194_304, body_timeout_s: 20}
 console: {token: CONSOLE_TOKEN}
+report: {against: large}
+tell_cost: {header: true, usage: true}
 dpop: {origins: ["https://llm.example"], nonce: required, max_age_s: 30}
 replay: {store: redis, path: state/replay.sqlite, dsn: REPLAY_DSN, prefix: waypost}
 peers: {dsn: PEERS_DSN, prefix: waypost}

@@ -325,10 +325,16 @@ def test_a_file_that_does_not_do_stops_the_start_with_its_mend(
         ({"proxy": "http://me:s3cret@p:1"}, "proxy_auth"),
         ({"proxy": "socks5://s3cret:1"}, "should be none, or the URL of a proxy"),
         ({"proxy": "http://p:1/s3cret"}, "scheme, host and port only"),
-        ({"proxy_auth": "LOGIN"}, "give that too"),
-        ({"client_key": "s3cret"}, "give that too"),
-        ({"base_url": "http://x.test/v1", "http2": True}, "needs a base_url that begins with"),
-        ({"base_url": "http://x.test/v1", "ca_file": "s3cret"}, "needs a base_url that begins"),
+        ({"proxy_auth": "LOGIN"}, "set proxy as well"),
+        ({"client_key": "s3cret"}, "set client_cert as well"),
+        (
+            {"base_url": "http://x.test/v1", "http2": True},
+            "http2 is for TLS; base_url must begin with",
+        ),
+        (
+            {"base_url": "http://x.test/v1", "ca_file": "s3cret"},
+            "ca_file is for TLS; base_url must begin",
+        ),
     ],
 )
 def test_a_wrong_way_is_refused_with_its_line(

@@ -73,7 +73,7 @@ DRAWN = {size: picture(*size) for size in ((1, 1), (700, 31), (384, 385), (896, 
     rule=st.sampled_from(sorted(COUNTS)),
     text=st.text(max_size=200),
     pictures=st.lists(st.sampled_from(sorted(DRAWN)), max_size=3),
-    inbound=st.sampled_from((None, 5, 500)),
+    asked=st.sampled_from((None, 5, 500)),
     orders=st.fixed_dictionaries(
         {},
         optional={
@@ -373,9 +373,9 @@ async def test_a_served_request_is_recorded_whatever_fails_after_it(
         running_upstream(answering()) as acme,
         running_validator(tmp_path, {"acme": acme}, records={"prompts": True}) as here,
     ):
-        for name in ("with_prompt", "with_shadow"):
-            monkeypatch.setattr(here.services, name, explode)
-        monkeypatch.setattr(here.services.counts, "record", explode)
+        recorder = here.services.recorder
+        monkeypatch.setattr(recorder, "with_prompt", explode)
+        monkeypatch.setattr(recorder, "_observers", (explode,))
         response = await here.chat(HELLO)
         record = await here.record(response)
 

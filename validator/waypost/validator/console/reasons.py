@@ -174,6 +174,10 @@ CODES: dict[str, tuple[str, str]] = {
         "the ledger did not answer",
         "the store of budgets did not answer",
     ),
+    "ledger_lost": (
+        "the ledger forgot what was spent",
+        "the store of budgets has forgotten what was spent, and waits for a person",
+    ),
     "records_unavailable": (
         "the records did not answer",
         "the store of decisions did not answer",
