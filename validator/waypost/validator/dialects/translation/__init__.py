@@ -272,6 +272,7 @@ class _Reader(EventReader):
             complaint = _complaint_of(payload)
             if complaint is None:
                 raise
+            self._see_unreadable(payload)
             self.fail(Failure(complaint.message, complaint.code, complaint.param))
         return True
 
