@@ -22,6 +22,7 @@ from waypost.validator.ledger.base import HAS_FORGOTTEN, Ledger
 from waypost.validator.ledger.group_commit import GroupedLedger
 from waypost.validator.ledger.rebuild import forgotten_in, rebuild
 from waypost.validator.ledger.redis import open_redis
+from waypost.validator.records import sink
 from waypost.validator.startup.ledger_mender import LedgerMender
 
 pytestmark = pytest.mark.anyio
@@ -114,8 +115,13 @@ async def test_a_failover_that_lost_the_last_holds_is_noticed_by_the_first_of_th
 
 
 async def test_readiness_and_answers_say_it_and_rebuild_mends_it(
-    server: RedisServer, tmp_path: Path, acme: Upstream, medcloud: Upstream
+    server: RedisServer,
+    tmp_path: Path,
+    acme: Upstream,
+    medcloud: Upstream,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(sink, "GATHER_S", 0.5)  # the store lacks the records when books are lost
     environment = {**ENVIRONMENT, "REDIS": server.url}
     ledger = {"store": "redis", "dsn": "REDIS", "on_loss": "rebuild", "prefix": token_hex(4)}
     upstreams = {"acme": acme, "medcloud": medcloud}
@@ -136,7 +142,11 @@ async def test_readiness_and_answers_say_it_and_rebuild_mends_it(
 
         services = validator.services
         mender = LedgerMender(
-            services.ledger, services.store, services.config, clock=services.clock
+            services.ledger,
+            services.records,
+            services.store,
+            services.config,
+            clock=services.clock,
         )
         await mender.mend()
 

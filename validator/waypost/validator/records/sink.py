@@ -142,6 +142,20 @@ class RecordSink:
         waiting = self._waiting.get(record_id)
         return waiting[0] if waiting is not None else await self._store.get(record_id)
 
+    async def until_written(self) -> None:
+        """Return once the store has all that was put so far.
+
+        Raises:
+            StoreError: it takes nothing now, or what was spilled is not in it yet.
+        """
+        so_far = set(self._waiting)
+        while True:
+            if self.is_store_down or self.spilled_bytes:
+                raise StoreError("decision records wait", code="records_unavailable")
+            if so_far.isdisjoint(self._waiting):
+                return
+            await asyncio.sleep(GATHER_S)
+
     async def close(self) -> None:
         """Write what waits, for as long as five seconds. The store stays open."""
         for record in list(self._unfinished.values()):

@@ -180,7 +180,7 @@ async def open_services(
             manifests,
             ledger,
             renewal,
-            LedgerMender(ledger, store, config, clock=clock),
+            LedgerMender(ledger, records, store, config, clock=clock),
             seen,
             counts,
             refresh_s=config.manifest.refresh_s,

@@ -10,7 +10,7 @@ from waypost.validator.config import ValidatorConfig
 from waypost.validator.ledger import Ledger
 from waypost.validator.ledger.base import HAS_FORGOTTEN
 from waypost.validator.ledger.rebuild import rebuild
-from waypost.validator.records import RecordStore
+from waypost.validator.records import RecordSink, RecordStore
 from waypost.validator.records.base import records_between
 
 __all__ = ["LedgerMender"]
@@ -24,12 +24,14 @@ class LedgerMender:
     def __init__(
         self,
         ledger: Ledger,
+        records: RecordSink,
         store: RecordStore,
         config: ValidatorConfig,
         *,
         clock: Callable[[], float],
     ) -> None:
         self._ledger = ledger
+        self._records = records
         self._store = store
         self._config = config
         self._clock = clock
@@ -41,6 +43,8 @@ class LedgerMender:
             return
         now = int(self._clock())
         try:
+            # What was charged last may not be in the store yet, and is not looked for again.
+            await self._records.until_written()
             entered = await rebuild(
                 self._ledger,
                 partial(records_between, self._store),
